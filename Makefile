@@ -1,0 +1,79 @@
+# From nothing to a result: every target makes what it needs (environment in .venv, native code, data) and reuses it later.
+#
+# Variables: PYTHON (3.11 or newer), TORCH and TRITON (versions), ARGS (further arguments of the target's command),
+# AMEIR_FAST_BUILD (none, cpu or cuda; see setup.py).
+
+PYTHON ?= python3
+TORCH  ?= 2.13.0
+TRITON ?= 3.7.1
+VENV   := .venv
+BIN    := $(VENV)/bin
+DATA   := data/movielens-100k
+RUN    := runs/movielens-100k
+ARGS   ?=
+
+# Empty files that say a step is finished; a step that was interrupted has none and runs again.
+TORCH_READY := $(VENV)/.torch-$(TORCH)
+READY       := $(VENV)/.installed-$(TORCH)$(addprefix -,$(AMEIR_FAST_BUILD))
+LINT_READY  := $(VENV)/.lint
+NATIVE      := CMakeLists.txt setup.py $(wildcard csrc/*.* csrc/*/*.*)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install search results test test-slow bench-native lint clean distclean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "  make %-14s%s\n", name, $$0 }'
+
+$(TORCH_READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "error: $(PYTHON) is older than Python 3.11; name another one with PYTHON=..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@# Both versions are pinned, and torch comes first: otherwise pip may choose a CUDA build of several gigabytes for it.
+	$(BIN)/pip install --quiet torch==$(TORCH)
+	@# The same condition as in pyproject.toml: triton has no wheels elsewhere.
+	$(BIN)/pip install --quiet "triton==$(TRITON); platform_system == 'Linux' and platform_machine == 'x86_64'"
+	@touch $@
+
+$(READY): $(TORCH_READY) pyproject.toml $(NATIVE)
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	    > $(VENV)/build-requirements.txt
+	$(BIN)/pip install --quiet -r $(VENV)/build-requirements.txt
+	$(BIN)/pip install --quiet --no-build-isolation -e '.[test]'
+	@$(BIN)/python -c 'from ameir_fast import native; native.main()'
+	@touch $@
+
+install: $(READY)  ## the environment in .venv, with the package built and installed in place
+
+$(DATA)/dataset.json: | $(READY)
+	$(BIN)/ameir-fast prepare movielens --output $(DATA)
+
+search: $(READY) $(DATA)/dataset.json  ## the main job: three-step search, retraining and scoring on MovieLens-100K
+	$(BIN)/ameir-fast search --data $(DATA) --run $(RUN) --overwrite $(ARGS)
+
+results: $(READY) $(DATA)/dataset.json  ## the full table with seeds and controls, stored under bench/results
+	$(BIN)/python -m ameir_fast.bench.movielens $(ARGS)
+
+test: $(READY)  ## the tests
+	$(BIN)/python -m pytest -q $(ARGS)
+
+test-slow: $(READY)  ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+bench-native: $(READY)  ## native host code against NumPy and PyTorch, stored under bench/results
+	$(BIN)/python -m ameir_fast.bench.native --json bench/results/native.jsonl $(ARGS)
+
+$(LINT_READY): $(READY)
+	$(BIN)/pip install --quiet ruff
+	@touch $@
+
+lint: $(LINT_READY)  ## ruff over the Python code
+	$(BIN)/ruff check ameir_fast kernels bench tests setup.py $(ARGS)
+
+clean:  ## remove what was built, keep .venv, data and runs
+	rm -rf build dist *.egg-info ameir_fast/_C.* ameir_fast/_driver.* ameir_fast/_build_info.json $(VENV)/.installed-*
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## remove .venv as well
+	rm -rf $(VENV)

@@ -1,0 +1,5 @@
+"""``python -m ameir_fast.cli``."""
+
+from . import main
+
+main()

@@ -1,0 +1,244 @@
+"""``doctor``, ``profile`` and ``bench``."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Annotated
+
+import typer
+
+from ..errors import InputError
+from .common import JsonFile, Threads, check_json_file, say, set_threads, show_table, write_result, write_rows
+
+Quick = Annotated[bool, typer.Option("--quick", help="A first look in under 45 seconds; not for quoting.")]
+Repeats = Annotated[int | None, typer.Option("--repeats", min=1, metavar="R", help="Measure R times over.")]
+
+
+def doctor(json_file: JsonFile = None) -> None:
+    """Show what is installed, which backends work here, and why the others do not.
+
+    Paste its output into a bug report. It probes, and changes nothing.
+    """
+    check_json_file(json_file)
+    from ..doctor import diagnose, lines
+
+    report = diagnose()
+    group = None
+    for heading, name, what in lines(report):
+        if heading != group:
+            say(json_file, f"{heading}" if group is None else f"\n{heading}")
+            group = heading
+        say(json_file, f"  {name:<14} {what}")
+    write_result(json_file, report)
+
+
+def profile(
+    run: Annotated[
+        str, typer.Option("--run", metavar="DIR", help="Run directory whose derived model is timed.")
+    ],
+    batch: Annotated[
+        str, typer.Option("--batch", metavar="N,…", help="Batch sizes, separated by commas.")
+    ] = "1,64,1024",
+    threads: Threads = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.01, help="Time spent on each batch size.")
+    ] = 2.0,
+    json_file: JsonFile = None,
+) -> None:
+    """Time the derived model of a run: p50 and p99 of one call, and samples per second, by batch size.
+
+    Ids are random and every history has its full length, so the numbers are the most a batch of that size
+    costs. The backend column says what computes.
+
+    \b
+    ameir-fast profile --run runs/first
+    ameir-fast profile --run runs/first --batch 1,8 --threads 1 --json latency.json
+    """
+    check_json_file(json_file)
+    sizes = whole_numbers("--batch", batch)
+    from ..profile import profile_run
+
+    set_threads(threads)
+    rows = profile_run(run, sizes, device, seconds)
+    show_table(
+        json_file,
+        f"latency of {run}",
+        ["backend", "threads", "batch", "p50 ms", "p99 ms", "samples/s", "calls"],
+        [
+            [
+                r["backend"],
+                r["threads"],
+                f"{r['batch']:,}",
+                f"{r['p50_ms']:.3f}",
+                f"{r['p99_ms']:.3f}",
+                f"{r['samples_per_s']:,.0f}",
+                f"{r['calls']:,}",
+            ]
+            for r in rows
+        ],
+    )
+    write_result(json_file, {"version": 1, "run": run, "rows": rows})
+
+
+bench = typer.Typer(
+    help=(
+        "Measure speed: cpu (whole models), native (the C++ host code against NumPy).\n\n"
+        "Each row says what was compared with what, and how far the result is from the machine's own limit."
+    ),
+    rich_markup_mode=None,
+    no_args_is_help=False,
+    invoke_without_command=True,
+)
+
+
+@bench.callback()
+def _bench(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit()
+
+
+@bench.command("cpu")
+def bench_cpu(
+    suite: Annotated[
+        str | None, typer.Option("--suite", metavar="S,…", help="alimama, criteo, beauty. Default: all.")
+    ] = None,
+    names: Annotated[
+        str | None,
+        typer.Option(
+            "--cases", metavar="C,…", help="Cases such as din, conv, pool, gru, attn, mixed. Default: all."
+        ),
+    ] = None,
+    kinds: Annotated[
+        str | None,
+        typer.Option("--lengths", metavar="L", help="full or ragged. Default: both; full with --quick."),
+    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, metavar="N", help="Rows of a batch.")] = None,
+    engines: Annotated[
+        str | None,
+        typer.Option("--engines", metavar="E,…", help="eager, compile. Default: both; eager with --quick."),
+    ] = None,
+    repeats: Repeats = None,
+    threads: Threads = None,
+    quick: Quick = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Throughput and latency of whole models on the CPU.
+
+    Outputs are compared with an fp64 reference on the same weights, and a row is refused beyond 1e-4. The
+    share of the limit compares with the time that this machine's own GEMM rate and copy bandwidth, measured
+    in the same run, would allow. --json writes one object a line.
+
+    \b
+    ameir-fast bench cpu --quick
+    ameir-fast bench cpu --suite alimama --cases din,gru --lengths ragged --threads 2 --json rows.jsonl
+    """
+    check_json_file(json_file)
+    set_threads(threads)
+    suite_module = bench_module("cpu")
+    rows = suite_module.run(
+        suites=listed(suite),
+        names=listed(names),
+        kinds=listed(kinds),
+        batch=batch,
+        engines=listed(engines),
+        repeats=repeats,
+        quick=quick,
+        on_row=lambda row: say(json_file, _bench_line(row)),
+    )
+    write_rows(json_file, rows)
+
+
+def _bench_line(row: dict) -> str:
+    start = (
+        f"{row['suite']:<8} {row['case']:<7} {row['engine']:<8} {row['lengths']:<7} batch {row['batch']:>5}"
+    )
+    if row["refused"]:
+        return f"{start}  refused: {row['refused']}"
+    return (
+        f"{start}  {row['samples_per_s']:>11,.0f} samples/s  p50 {row['p50_ms']:>8.3f} ms"
+        f"  p99 {row['p99_ms']:>8.3f} ms"
+        f"  {100 * row['share_of_limit']:>5.1f}% of the limit  error {row['max_abs_err']:.1e}"
+    )
+
+
+@bench.command("native")
+def bench_native(
+    repeats: Repeats = None,
+    threads: Threads = None,
+    quick: Quick = False,
+    json_file: JsonFile = None,
+) -> None:
+    """The C++ host code (assembling batches, negatives, AUC) against the NumPy or PyTorch way it replaces.
+
+    \b
+    ameir-fast bench native --quick
+    ameir-fast bench native --json rows.jsonl
+    """
+    check_json_file(json_file)
+    set_threads(threads)
+    rows = bench_module("native").run(
+        repeats=repeats, quick=quick, on_row=lambda row: say(json_file, _row_text(row))
+    )
+    write_rows(json_file, rows)
+
+
+def _row_text(row: dict) -> str:
+    return "  ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+    )
+
+
+def _not_available(name: str) -> None:
+    def refuse(context: typer.Context) -> None:
+        raise InputError(f"bench {name} is not available yet; available: cpu, native")
+
+    refuse.__doc__ = "Not available yet."
+    bench.command(
+        name, hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+    )(refuse)
+
+
+for _name in ("train", "population", "kernels"):
+    _not_available(_name)
+
+
+def bench_module(name: str) -> ModuleType:
+    """A module of the benchmark suites: ``ameir_fast.bench`` where the package is installed, ``bench`` of
+    the checkout where it is not."""
+    try:
+        return importlib.import_module(f"ameir_fast.bench.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "ameir_fast.bench":
+            raise
+    return importlib.import_module(f"bench.{name}")
+
+
+def listed(text: str | None) -> list[str] | None:
+    """``a,b`` as a list; None stays None.
+
+    Raises:
+        InputError: an empty entry.
+    """
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise InputError(f"empty entry in the list {text!r}")
+    return parts
+
+
+def whole_numbers(option: str, text: str) -> list[int]:
+    """``1,64`` as positive integers.
+
+    Raises:
+        InputError: an entry that is none, naming the option.
+    """
+    numbers = []
+    for part in listed(text):
+        if not part.isdecimal() or int(part) < 1:
+            raise InputError(f"{option}: {part!r} is not a positive integer")
+        numbers.append(int(part))
+    return numbers

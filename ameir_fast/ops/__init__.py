@@ -1,0 +1,14 @@
+"""Public operations. Each has one schema (see ``_table``) and one implementation per backend."""
+
+from ._table import OPS, Backend, backends, missing, resolve
+from .functions import (
+    embedding_interactions,
+    embedding_update,
+    sequence_block,
+    sequence_pool,
+    sliced_mlp,
+    squeeze_excite,
+)
+
+__all__ = ["Backend", "OPS", "backends", "embedding_interactions", "embedding_update", "missing", "resolve",
+           "sequence_block", "sequence_pool", "sliced_mlp", "squeeze_excite"]

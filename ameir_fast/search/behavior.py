@@ -1,0 +1,77 @@
+"""Step 1: behaviour modelling (paper section 2.3)."""
+
+from __future__ import annotations
+
+import torch
+
+from ..space import ACTIVATIONS, NORMS, Architecture, Block
+from .context import Context, Standing, race, spread
+from .proposals import rank_children
+from .samplers import make_draws
+from .seeds import generator
+from .training import fit
+
+MONITORED = 8
+
+
+def train_supernet(context: Context) -> dict:
+    """Warm-up on the all-zero path, then one sampled path a step, with the fixed MLP over [h_a, e_b]."""
+    config, space = context.config, context.space
+    scope = context.scope.scope("behavior", "train")
+    warmup = context.epochs(config.warmup_epochs) if config.warmup_epochs else 0
+    total = warmup + context.epochs(config.behavior_epochs)
+    draws = make_draws(config.sampler, [len(NORMS), len(space.layers), len(ACTIVATIONS)] * space.num_blocks,
+                       total - warmup, generator(config.seed, *scope.names, "draws"))
+    plain = context.behavior_child(context.zero_path())
+
+    def path(step: int) -> Architecture:
+        return plain if step < warmup else context.behavior_child(_blocks(space.layers, draws[step - warmup]))
+
+    watch = generator(config.seed, *scope.names, "monitor")
+    children = [context.behavior_child(space.sample_behavior(watch)) for _ in range(MONITORED)]
+    context.net.dropout = config.dropout
+    outcome = fit(context.task, context.net, scope, total=total, learning_rate=config.learning_rate,
+                  forward=lambda step, batch, items: context.net(batch, path(step), items),
+                  validate=context.monitor(children))
+    return {"train_steps": outcome.steps, "seconds": outcome.seconds, "device_seconds": outcome.device_seconds}
+
+
+def _blocks(layers: tuple[str, ...], draw: tuple[int, ...]) -> tuple[Block, ...]:
+    return tuple(Block(NORMS[n], layers[la], ACTIVATIONS[a])
+                 for n, la, a in zip(draw[::3], draw[1::3], draw[2::3], strict=True))
+
+
+def rank(context: Context) -> list[dict]:
+    """Children of the strategy by validation score, best first; the top k re-evaluated on all of validation."""
+    space = context.space
+
+    def mutate(child: tuple[Block, ...], g: torch.Generator) -> tuple[Block, ...]:
+        position = int(torch.randint(len(child), (), generator=g))
+        return child[:position] + (space.sample_behavior(g)[position],) + child[position + 1:]
+
+    return rank_children(
+        context, context.scope.scope("behavior", "rank"), count=context.config.behavior_children,
+        always=[context.zero_path()], sample=lambda g: _canonical(space.sample_behavior(g)),
+        mutate=lambda child, g: _canonical(mutate(child, g)), to_arch=context.behavior_child,
+        to_json=lambda child: context.behavior_child(child).to_dict()["behavior"])
+
+
+def _canonical(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+    return Architecture(behavior=blocks).canonical().behavior
+
+
+def finalists(context: Context, ranking: list[dict]) -> list[Architecture]:
+    """Spread over the ranking, the all-zero path always among them."""
+    config = context.config
+    archs = [context.behavior_child(Architecture.from_dict(
+        {"version": 1, "behavior": r["behavior"], "interactions": [], "mlp": []}).behavior)
+        for r in spread(ranking, min(config.top_k, config.finalists), config.finalists)]
+    plain = context.behavior_child(context.zero_path())
+    if plain not in archs:
+        archs[-1] = plain
+    return archs
+
+
+def hold_race(context: Context, ranking: list[dict]) -> list[Standing]:
+    return race(context, context.scope.scope("behavior", "race"), finalists(context, ranking),
+                context.config.inherit)

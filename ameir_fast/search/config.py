@@ -1,0 +1,110 @@
+"""SearchConfig: every number that decides a search, in one frozen, JSON-able place."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+
+from ..errors import InputError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Settings of a search; ``help()`` of the command line prints them.
+
+    Training options are shared by everything that is compared. Epochs may be fractions.
+    """
+
+    # what is searched
+    embedding_dim: int = 16
+    blocks: int = 3
+    mlp_layers: int = 2
+    interactions: int = 5
+    seed: int = 0
+    # training, shared by all models
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    inherited_learning_rate: float = 1e-3   # for models that start from the supernet's weights
+    inherit: bool = True                    # derived models start from the supernet's weights
+    weight_decay: float = 0.0
+    embedding_l2: float = 0.1               # × Σ |e|² over a sample's looked-up rows
+    dropout: float = 0.3
+    unknown_rate: float = 0.0               # share of ids replaced by "unknown" while training
+    epochs: float = 3.0                     # longest training of one model
+    evaluate_every: float = 0.5             # epochs between validations
+    patience: int = 2                       # validations without a better one before training stops
+    negatives: int = 4                      # per positive (retrieval)
+    runs: int = 2                           # full trainings per variant; validation picks one
+    # ranking
+    sampler: str = "fair"                   # or "uniform"
+    validation_subset: int = 4096
+    top_k: int = 5                          # re-evaluated on all of validation
+    finalists: int = 10                     # of each race
+    race_epochs: tuple[float, ...] = (0.5, 1.0)  # halving after these; survivors train to the end
+    parsimony: float = 0.0003               # finalists this close to the best are tied; the smallest wins
+    max_parameters: int | None = None       # outside the embedding; None: those of the all-zero path
+    # step 1
+    warmup_epochs: float = 1.0              # on the all-zero path
+    behavior_epochs: float = 4.0
+    behavior_children: int = 300
+    # step 2
+    interaction_warmup_epochs: float = 1.0
+    cycles: int = 4
+    keep_interactions: int = 50
+    updates_per_interaction: int = 50
+    interactions_per_step: int = 8          # each on its own part of the batch
+    # step 3
+    mlp_epochs: float = 3.0
+    mlp_children: int = 2000                # all, where there are fewer
+
+    def __post_init__(self):
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in ("max_parameters", "inherit", "sampler", "race_epochs"):
+                continue
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value or value < 0:
+                raise InputError(f"config: {f.name} is {value!r}, not a number >= 0")
+            if f.type == "int" and not isinstance(value, int):
+                raise InputError(f"config: {f.name} is {value!r}, not an integer")
+        for name in ("embedding_dim", "mlp_layers", "batch_size", "epochs", "evaluate_every", "runs", "finalists",
+                     "validation_subset", "behavior_children", "mlp_children", "interactions_per_step", "top_k"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"config: {name} is {getattr(self, name)!r}, not positive")
+        if not 0 <= self.dropout < 1 or not 0 <= self.unknown_rate < 1:
+            raise InputError("config: dropout and unknown_rate lie in [0, 1)")
+        if self.sampler not in ("fair", "uniform"):
+            raise InputError(f"config: sampler is {self.sampler!r}, neither 'fair' nor 'uniform'")
+        if not isinstance(self.inherit, bool):
+            raise InputError(f"config: inherit is {self.inherit!r}, not true or false")
+        if self.max_parameters is not None and (not isinstance(self.max_parameters, int) or self.max_parameters < 1):
+            raise InputError(f"config: max_parameters is {self.max_parameters!r}, not an integer >= 1")
+        try:
+            object.__setattr__(self, "race_epochs", tuple(float(e) for e in self.race_epochs))
+        except (TypeError, ValueError):
+            raise InputError(f"config: race_epochs is {self.race_epochs!r}, not a list of numbers") from None
+        if list(self.race_epochs) != sorted(set(self.race_epochs)) or any(e <= 0 for e in self.race_epochs):
+            raise InputError(f"config: race_epochs {list(self.race_epochs)} do not rise from above 0")
+
+    def to_dict(self) -> dict:
+        return {"version": VERSION, **asdict(self), "race_epochs": list(self.race_epochs)}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> SearchConfig:
+        """Inverse of ``to_dict``; missing keys take their defaults, unknown ones raise ``InputError``."""
+        if data.get("version", VERSION) != VERSION:
+            raise InputError(f"config: version {data['version']!r} is not supported (this is version {VERSION})")
+        return cls().changed(**{k: v for k, v in data.items() if k != "version"})
+
+    def changed(self, **changes) -> SearchConfig:
+        """A copy with other values; ``InputError`` names a setting that does not exist."""
+        known = {f.name for f in fields(self)}
+        for key in changes:
+            if key not in known:
+                raise InputError(f"config: unknown setting {key!r}; known: {', '.join(sorted(known))}")
+        return replace(self, **changes)
+
+
+QUICK = dict(behavior_children=64, behavior_epochs=1.0, mlp_epochs=1.0, epochs=1.0, finalists=4, cycles=2,
+             keep_interactions=12, updates_per_interaction=10, runs=1, race_epochs=(0.25, 0.5), mlp_children=200)
+"""Changes for a first look in a minute or so; its results are not meant to be quoted."""

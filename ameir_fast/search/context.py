@@ -1,0 +1,176 @@
+"""What the steps of one search share, and how children are scored, trained and raced."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..model import Model
+from ..population import evaluate_population
+from ..space import Architecture, SearchSpace
+from ..space.architecture import ZERO, Block, fixed_mlp
+from ..supernet import FIXED_WIDTHS, Supernet
+from .config import SearchConfig
+from .objective import CtrObjective
+from .seeds import seeded_initialization
+from .store import Scope
+from .strategy import Strategy
+from .training import Outcome, Task, fit
+
+FIXED = fixed_mlp(*FIXED_WIDTHS)
+
+
+@dataclass
+class Context:
+    """One repeat of a search."""
+
+    task: Task
+    space: SearchSpace
+    net: Supernet
+    scope: Scope
+    strategy: Strategy
+
+    @property
+    def config(self) -> SearchConfig:
+        return self.task.config
+
+    @property
+    def primary(self) -> str:
+        return self.task.objective.primary
+
+    def zero_path(self) -> tuple[Block, ...]:
+        return (ZERO,) * self.space.num_blocks
+
+    def behavior_child(self, behavior: tuple[Block, ...]) -> Architecture:
+        """Step 1's child (AMEIR-A): the fixed MLP over [h_a, e_b]."""
+        return Architecture(tuple(behavior), (), FIXED, "none")
+
+    # ---- scores with the supernet's weights ------------------------------------------------------
+
+    def score_children(self, archs: Sequence[Architecture], limit: int | None) -> list[dict[str, float]]:
+        """Validation metrics of children with the shared weights."""
+        batches = self.task.held_out("valid", limit)
+        if isinstance(self.task.objective, CtrObjective):
+            found = evaluate_population(self.net, archs, batches)
+            return [{"auc": float(a), "log_loss": float(b)} for a, b in zip(found.auc, found.log_loss, strict=True)]
+        self.net.eval()
+        return [self.task.objective.evaluate(lambda b, items, arch=arch: self.net(b, arch, items), batches)
+                for arch in archs]
+
+    def monitor(self, archs: Sequence[Architecture]) -> Callable[[], dict[str, float]]:
+        """A supernet's validation: the mean over a fixed set of children."""
+        def validate() -> dict[str, float]:
+            found = self.score_children(archs, self.config.validation_subset)
+            return {k: sum(f[k] for f in found) / len(found) for k in found[0]}
+        return validate
+
+    def epochs(self, count: float) -> int:
+        """Training steps in so many epochs."""
+        return max(1, round(count * self.task.steps_per_epoch))
+
+    # ---- models of their own -----------------------------------------------------------------------
+
+    def max_parameters(self) -> int:
+        """Most parameters outside the embedding that a found model may have."""
+        if self.config.max_parameters is not None:
+            return self.config.max_parameters
+        plain = self.behavior_child(self.zero_path())
+        return outside_embedding(Model(self.space.schema, plain, self.config.embedding_dim))
+
+    def build(self, arch: Architecture, inherit: bool, scope: Scope) -> tuple[Model, float]:
+        """A model of ``arch`` and the learning rate it starts with; new weights are a function of the scope."""
+        config = self.config
+        with seeded_initialization(config.seed, *scope.names, "model"):
+            if inherit and not (arch.has_fixed_mlp and arch != self.behavior_child(arch.behavior)):
+                return self.net.derive(arch), config.inherited_learning_rate
+            model = Model(self.space.schema, arch, config.embedding_dim).to(self.task.device)
+            if inherit:
+                model.inherit(self.net)
+        return model, config.inherited_learning_rate if inherit else config.learning_rate
+
+
+def outside_embedding(model: nn.Module) -> int:
+    return model.parameter_counts()[1]
+
+
+def train_model(task: Task, model: nn.Module, scope: Scope, learning_rate: float,
+                stop_at: int | None = None) -> Outcome:
+    """Trains a model of its own: dropout, early stop on all of validation, best weights kept."""
+    model.dropout = task.config.dropout
+    total = max(1, round(task.config.epochs * task.steps_per_epoch))
+    return fit(task, model, scope, total=total, learning_rate=learning_rate, stop_at=stop_at,
+               forward=lambda step, batch, items: model(batch, items=items),
+               validate=lambda: task.objective.evaluate(lambda b, items: model(b, items=items),
+                                                        task.held_out("valid")))
+
+
+@dataclass
+class Standing:
+    """A finalist after a race."""
+
+    arch: Architecture
+    score: float
+    rounds: list[dict]
+    parameters: int
+    order: int
+    seconds: float = 0.0
+
+
+def race(context: Context, scope: Scope, finalists: Sequence[Architecture], inherit: bool) -> list[Standing]:
+    """Successive halving by validation: every finalist trains a little, the better half goes on.
+
+    Survivors of the last round have had a full training; at least ``runs`` of them do. The winner is the
+    smallest model within ``parsimony`` of the best score; standings come winner first, then by score, those
+    that left earlier after those that left later.
+    """
+    config, task = context.config, context.task
+    stops = [context.epochs(e) for e in config.race_epochs if e < config.epochs] + [None]
+    alive = [Standing(a, -math.inf, [], 0, i) for i, a in enumerate(finalists)]
+    out: list[Standing] = []
+    for number, stop in enumerate(stops):
+        for standing in alive:
+            place = scope.scope(standing.order)
+
+            def run(standing=standing, place=place, stop=stop) -> dict:
+                model, rate = context.build(standing.arch, inherit, place)
+                outcome = train_model(task, model, place, rate, stop)
+                return {"score": outcome.score, "steps": outcome.steps, "seconds": outcome.seconds,
+                        "parameters": outside_embedding(model)}
+
+            found = place.result(f"round{number}", run)
+            standing.score, standing.parameters = found["score"], found["parameters"]
+            standing.seconds = found["seconds"]
+            standing.rounds.append({"steps": found["steps"], context.primary: found["score"]})
+        alive.sort(key=lambda s: (-s.score, s.parameters, s.order))
+        if stop is not None:
+            keep = max(config.runs, math.ceil(len(alive) / 2))
+            out = alive[keep:] + out
+            alive = alive[:keep]
+    tied = [s for s in alive if s.score >= alive[0].score - config.parsimony]
+    winner = min(tied, key=lambda s: (s.parameters, -s.score, s.order))
+    return [winner, *(s for s in alive if s is not winner), *out]
+
+
+def trained_finalist(context: Context, scope: Scope, standing: Standing, inherit: bool) -> Model:
+    """The model of a finalist that went the whole way, with its best weights (no training is done)."""
+    place = scope.scope(standing.order)
+    model, rate = context.build(standing.arch, inherit, place)
+    train_model(context.task, model, place, rate)
+    return model
+
+
+def spread(ranking: Sequence, top: int, count: int) -> list:
+    """``count`` entries: the first ``top`` and others evenly spaced over the rest of the ranking."""
+    if count >= len(ranking):
+        return list(ranking)
+    top = min(top, count)
+    rest = count - top
+    picks = list(range(top))
+    if rest:
+        gap = (len(ranking) - top) / rest
+        picks += [top + int(gap * (i + 0.5)) for i in range(rest)]
+    return [ranking[i] for i in dict.fromkeys(picks)]

@@ -1,0 +1,230 @@
+"""The search: three steps, races between finalists, retraining, the result table (paper section 2.3)."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+from ..atomic import write_json
+from ..errors import InputError
+from ..model import Model
+from ..progress import Progress
+from ..space import Architecture, SearchSpace
+from ..supernet import Supernet
+from . import behavior, interactions
+from .config import SearchConfig
+from .context import FIXED, Context, trained_finalist
+from .environment import describe
+from .mlp import MlpStep
+from .objective import make_objective
+from .seeds import generator, seeded_initialization
+from .store import RunDirectory
+from .strategy import RandomStrategy, Strategy
+from .training import Task
+from .variants import CONTROLS, FIXED_POINTS, FOUND, ameir_i, complete, fixed_point, test_row
+
+DEFAULT_VARIANTS = (*FOUND, *FIXED_POINTS)
+
+
+def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, repeats: int = 1, resume: bool = False,
+           overwrite: bool = False, strategy: Strategy | None = None, variants: tuple[str, ...] = DEFAULT_VARIANTS,
+           progress: Progress | None = None, device: str = "cpu") -> dict:
+    """Searches a complete model for ``data`` and fills the run directory; returns ``metrics.json``'s content.
+
+    Repeat r uses seed ``config.seed + r``; the files at the top are those of the repeat whose found model
+    validates best. A killed run continues with ``resume=True`` and ends with the same result. Steps whose
+    features the data lacks are left out: without behaviour fields steps 2 and 3 remain, without other fields
+    step 1. Raises ``InputError`` for wrong settings, an unknown variant, or a directory in use.
+    """
+    config, progress = config or SearchConfig(), progress or Progress()
+    variants = applicable(data.schema, variants)
+    if repeats < 1:
+        raise InputError(f"repeats is {repeats}, not at least 1")
+    identity = {"version": 1, "config": config.to_dict(), "repeats": repeats, "variants": list(variants),
+                "strategy": type(strategy or RandomStrategy()).__name__, "data": data_identity(data),
+                "device": device}
+    with RunDirectory(run_dir, identity, resume=resume, overwrite=overwrite) as run:
+        began = time.perf_counter()
+        found = []
+        for repeat in range(repeats):
+            seeded = config.changed(seed=config.seed + repeat)
+            context = make_context(data, seeded, run.scope(repeat), strategy, progress, device)
+            found.append(search_once(context, variants))
+        result = summarize(found, variants, config, data, device)
+        result["seconds"] = round(time.perf_counter() - began, 3)
+        best = max(range(repeats), key=lambda r: found[r]["valid"])
+        publish(run, run.scope(best), data, config, found[best], result)
+    return result
+
+
+def applicable(schema, variants: tuple[str, ...]) -> tuple[str, ...]:
+    """The variants that make sense for a schema, unknown names refused."""
+    known = (*DEFAULT_VARIANTS, "AMEIR-I", *CONTROLS)
+    for name in variants:
+        if name not in known:
+            raise InputError(f"unknown variant {name!r}; known: {', '.join(known)}")
+    has_history, has_fields = bool(schema.behavior), bool(schema.fields)
+    needs_history = {"AMEIR-A", "DNN-pool", "Wide&Deep", "DIN", "DIN inherited"}
+    needs_fields = {"AMEIR-B", "AMEIR-C", "AMEIR-I", "DNN", "AMEIR-B without interactions",
+                    "AMEIR-B random interactions"}
+    needs_ctr = {"AMEIR-I", "DNN", "DNN-pool", "Wide&Deep"}
+    kept = [v for v in variants if (has_history or v not in needs_history) and (has_fields or v not in needs_fields)
+            and (schema.task == "ctr" or v not in needs_ctr)]
+    if not has_history and "AMEIR-C" in kept and variants == DEFAULT_VARIANTS:
+        kept.insert(0, "AMEIR-I")  # the paper's non-sequential scenario
+    return tuple(kept)
+
+
+def data_identity(data) -> dict:
+    return {"kind": data.kind, "checksum": data.checksum}
+
+
+def make_context(data, config: SearchConfig, scope, strategy, progress: Progress, device: str) -> Context:
+    """The supernet at its seeded start and everything the steps need."""
+    space = SearchSpace(data.schema, config.blocks, config.mlp_layers, config.interactions, config.embedding_dim)
+    with seeded_initialization(config.seed, *scope.names, "supernet"):
+        net = Supernet(space, config.embedding_dim).to(device)
+    task = Task(data, make_objective(data.schema, config), config, progress, device)
+    return Context(task, net.space, net, scope, strategy or RandomStrategy())
+
+
+def search_once(context: Context, variants: tuple[str, ...]) -> dict:
+    """One repeat: the found architectures, rankings, steps' costs and the variants' rows."""
+    steps, rankings, rows, found = {}, {"version": 1, "race": {}}, {}, {}
+    schema, primary = context.space.schema, context.primary
+    blocks: tuple = ()
+    winner = None
+    controls = [v for v in variants if v in CONTROLS]
+    if schema.behavior:
+        blocks, winner = behavior_step(context, steps, rankings, rows, found)
+        if "DIN inherited" in controls:
+            rows["DIN inherited"] = complete(context, "DIN inherited", context.behavior_child(context.zero_path()), True)
+    if schema.fields:
+        began = time.perf_counter()
+        two = interactions.search_interactions(context)
+        rankings["interactions"] = two["ranking"]
+        steps["interactions"] = {**timing(began, two), "candidates_ranked": two["candidates_ranked"],
+                                 "cycles": context.config.cycles, "train_steps": two["train_steps"]}
+        products = tuple(tuple(i) for i in two["found"])
+        found["AMEIR-B"] = Architecture(blocks, products, FIXED, "se")
+        if "AMEIR-B" in variants:
+            rows["AMEIR-B"] = complete(context, "AMEIR-B", found["AMEIR-B"])
+        if "AMEIR-I" in variants:
+            rows["AMEIR-I"] = ameir_i(context, products)
+        rows.update(interaction_controls(context, controls, blocks))
+        winner = mlp_step(context, blocks, products, steps, rankings, rows, found)
+    began, spent = time.perf_counter(), 0.0
+    for name in (v for v in variants if v in FIXED_POINTS):
+        rows[name] = fixed_point(context, name)
+        spent += rows[name]["device_seconds"]
+    steps["retrain"] = {"seconds": round(time.perf_counter() - began, 3), "device_seconds": round(spent, 3)}
+    return {"found": found, "steps": steps, "rankings": rankings, "valid": winner["valid"],
+            "rows": {v: rows[v] for v in variants if v in rows}, "primary": primary}
+
+
+def behavior_step(context: Context, steps: dict, rankings: dict, rows: dict, found: dict) -> tuple[tuple, dict]:
+    """Step 1 with its race; the winner is AMEIR-A."""
+    began = time.perf_counter()
+    trained = behavior.train_supernet(context)
+    ranking = rankings["behavior"] = behavior.rank(context)
+    steps["behavior"] = {**timing(began, trained), "children_ranked": len(ranking),
+                         "train_steps": trained["train_steps"], "best_score": ranking[0]["score"]}
+    began = time.perf_counter()
+    standings = behavior.hold_race(context, ranking)
+    rankings["race"]["behavior"] = race_report(standings)
+    scope = context.scope.scope("behavior", "race")
+    rows["AMEIR-A"] = finalist_row(context, scope, standings[0])
+    steps["race"] = {"seconds": round(time.perf_counter() - began, 3), "finalists": len(standings)}
+    found["AMEIR-A"] = standings[0].arch
+    return standings[0].arch.behavior, rows["AMEIR-A"]
+
+
+def mlp_step(context: Context, blocks, products, steps: dict, rankings: dict, rows: dict, found: dict) -> dict:
+    """Step 3 with its race; the winner is AMEIR-C."""
+    began = time.perf_counter()
+    step = MlpStep(context, blocks, products)
+    trained = step.train_supernet()
+    ranking = rankings["mlp"] = step.rank()
+    steps["mlp"] = {**timing(began, trained), "children_ranked": len(ranking), "train_steps": trained["train_steps"],
+                    "best_score": ranking[0]["score"]}
+    began = time.perf_counter()
+    standings = step.hold_race(ranking)
+    rankings["race"]["mlp"] = race_report(standings)
+    rows["AMEIR-C"] = finalist_row(context, step.scope.scope("race"), standings[0])
+    found["AMEIR-C"] = standings[0].arch
+    race = steps.setdefault("race", {"seconds": 0.0, "finalists": 0})
+    race["seconds"] = round(race["seconds"] + time.perf_counter() - began, 3)
+    race["finalists"] += len(standings)
+    return rows["AMEIR-C"]
+
+
+def interaction_controls(context: Context, controls: list[str], blocks: tuple) -> dict:
+    """AMEIR-B without interactions and with random ones: what step 2 has to beat."""
+    rows = {}
+    if "AMEIR-B without interactions" in controls:
+        rows["AMEIR-B without interactions"] = complete(context, "AMEIR-B without interactions",
+                                                        Architecture(blocks, (), FIXED, "se"))
+    if "AMEIR-B random interactions" in controls:
+        drawn = context.space.sample_interactions(generator(context.config.seed, "random interactions"))
+        rows["AMEIR-B random interactions"] = complete(context, "AMEIR-B random interactions",
+                                                       Architecture(blocks, drawn, FIXED, "se").canonical())
+    return rows
+
+
+def finalist_row(context: Context, scope, standing) -> dict:
+    """Test row of a race's winner, whose full training the race has already done."""
+    def run() -> dict:
+        model = trained_finalist(context, scope, standing, context.config.inherit)
+        row = test_row(context.task, model)
+        scope.save_tensors("winner", model.state_dict(), {"architecture": standing.arch.to_dict()})
+        return {**row, "valid": standing.score, "seconds": standing.seconds}
+    return scope.result("row", run)
+
+
+def race_report(standings) -> list[dict]:
+    return [{"finalist": s.arch.to_dict(), "rounds": s.rounds, "parameters_outside_embedding": s.parameters,
+             "kept": i == 0} for i, s in enumerate(standings)]
+
+
+def timing(began: float, trained: dict) -> dict:
+    return {"seconds": round(time.perf_counter() - began, 3), "device_seconds": round(trained["device_seconds"], 3)}
+
+
+def summarize(found: list[dict], variants, config: SearchConfig, data, device: str) -> dict:
+    """``metrics.json``: mean and deviation over repeats, runs aligned so that differences can be paired."""
+    table = {}
+    for name in found[0]["rows"]:
+        rows = [f["rows"][name] for f in found]
+        entry = {}
+        for key in rows[0]:
+            values = [r[key] for r in rows]
+            if key in ("parameters", "parameters_outside_embedding"):
+                entry[key] = round(statistics.mean(values))
+                entry[f"{key}_runs"] = values
+            elif key in ("samples_per_s", "seconds", "device_seconds", "auc_standard_error"):
+                entry[key] = statistics.mean(values)
+            else:
+                entry[key] = {"mean": statistics.mean(values),
+                              "std": statistics.stdev(values) if len(values) > 1 else 0.0, "runs": values}
+        entry["run_seeds"] = [config.seed + r for r in range(len(found))]
+        table[name] = entry
+    errors = [e["auc_standard_error"] for e in table.values() if "auc_standard_error" in e]
+    return {"version": 1, "data": {**data_identity(data), "rows": sum(data.size(s) for s in data.splits),
+                                   "splits": {s: data.size(s) for s in data.splits}},
+            "variants": table, "standard_error": {"auc": max(errors)} if errors else {},
+            "steps": found[0]["steps"], "found": [{k: a.to_dict() for k, a in f["found"].items()} for f in found],
+            "environment": describe(device)}
+
+
+def publish(run: RunDirectory, scope, data, config: SearchConfig, found: dict, result: dict) -> None:
+    """The run directory's files, the best repeat's architecture and model among them."""
+    step = "mlp" if "AMEIR-C" in found["found"] else "behavior"
+    tensors, about = scope.scope(step, "race").load_tensors("winner")
+    arch = Architecture.from_dict(about["architecture"])
+    model = Model(data.schema, arch, config.embedding_dim)
+    model.load_state_dict(tensors)
+    model.save(run.path / "model")
+    write_json(run.path / "rankings.json", found["rankings"])
+    arch.save(run.path / "architecture.json")
+    write_json(run.path / "metrics.json", result)

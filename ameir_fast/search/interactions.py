@@ -1,0 +1,106 @@
+"""Step 2: interactions by one-shot training inside sequential model-based search (paper section 2.3)."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import metrics
+from ..population import interaction_logits
+from ..space.architecture import interaction_key
+from .context import Context
+from .objective import CtrObjective
+from .samplers import make_draws
+from .seeds import generator
+from .training import fit
+
+Interaction = tuple[int, ...]
+
+
+def expand(kept: list[Interaction], fields: int) -> list[Interaction]:
+    """Every kept interaction times every field, and the parents; repeats dropped; by (order, fields).
+
+    Multiplying a parent by a field of its own gives the parent again.
+    """
+    found = {tuple(sorted({*parent, f})) for parent in kept for f in range(fields)} | set(kept)
+    return sorted(found, key=interaction_key)
+
+
+def search_interactions(context: Context) -> dict:
+    """All cycles. ``ranking`` holds the last cycle's candidates best first, ``found`` the best M of order ≥ 2."""
+    config, fields = context.config, context.space.schema.num_fields
+    scope = context.scope.scope("interactions")
+    kept: list[Interaction] = [(f,) for f in range(fields)]
+    steps = ranked = 0
+    seconds = device_seconds = 0.0
+    ranking: list[dict] = []
+    for cycle in range(1, config.cycles + 1):
+        candidates = expand(kept, fields)
+        place = scope.scope("train", f"c{cycle}")
+        outcome = _train(context, place, candidates, cycle)
+        ranking = scope.scope("rank", f"c{cycle}").result("scores", lambda c=candidates: _rank(context, c))
+        kept = [tuple(r["fields"]) for r in ranking[:config.keep_interactions]]
+        context.net.keep_interactions(kept)
+        for r in ranking:
+            r["cycle"] = cycle
+        scope.scope("rank", f"c{cycle}").log(step=cycle, total=config.cycles, best=ranking[0]["score"])
+        steps, ranked = steps + outcome.steps, ranked + len(candidates)
+        seconds, device_seconds = seconds + outcome.seconds, device_seconds + outcome.device_seconds
+    names = [f.name for f in context.space.schema.fields]
+    for r in ranking:
+        r.update(names=[names[f] for f in r["fields"]], order=len(r["fields"]))
+    found = [tuple(r["fields"]) for r in ranking if len(r["fields"]) >= 2][:context.space.max_interactions]
+    return {"ranking": ranking, "found": sorted(found, key=interaction_key), "train_steps": steps,
+            "candidates_ranked": ranked, "seconds": seconds, "device_seconds": device_seconds}
+
+
+def _train(context: Context, scope, candidates: list[Interaction], cycle: int):
+    """``updates_per_interaction`` updates of every candidate, ``interactions_per_step`` a step.
+
+    Each of a step's interactions sees its own part of the batch, so that the base projection and the lookup
+    serve all of them. The first cycle begins with a warm-up of the base alone.
+    """
+    config, net = context.config, context.net
+    net.add_interactions(candidates, generator(config.seed, *scope.names, "projections"))
+    together = min(config.interactions_per_step, len(candidates))
+    warmup = context.epochs(config.interaction_warmup_epochs) if cycle == 1 and config.interaction_warmup_epochs else 0
+    rounds = -(-config.updates_per_interaction * len(candidates) // together)
+    draws = make_draws("fair" if config.sampler == "fair" else "uniform", [len(candidates)], rounds * together,
+                       generator(config.seed, *scope.names, "draws"))
+
+    def forward(step: int, batch, items):
+        if step < warmup:
+            return net.interaction_logit(batch, None, items)
+        start = (step - warmup) * together
+        return net.interaction_logit(batch, [candidates[d] for d, in draws[start:start + together]], items)
+
+    watched = candidates[:: max(1, len(candidates) // 8)]
+    net.dropout = config.dropout
+    return fit(context.task, net, scope, total=warmup + rounds, learning_rate=config.learning_rate,
+               forward=forward, keep_best=False,
+               validate=lambda: _mean(_scores(context, watched)))
+
+
+def _mean(found: list[dict]) -> dict[str, float]:
+    return {k: sum(f[k] for f in found) / len(found) for k in found[0]}
+
+
+@torch.no_grad()
+def _scores(context: Context, candidates: list[Interaction]) -> list[dict[str, float]]:
+    """Validation metrics of every candidate on the subset."""
+    net, task = context.net, context.task
+    batches = task.held_out("valid", context.config.validation_subset)
+    net.eval()
+    if isinstance(task.objective, CtrObjective):
+        logits = torch.cat([interaction_logits(net, candidates, b).cpu() for b in batches], 1)
+        label = torch.cat([b.label.cpu() for b in batches])
+        return [{"auc": float(a), "log_loss": float(b)} for a, b in
+                zip(metrics.auc_columns(logits, label), metrics.log_loss_columns(logits, label), strict=True)]
+    return [task.objective.evaluate(lambda b, items, c=c: net.interaction_logit(b, c, items), batches)
+            for c in candidates]
+
+
+def _rank(context: Context, candidates: list[Interaction]) -> list[dict]:
+    """Best first; ties by lower (order, fields)."""
+    found = _scores(context, candidates)
+    entries = [{"score": f[context.primary], **f, "fields": list(c)} for f, c in zip(found, candidates, strict=True)]
+    return sorted(entries, key=lambda r: (-r["score"], len(r["fields"]), r["fields"]))

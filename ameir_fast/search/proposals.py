@@ -1,0 +1,84 @@
+"""Ranking of children with shared weights: a strategy proposes, the supernet scores, nothing scored is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..errors import InputError
+from ..space import Architecture
+from .context import Context
+from .seeds import generator
+from .store import Scope
+
+CHUNK = 32
+FRUITLESS_ROUNDS = 20
+
+
+def rank_children(context: Context, scope: Scope, *, count: int, always: Sequence, sample: Callable,
+                  mutate: Callable, to_arch: Callable[[object], Architecture],
+                  to_json: Callable[[object], object],
+                  allowed: Callable[[object], bool] = lambda child: True) -> list[dict]:
+    """``count`` distinct children (``always`` first) scored on the validation subset, best first.
+
+    The scores are stored chunk by chunk. Proposals are a function of the seed, the round and the scores so
+    far, so a resumed ranking proposes what the interrupted one would have. The top k are re-evaluated on all
+    of validation and lead the ranking in that order, as in the paper. Entries hold ``score``, the metrics
+    and the child under the step's name. Raises ``InputError`` when no child is ``allowed``.
+    """
+    config, primary = context.config, context.primary
+    ledger = _Ledger(context, scope, to_arch, to_json)
+    context.task.progress.start(scope.stage, count, unit="child")
+    pending = list(dict.fromkeys(always))
+    number = fruitless = 0
+    while len(ledger.seen) + len(pending) < count and fruitless < FRUITLESS_ROUNDS:
+        number += 1
+        g = generator(config.seed, *scope.names, "round", number)
+        proposed = dict.fromkeys(context.strategy.propose(sample, mutate, dict(ledger.seen), g, CHUNK))
+        fresh = [c for c in proposed if c not in ledger.seen and c not in pending and allowed(c)]
+        fruitless = 0 if fresh else fruitless + 1
+        pending = (pending + fresh)[:count - len(ledger.seen)]
+        if len(pending) >= CHUNK:
+            ledger.score(pending)
+            pending = []
+    if pending:
+        ledger.score(pending)
+    if not ledger.seen:
+        raise InputError(f"{scope.stage}: no child satisfies the constraints; raise max_parameters")
+    order = sorted(ledger.children, key=lambda c: -ledger.seen[c])
+
+    def again() -> list[dict]:
+        found = context.score_children([to_arch(c) for c in order[:config.top_k]], None)
+        return sorted(({**ledger.entries[c], **f, "subset_score": ledger.seen[c], "score": f[primary]}
+                       for c, f in zip(order, found, strict=False)), key=lambda r: -r["score"])
+
+    ranking = scope.result("top", again) + [ledger.entries[c] for c in order[config.top_k:]]
+    context.task.progress.finish(f"{len(ranking)} children, best {primary} {ranking[0]['score']:.4f}")
+    step = scope.names[1]
+    return [{**{k: v for k, v in r.items() if k != "child"}, step: r["child"]} for r in ranking]
+
+
+class _Ledger:
+    """Scores by child, in the order of scoring; those of an interrupted run are taken from its file."""
+
+    def __init__(self, context: Context, scope: Scope, to_arch: Callable, to_json: Callable):
+        self.context, self.scope, self.to_arch, self.to_json = context, scope, to_arch, to_json
+        self.stored: list[dict] = scope.load("scores") or []
+        self.seen: dict = {}
+        self.entries: dict = {}
+
+    @property
+    def children(self) -> list:
+        return list(self.seen)
+
+    def score(self, children: list) -> None:
+        start, primary = len(self.seen), self.context.primary
+        if len(self.stored) < start + len(children):
+            found = self.context.score_children([self.to_arch(c) for c in children],
+                                                self.context.config.validation_subset)
+            self.stored += [{"score": f[primary], **f, "child": self.to_json(c)}
+                            for c, f in zip(children, found, strict=True)]
+            self.scope.save("scores", self.stored)
+            self.scope.log(step=start + len(children), best=max(r["score"] for r in self.stored))
+        for child, entry in zip(children, self.stored[start:], strict=False):
+            self.seen[child], self.entries[child] = entry["score"], entry
+        self.context.task.progress.update(len(self.seen), **{primary: max(self.seen.values())})

@@ -1,0 +1,90 @@
+"""Training of one given architecture, and evaluation of a run's model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from .. import metrics
+from ..atomic import write_json
+from ..errors import InputError
+from ..model import Model
+from ..progress import Progress
+from ..space import Architecture
+from ..space.search_space import validate_for_schema
+from .config import SearchConfig
+from .context import train_model
+from .environment import describe
+from .objective import CtrObjective, make_objective
+from .seeds import seeded_initialization
+from .store import RunDirectory
+from .training import Task
+from .variants import samples_per_second, test_row
+
+
+def train(data, run_dir: str | Path, architecture: Architecture, config: SearchConfig | None = None, *,
+          resume: bool = False, overwrite: bool = False, progress: Progress | None = None,
+          device: str = "cpu") -> dict:
+    """Trains ``architecture`` from scratch and fills the run directory; returns ``metrics.json``'s content.
+
+    Raises ``InputError`` when the architecture does not fit the data's schema or the directory is in use.
+    """
+    config, progress = config or SearchConfig(), progress or Progress()
+    architecture = validate_for_schema(architecture.canonical(), data.schema,
+                                       data.schema.num_behavior * config.embedding_dim)
+    identity = {"version": 1, "config": config.to_dict(), "architecture": architecture.to_dict(),
+                "data": {"kind": data.kind, "checksum": data.checksum}, "device": device}
+    with RunDirectory(run_dir, identity, resume=resume, overwrite=overwrite) as run:
+        began = time.perf_counter()
+        scope = run.scope(0, "train")
+        with seeded_initialization(config.seed, *scope.names, "model"):
+            model = Model(data.schema, architecture, config.embedding_dim).to(device)
+        task = Task(data, make_objective(data.schema, config), config, progress, device)
+        outcome = train_model(task, model, scope, config.learning_rate)
+        row = test_row(task, model)
+        result = {
+            "version": 1, "data": {"kind": data.kind, "checksum": data.checksum,
+                                   "splits": {s: data.size(s) for s in data.splits}},
+            "variants": {"model": {k: ({"mean": v, "std": 0.0, "runs": [v]} if k in _METRICS or "@" in k else v)
+                                   for k, v in row.items()}},
+            "valid": outcome.score, "steps": {"retrain": {"seconds": outcome.seconds,
+                                                          "device_seconds": outcome.device_seconds}},
+            "environment": describe(device), "seconds": round(time.perf_counter() - began, 3)}
+        model.save(run.path / "model")
+        architecture.save(run.path / "architecture.json")
+        write_json(run.path / "metrics.json", result)
+    return result
+
+
+_METRICS = ("auc", "log_loss")
+
+
+def evaluate(run_dir: str | Path, data, split: str = "test", device: str = "cpu") -> dict:
+    """Metrics of a run's model on one split of a data set.
+
+    Raises ``InputError`` when the run has no model, the split does not exist, or the data's schema is not
+    the one the model was made for.
+    """
+    directory = Path(run_dir) / "model"
+    if not (directory / "model.json").exists():
+        raise InputError(f"{run_dir}: no finished model in it (model/model.json is missing)")
+    model = Model.load(directory).to(device)
+    if split not in data.splits:
+        raise InputError(f"split {split!r} is none of {', '.join(data.splits)}")
+    if model.schema != data.schema:
+        raise InputError(f"{run_dir}: its model was made for another schema than {data.directory}'s")
+    config = SearchConfig()
+    task = Task(data, make_objective(data.schema, config), config, Progress(), device)
+    batches = task.held_out(split)
+
+    def call(batch, items):
+        return model(batch, items=items)
+
+    result = {"split": split, "rows": data.size(split), **task.objective.evaluate(call, batches)}
+    if isinstance(task.objective, CtrObjective):
+
+        logits, label = task.objective.scores(call, batches)
+        result["auc_standard_error"] = metrics.auc_standard_error(logits, label)
+    total, outside = model.parameter_counts()
+    return {**result, "parameters": total, "parameters_outside_embedding": outside,
+            "samples_per_s": samples_per_second(task, model)}

@@ -1,0 +1,206 @@
+"""One training loop for everything: supernets, finalists, found models, fixed points."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from ..batch import Batch
+from ..progress import Progress
+from .config import SearchConfig
+from .objective import EVALUATION_BATCH, Objective, add_embedding_l2, forget_some_ids, looked_up
+from .seeds import derive_seed
+from .store import Scope
+
+
+@dataclass
+class Task:
+    """What is shared by all trainings of one data view: data, objective, settings, where to report."""
+
+    data: object                 # ameir_fast.data.Dataset
+    objective: Objective
+    config: SearchConfig
+    progress: Progress
+    device: str = "cpu"
+    _cache: dict = field(default_factory=dict)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, math.ceil(self.data.size("train") / self.config.batch_size))
+
+    def held_out(self, split: str, limit: int | None = None) -> list[Batch]:
+        """Evaluation batches in stored order, checked against the schema and kept in memory."""
+        key = split, limit
+        if key not in self._cache:
+            self._cache[key] = [b.check(self.data.schema) for b in self.data.batches(
+                split, EVALUATION_BATCH, limit=limit, device=self.device)]
+        return self._cache[key]
+
+    def training_batches(self, seed: int, start: int, stop: int):
+        """Batches of training steps ``start`` to ``stop``; step s is a function of (seed, s) alone."""
+        step, per_epoch = start, self.steps_per_epoch
+        extra = {"negatives": self.config.negatives} if self.data.task == "retrieval" else {}
+        while step < stop:
+            epoch, skip = divmod(step, per_epoch)
+            batches = self.data.batches("train", self.config.batch_size, seed=seed, epoch=epoch,
+                                        device=self.device, **extra)
+            for batch in islice(batches, skip, None):
+                yield step, batch
+                step += 1
+                if step == stop:
+                    return
+
+
+@dataclass
+class Outcome:
+    """Of a training: ``score`` of the kept weights, at ``step`` of ``steps`` done, every validation's metrics."""
+
+    score: float
+    step: int
+    steps: int
+    curve: list[dict]
+    seconds: float
+    device_seconds: float  # of them in forward, backward, optimizer and validation
+
+
+Forward = Callable[[int, Batch, Tensor | None], Tensor]  # (step, batch, items) -> scores
+
+
+def fit(task: Task, net: nn.Module, scope: Scope, *, total: int, learning_rate: float, forward: Forward,
+        validate: Callable[[], dict[str, float]] | None, stop_at: int | None = None,
+        keep_best: bool = True) -> Outcome:
+    """Trains ``net`` in place with Adam and one cosine schedule over ``total`` steps.
+
+    Stops at ``stop_at`` if given (a later call with the same scope goes on from there), or once ``patience``
+    validations brought nothing better. With ``keep_best`` the weights of the best validation are the ones
+    left in ``net``. Everything random is a function of the run's seed, the scope and the step, and the state
+    is saved at every validation: a killed run goes on from its last one with the same result.
+    """
+    config, objective = task.config, task.objective
+    seed = derive_seed(config.seed, *scope.names)
+    parameters = list(net.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=config.weight_decay,
+                                 fused=all(p.device.type in ("cpu", "cuda") for p in parameters))
+    state = _State.load(scope, net, optimizer) or _State()
+    every = max(1, round(config.evaluate_every * task.steps_per_epoch))
+    end = total if stop_at is None else min(stop_at, total)
+    net.generator = torch.Generator(next(net.parameters()).device)
+    task.progress.start(scope.stage, end, done=min(state.step, end))
+    began = time.perf_counter()
+    running = 0.0
+    net.train()
+    for step, batch in task.training_batches(seed, state.step, 0 if state.stopped else end):
+        net.generator.manual_seed(derive_seed(seed, step))
+        batch = forget_some_ids(batch, config.unknown_rate, net.generator)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / total))
+        mark = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        loss = objective.loss(lambda b, items, step=step: forward(step, b, items), batch)
+        loss.backward()
+        embedding = net.embedding.weight
+        if embedding.grad is not None and config.embedding_l2:
+            add_embedding_l2(embedding, looked_up(task.data.schema, batch), len(batch), config.embedding_l2)
+        optimizer.step()
+        state.step = step + 1
+        running = loss.detach() if step % every == 0 else running + loss.detach()
+        state.device_seconds += time.perf_counter() - mark
+        task.progress.update(state.step)
+        if state.step % every == 0 or state.step == end:
+            count = step % every + 1
+            mark = time.perf_counter()
+            state.record(net, loss=float(running) / count, validate=validate, primary=objective.primary,
+                         keep_best=keep_best)
+            state.device_seconds += time.perf_counter() - mark
+            scope.log(total=total, **state.curve[-1],
+                      seconds=round(state.seconds + time.perf_counter() - began, 3))
+            task.progress.update(state.step, **{k: v for k, v in state.curve[-1].items() if k != "step"})
+            state.stopped = validate is not None and state.bad >= config.patience and keep_best
+            if state.stopped or state.step == end:
+                break
+            spent = time.perf_counter() - began
+            state.save(scope, net, optimizer, spent)
+    spent = time.perf_counter() - began
+    state.seconds += spent
+    state.save(scope, net, optimizer, 0.0)
+    if keep_best and state.best:
+        with torch.no_grad():
+            net.load_state_dict(state.best)
+    net.eval()
+    outcome = Outcome(state.score, state.best_step if keep_best else state.step, state.step, state.curve,
+                      state.seconds, state.device_seconds)
+    task.progress.finish(_summary(outcome, objective.primary))
+    return outcome
+
+
+def _summary(outcome: Outcome, primary: str) -> str:
+    if not math.isfinite(outcome.score):
+        return f"{outcome.steps} steps"
+    return f"{outcome.steps} steps, validation {primary} {outcome.score:.4f}"
+
+
+@dataclass
+class _State:
+    """A training in progress, as it is saved."""
+
+    step: int = 0
+    score: float = -math.inf
+    best_step: int = 0
+    bad: int = 0
+    stopped: bool = False
+    seconds: float = 0.0
+    device_seconds: float = 0.0
+    curve: list = field(default_factory=list)
+    best: dict = field(default_factory=dict)
+
+    NAMES = ("step", "best_step", "bad", "stopped", "seconds", "device_seconds", "curve")
+
+    def record(self, net, loss, validate, primary, keep_best) -> None:
+        entry = {"step": self.step, "loss": loss}
+        if validate is not None:
+            net.eval()
+            found = validate()
+            net.train()
+            entry.update({f"valid_{k}": v for k, v in found.items()})
+            if found[primary] > self.score:
+                self.score, self.best_step, self.bad = found[primary], self.step, 0
+                if keep_best:
+                    self.best = {k: v.detach().clone() for k, v in net.state_dict().items()}
+            else:
+                self.bad += 1
+        self.curve.append(entry)
+
+    def save(self, scope: Scope, net, optimizer, spent: float) -> None:
+        tensors = {f"net.{k}": v for k, v in net.state_dict().items()}
+        tensors.update({f"best.{k}": v for k, v in self.best.items()})
+        for index, values in optimizer.state_dict()["state"].items():
+            tensors.update({f"adam.{index}.{k}": v for k, v in values.items()})
+        about = {name: getattr(self, name) for name in self.NAMES}
+        about["seconds"] = self.seconds + spent
+        about["score"] = self.score if math.isfinite(self.score) else None
+        scope.save_tensors("training", tensors, about)
+
+    @classmethod
+    def load(cls, scope: Scope, net, optimizer) -> _State | None:
+        found = scope.load_tensors("training")
+        if found is None:
+            return None
+        tensors, about = found
+        groups: dict[str, dict] = {"net": {}, "best": {}, "adam": {}}
+        for name, value in tensors.items():
+            kind, rest = name.split(".", 1)
+            groups[kind][rest] = value
+        net.load_state_dict(groups["net"])
+        moments: dict[int, dict] = {}
+        for name, value in groups["adam"].items():
+            index, key = name.split(".", 1)
+            moments.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        score = about.pop("score")
+        return cls(**about, score=-math.inf if score is None else score, best=groups["best"])

@@ -1,0 +1,34 @@
+"""Settings that every test runs under."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+# Small tensors everywhere: more threads would only wait for each other. Tests of threads set their own number.
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def _poison(tensor: torch.Tensor) -> torch.Tensor:
+    """NaN, or the largest integer, which is an id outside every table."""
+    with torch.no_grad():
+        if tensor.is_floating_point() or tensor.is_complex():
+            return tensor.fill_(float("nan"))
+        if tensor.dtype not in (torch.bool, torch.uint8):
+            return tensor.fill_(torch.iinfo(tensor.dtype).max)
+    return tensor
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory handed out uninitialised reads as NaN, so that an output element nobody wrote fails its test instead of holding
+    whatever was there, often the right value of the test before."""
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        original = getattr(owner, name)
+
+        def poisoned(*args, _original=original, **kwargs):
+            return _poison(_original(*args, **kwargs))
+
+        monkeypatch.setattr(owner, name, poisoned)
