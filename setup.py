@@ -1,16 +1,18 @@
 """Builds the package; the native part is CMake's (``CMakeLists.txt`` lists the sources), driven from here.
 
-``AMEIR_FAST_BUILD`` chooses what is built, and the choice is printed (``pip install -v`` shows it) and recorded in
-``ameir_fast/_build_info.json``, from which ``ameir-fast doctor`` reports it:
+``AMEIR_FAST_BUILD`` chooses what is built, and the choice is printed (``pip install -v`` shows it) and
+recorded in ``ameir_fast/_build_info.json``, from which ``ameir-fast doctor`` reports it:
 
 ``none``   pure Python; everything works, on PyTorch and NumPy.
 ``cpu``    the native modules; a failure to build them fails the installation.
-``cuda``   the same, plus the CUDA sources that CMakeLists.txt lists; needs nvcc and a CUDA build of torch, but no GPU.
-unset      ``cuda`` or ``cpu``, the best that this machine can build; ``none``, with the reason, when that is nothing.
+``cuda``   the same, plus the CUDA sources that CMakeLists.txt lists; needs nvcc and a CUDA build of torch,
+           but no GPU.
+unset      ``cuda`` or ``cpu``, the best that this machine can build; ``none``, with the reason, when that
+           is nothing.
 
-Native modules are compiled against the torch of the build environment, so it must be the one they run with: use
-``pip install --no-build-isolation``, with the build requirements of ``pyproject.toml`` installed beforehand.
-``MAX_JOBS`` overrides the number of parallel compilations; ``CXX`` names the compiler.
+Native modules are compiled against the torch of the build environment, so it must be the one they run with:
+use ``pip install --no-build-isolation``, with the build requirements of ``pyproject.toml`` installed
+beforehand. ``MAX_JOBS`` overrides the number of parallel compilations; ``CXX`` names the compiler.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import setuptools
 from packaging.version import Version
 from setuptools import Distribution, Extension, find_packages, setup
 from setuptools.command.build import build
@@ -36,7 +39,10 @@ ROOT = Path(__file__).resolve().parent
 MODES = ("none", "cpu", "cuda")
 OLDEST_TORCH = Version("2.11")
 GIB_PER_JOB = 2.0  # peak of one translation unit that includes torch's headers, rounded up
-ISOLATED = "use `pip install --no-build-isolation .` in an environment that has torch and the build requirements"
+OLDEST_SETUPTOOLS = Version("77")  # reads the licence field of pyproject.toml
+ISOLATED = (
+    "use `pip install --no-build-isolation .` in an environment that has torch and the build requirements"
+)
 
 
 class CannotBuild(Exception):
@@ -75,7 +81,11 @@ def compiler() -> str:
 
 def nvcc() -> str | None:
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    return os.environ.get("CUDACXX") or (home and shutil.which("nvcc", path=f"{home}/bin")) or shutil.which("nvcc")
+    return (
+        os.environ.get("CUDACXX")
+        or (home and shutil.which("nvcc", path=f"{home}/bin"))
+        or shutil.which("nvcc")
+    )
 
 
 @functools.cache
@@ -92,7 +102,7 @@ def import_torch():
 
 
 def free_gib() -> float:
-    """Memory this build may use, in GiB: what the system calls available, or less where a container caps it."""
+    """Memory this build may use, in GiB: what is available, or less where a container caps it."""
     amounts = []
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -166,18 +176,27 @@ def run_cmake(mode: str) -> Path:
     cmake, workers = tool("cmake", "CMAKE_BIN_DIR"), jobs()
     say(f"mode {mode}: torch {torch.__version__}, compiler {compiler()}, {workers} parallel jobs")
     for command in (
-        [cmake, "-S", str(ROOT), "-B", str(directory), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
-         f"-DCMAKE_MAKE_PROGRAM={tool('ninja', 'BIN_DIR')}", f"-DAMEIR_FAST_MODE={mode}",
-         f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-         f"-DTORCH_ROOT={torch_root}", f"-DTORCH_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"],
+        [
+            *(cmake, "-S", str(ROOT), "-B", str(directory), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja', 'BIN_DIR')}",
+            f"-DAMEIR_FAST_MODE={mode}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DTORCH_ROOT={torch_root}",
+            f"-DTORCH_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
+        ],
         [cmake, "--build", str(directory), "--parallel", str(workers)],
         [cmake, "--install", str(directory), "--prefix", str(staged)],
     ):
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
         print(done.stdout, flush=True)
         if done.returncode:
             last = [line for line in done.stdout.splitlines() if line.strip()][-1:]
-            raise CannotBuild(f"`{' '.join(command[:2])} …` failed (exit {done.returncode}): {' '.join(last)}")
+            raise CannotBuild(
+                f"`{' '.join(command[:2])} …` failed (exit {done.returncode}): {' '.join(last)}"
+            )
     return staged
 
 
@@ -196,7 +215,9 @@ class NativeBuild(build_ext):
                 mode, reason = "none", f"the native build failed: {error}"
         if mode == "none":
             say(f"mode none, pure Python without native modules: {reason}")
-        package = ROOT / "ameir_fast" if self.editable_mode or self.inplace else Path(self.build_lib) / "ameir_fast"
+        package = (
+            ROOT / "ameir_fast" if self.editable_mode or self.inplace else Path(self.build_lib) / "ameir_fast"
+        )
         package.mkdir(parents=True, exist_ok=True)
         for stale in (*package.glob("_C.*"), *package.glob("_driver.*")):
             if not (staged and (staged / stale.name).exists()):
@@ -205,8 +226,14 @@ class NativeBuild(build_ext):
         for module in sorted(staged.iterdir()) if staged else ():
             self._place(package / module.name, module.read_bytes())
         torch_version = None if mode == "none" else import_torch().__version__
-        info = {"mode": mode, "reason": reason, "version": self.distribution.get_version(), "torch": torch_version,
-                "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+        info = {
+            "mode": mode,
+            "reason": reason,
+            "version": self.distribution.get_version(),
+            "torch": torch_version,
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}",
+        }
         self._place(package / "_build_info.json", (json.dumps(info, indent=2) + "\n").encode())
 
     def _place(self, path: Path, content: bytes) -> None:
@@ -227,7 +254,7 @@ class NativeBuild(build_ext):
 
 
 class Build(build):
-    """Always runs build_ext, which also records mode ``none``, and never packs what an earlier build left behind."""
+    """Always runs build_ext, which also records mode ``none``, and never packs an earlier build's leftovers."""
 
     sub_commands = [("build_py", None), ("build_ext", None)]
 
@@ -243,10 +270,21 @@ class NativeDistribution(Distribution):
         return choose()[0] != "none"
 
 
+if Version(setuptools.__version__) < OLDEST_SETUPTOOLS:
+    # Only possible without build isolation; setuptools itself would complain about pyproject.toml instead.
+    raise SystemExit(
+        f"ameir_fast: setuptools {setuptools.__version__} is too old: "
+        f"pip install 'setuptools>={OLDEST_SETUPTOOLS}'"
+    )
+
 setup(
     distclass=NativeDistribution,
     cmdclass={"build": Build, "build_ext": NativeBuild},
-    packages=[*find_packages(include=["ameir_fast", "ameir_fast.*"]), "ameir_fast.kernels", "ameir_fast.bench"],
+    packages=[
+        *find_packages(include=["ameir_fast", "ameir_fast.*"]),
+        "ameir_fast.kernels",
+        "ameir_fast.bench",
+    ],
     package_dir={"ameir_fast.kernels": "kernels", "ameir_fast.bench": "bench"},
     # build_ext reads the real list from CMakeLists.txt; this entry makes the command run.
     ext_modules=[Extension("ameir_fast._driver", sources=[])],

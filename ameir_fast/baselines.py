@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import forward
 from .batch import Batch
 from .errors import InputError
 from .modules import make_embedding
-from .reference import field_embeddings, products, sequence_pool
+from .reference import field_embeddings, products, relu, sequence_pool
 from .schema import FeatureSchema
 
 
@@ -37,7 +36,7 @@ class _FieldsModel(nn.Module):
     def deep(self, h: Tensor) -> Tensor:
         """Logit [B] of the MLP."""
         for layer in self.mlp.values():
-            h = forward.drop(self, F.relu(layer(h)))
+            h = forward.drop(self, relu(layer(h)))
         return self.head(h)[:, 0]
 
     def fields(self, inputs: forward.Inputs) -> Tensor:

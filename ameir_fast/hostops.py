@@ -1,7 +1,8 @@
 """Work on the host that is not tensors: rows of columnar storage as a jagged batch, negative items.
 
-Each function runs in ``_driver`` (C++, the interpreter lock released) where that is built, and otherwise in NumPy, with
-identical results and identical errors. Arrays are C-contiguous; memory-mapped ones are read in place.
+Each function runs in ``_driver`` (C++, the interpreter lock released) where that is built, and otherwise in
+NumPy, with identical results and identical errors. Arrays are C-contiguous; memory-mapped ones are read in
+place.
 """
 
 from __future__ import annotations
@@ -36,13 +37,14 @@ def assemble(
         rows: int64 [B], the rows wanted, in this order, repetitions allowed.
         columns: one int32 [R] per field; ``None`` stands for a multi-categorical field and is filled with 0.
         bags: per multi-categorical field ``(ids int32 [*], offsets int64 [R+1])``.
-        events: one int32 [E] per behaviour field; row r's history is ``events[j][begin[r]:end[r]]``, oldest first.
+        events: one int32 [E] per behaviour field; row r's history is ``events[j][begin[r]:end[r]]``, oldest
+            first.
         begin, end: int64 [R].
         max_history: the newest that many events are taken.
 
     Returns:
-        ``fields`` int32 [B, len(columns)], ``bag_ids`` int32 [*], ``bag_offsets`` int64 [B·len(bags)+1] (row-major over
-        rows and bags), ``history`` int32 [ΣT, len(events)], ``history_offsets`` int64 [B+1].
+        ``fields`` int32 [B, len(columns)], ``bag_ids`` int32 [*], ``bag_offsets`` int64 [B·len(bags)+1]
+        (row-major over rows and bags), ``history`` int32 [ΣT, len(events)], ``history_offsets`` int64 [B+1].
 
     Raises:
         InputError: a row outside the storage, or offsets that leave it; the message names the row.
@@ -75,7 +77,8 @@ def sample_negatives(
     seed: int,
     positives: np.ndarray,
 ) -> np.ndarray:
-    """n items per row, drawn uniformly and independently from those that are neither the user's own nor the positive.
+    """n items per row, drawn uniformly and independently from those that are neither the user's own nor the
+    positive.
 
     Args:
         users: int64 [B], users in 0..U-1.
@@ -83,16 +86,16 @@ def sample_negatives(
         user_items: int32 [*], ascending and distinct within a user, each in 0..num_items-1.
         num_items: size of the vocabulary, id 0 included; items drawn are in 1..num_items-1.
         n: items per row.
-        seed: any integer, taken modulo 2^64. Draws are a pure function of (seed, row, slot): SplitMix64 as a counter-based
-            generator (Steele, Lea, Flood, OOPSLA 2014).
+        seed: any integer, taken modulo 2^64. Draws are a pure function of (seed, row, slot): SplitMix64 as a
+            counter-based generator (Steele, Lea, Flood, OOPSLA 2014).
         positives: int32 [B], the row's own target in 0..num_items-1 (0, unknown, excludes nothing).
 
     Returns:
         int32 [B, n]. The same item may appear twice in a row.
 
     Raises:
-        InputError: a user or an item outside its range, own items out of order, or a user whose own items leave nothing to
-            draw; the message names the user.
+        InputError: a user or an item outside its range, own items out of order, or a user whose own items
+            leave nothing to draw; the message names the user.
         TypeError: an array of another type or number of dimensions, or not C-contiguous.
     """
     _array("users", users, np.int64)
@@ -106,7 +109,7 @@ def sample_negatives(
 
 
 class _input_errors:
-    """A ValueError of the implementation is the caller's bad input, and becomes the exception that says so."""
+    """A ValueError of the implementation is bad input, and becomes the exception that says so."""
 
     def __enter__(self) -> None:
         return None
@@ -117,8 +120,15 @@ class _input_errors:
 
 
 def _array(name: str, value: np.ndarray, dtype: type) -> None:
-    if not isinstance(value, np.ndarray) or value.dtype != dtype or value.ndim != 1 or not value.flags.c_contiguous:
-        what = f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+    if (
+        not isinstance(value, np.ndarray)
+        or value.dtype != dtype
+        or value.ndim != 1
+        or not value.flags.c_contiguous
+    ):
+        what = (
+            f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+        )
         raise TypeError(f"{name} must be a contiguous one-dimensional {np.dtype(dtype)} array, not {what}")
 
 
@@ -130,7 +140,10 @@ def _assemble_numpy(rows, columns, bags, events, begin, end, max_history) -> Ass
     _need(max_history >= 0, "max_history is negative")
     _need(end.shape[0] == num_rows, "begin and end differ in length")
     _need(all(c is None or c.shape[0] == num_rows for c in columns), "a column and begin differ in length")
-    _need(all(o.shape[0] == num_rows + 1 for _, o in bags), "offsets of a bag must have one entry more than begin")
+    _need(
+        all(o.shape[0] == num_rows + 1 for _, o in bags),
+        "offsets of a bag must have one entry more than begin",
+    )
     _need(all(e.shape == events[0].shape for e in events), "behaviour columns differ in length")
     for position in np.flatnonzero((rows < 0) | (rows >= num_rows))[:1]:
         raise InputError(f"row {rows[position]} at position {position} is outside 0..{num_rows - 1}")
@@ -157,7 +170,9 @@ def _assemble_numpy(rows, columns, bags, events, begin, end, max_history) -> Ass
     for j, (_, offsets) in enumerate(bags):
         first[:, j], last[:, j] = offsets[rows], offsets[rows + 1]
     sizes = np.array([ids.shape[0] for ids, _ in bags] * batch, np.int64)
-    _check_ranges(first.ravel(), last.ravel(), sizes, lambda k: f"bag {k % count} of row {rows[k // count]}", "ids")
+    _check_ranges(
+        first.ravel(), last.ravel(), sizes, lambda k: f"bag {k % count} of row {rows[k // count]}", "ids"
+    )
     bag_offsets = _offsets((last - first).ravel())
     bag_ids = np.empty(bag_offsets[-1], np.int32)
     for j, (ids, _) in enumerate(bags):
@@ -184,7 +199,8 @@ def _offsets(lengths: np.ndarray) -> np.ndarray:
 
 
 def _ranges(starts: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Positions start, start+1, … of all ranges, one after another; the lengths are the differences of ``offsets``."""
+    """Positions start, start+1, … of all ranges, one after another; the lengths are the differences of
+    ``offsets``."""
     return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], np.diff(offsets))
 
 
@@ -197,15 +213,19 @@ def _sample_negatives_numpy(users, user_offsets, user_items, num_items, n, seed,
     rank = _below(_random(seed, users.shape[0], n), allowed[:, None].astype(_U64)).astype(np.int64)
     positive_rank = positives.astype(np.int64) - 1 - below
     rank += extra[:, None] & (rank >= positive_rank[:, None])
-    # csrc/data/negatives.cpp says why: the smallest j with own[j] - 1 - j > rank is how many own items the draw passes.
+    # csrc/data/negatives.cpp says why: the smallest j with own[j] - 1 - j > rank is how many own items the
+    # draw passes.
     start = np.broadcast_to(begin[:, None], rank.shape)
-    passed = _bisect(lambda at: user_items[at] - 1 - (at - start) <= rank, start, np.broadcast_to(end[:, None], rank.shape))
+    passed = _bisect(
+        lambda at: user_items[at] - 1 - (at - start) <= rank, start, np.broadcast_to(end[:, None], rank.shape)
+    )
     return (rank + 1 + passed - start).astype(np.int32)
 
 
 def _allowed(users, user_offsets, user_items, num_items, positives):
-    """Per row: range of the user's own items above id 0, whether the positive is a further exclusion, the number of own items
-    below it, and how many items are left. The checks go row by row in the order of the C++ code."""
+    """Per row: range of the user's own items above id 0, whether the positive is a further exclusion, the
+    number of own items below it, and how many items are left. The checks go row by row in the order of the
+    C++ code."""
     num_users = user_offsets.shape[0] - 1
     batch = users.shape[0]
     user_ok = (users >= 0) & (users < num_users)
@@ -244,7 +264,8 @@ def _allowed(users, user_offsets, user_items, num_items, positives):
 
 
 def _bisect(before, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Per element, the first position in [low, high) where ``before(position)`` is false; it must be true only up to there."""
+    """Per element, the first position in [low, high) where ``before(position)`` is false; it must be true
+    only up to there."""
     low, high = low.copy(), high.copy()
     while True:
         active = low < high

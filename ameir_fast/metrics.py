@@ -1,8 +1,8 @@
 """Metrics: exact AUC of many columns at once, log loss, their errors, and the ranking metrics of retrieval.
 
-``ameir_fast::auc_columns`` is an operation whose CPU implementation is native (``csrc/cpu/auc_columns.cpp``). Where that is
-not built, and on other devices, :func:`auc_columns_torch` computes the same numbers: both count pairs in integers and divide
-once, so they agree to the last bit.
+``ameir_fast::auc_columns`` is an operation whose CPU implementation is native (``csrc/cpu/auc_columns.cpp``).
+Where that is not built, and on other devices, :func:`auc_columns_torch` computes the same numbers: both count
+pairs in integers and divide once, so they agree to the last bit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid
 from . import native
 from .errors import InputError
 
-#: Scores are worked on in pieces of about this many, so that temporaries stay small beside the scores themselves.
+#: Scores are worked on in pieces of about this many, so that temporaries stay small beside them.
 _CHUNK = 1 << 22
 
 _library = torch.library.Library("ameir_fast", "FRAGMENT")
@@ -34,9 +34,10 @@ def _(scores: Tensor, label: Tensor) -> Tensor:
 
 
 def auc_columns_torch(scores: Tensor, label: Tensor) -> Tensor:
-    """AUC of each row of ``scores`` [n, S] (float32 or float64) against ``label`` [S], in plain PyTorch, as float64 [n].
+    """AUC of each row of ``scores`` [n, S] against ``label`` [S], in plain PyTorch, as float64 [n].
 
-    NaN where a score is NaN or the label has one class only. This defines what the native operation computes.
+    ``scores`` are float32 or float64. NaN where a score is NaN or the label has one class only. This defines what the native operation
+    computes.
     """
     positive = label == 1
     wins = scores.new_zeros(scores.shape[0], dtype=torch.int64)
@@ -46,7 +47,8 @@ def auc_columns_torch(scores: Tensor, label: Tensor) -> Tensor:
         return wins.to(torch.float64).fill_(math.nan)
     above = scores[:, positive].contiguous()
     below = scores[:, ~positive].sort(dim=1).values
-    for right in (False, True):  # a positive wins against each negative below it, and once more against those not above it
+    # A positive wins against each negative below it, and once more against each that is not above it.
+    for right in (False, True):
         wins += torch.searchsorted(below, above, right=right).sum(1)
     return (wins.to(torch.float64) / pairs).masked_fill_(scores.isnan().any(1), math.nan)
 
@@ -62,8 +64,8 @@ def auc_columns(scores: Tensor | np.ndarray, label: Tensor | np.ndarray) -> np.n
         float64 [n], the same whether computed natively or in PyTorch.
 
     Raises:
-        InputError: a NaN score (named by column and sample), a label other than 0 and 1, one class only, or shapes that don't
-            belong together.
+        InputError: a NaN score (named by column and sample), a label other than 0 and 1, one class only, or
+            shapes that don't belong together.
     """
     scores, label = _columns(scores, label)
     native_cpu = scores.device.type == "cpu" and native.ops_loaded()
@@ -83,14 +85,17 @@ def auc(scores: Tensor | np.ndarray, label: Tensor | np.ndarray) -> float:
 
 
 def log_loss_columns(logits: Tensor | np.ndarray, label: Tensor | np.ndarray) -> np.ndarray:
-    """Mean binary log loss of n models on the same S samples, from logits [n, S], in float64: −log σ((2·label − 1)·logit).
+    """Mean binary log loss of n models on the same S samples, from logits [n, S], in float64:
+    −log σ((2·label − 1)·logit).
 
-    Accurate for every finite logit. Returns float64 [n]. Raises ``InputError`` as :func:`auc_columns`, except that one class
-    suffices.
+    Accurate for every finite logit. Returns float64 [n]. Raises ``InputError`` as :func:`auc_columns`, except
+    that one class suffices.
     """
     logits, label = _columns(logits, label, both_classes=False)
     sign = (2 * label - 1).to(torch.float64)
-    result = [-logsigmoid(part.to(torch.float64) * sign).mean(1) for part in logits.split(_rows_at_a_time(logits))]
+    result = [
+        -logsigmoid(part.to(torch.float64) * sign).mean(1) for part in logits.split(_rows_at_a_time(logits))
+    ]
     loss = torch.cat(result).cpu().numpy() if result else np.empty(0)
     for column in np.flatnonzero(np.isnan(loss))[:1]:
         sample = int(logits[column].isnan().nonzero()[0])
@@ -104,10 +109,11 @@ def log_loss(logits: Tensor | np.ndarray, label: Tensor | np.ndarray) -> float:
 
 
 def auc_standard_error(scores: Tensor | np.ndarray, label: Tensor | np.ndarray) -> float:
-    """Standard error of :func:`auc` over samples drawn anew, by the exact variance of DeLong et al. (Biometrics 1988).
+    """Standard error of :func:`auc` over samples drawn anew, by the exact variance of DeLong et al.
+    (Biometrics 1988).
 
-    With V_p the share of negatives that positive p beats and V_q the share of positives that beat negative q (ties one half),
-    the variance is var(V_p)/P + var(V_q)/N. ``scores`` and ``label`` are [S].
+    With V_p the share of negatives that positive p beats and V_q the share of positives that beat negative q
+    (ties one half), the variance is var(V_p)/P + var(V_q)/N. ``scores`` and ``label`` are [S].
 
     Raises:
         InputError: as :func:`auc_columns`, or fewer than two samples of a class.
@@ -119,14 +125,19 @@ def auc_standard_error(scores: Tensor | np.ndarray, label: Tensor | np.ndarray) 
     above, below = scores[0, positive].sort().values, scores[0, ~positive].sort().values
     if min(len(above), len(below)) < 2:
         raise InputError("the standard error of an AUC needs at least two samples of each class")
-    beaten = (torch.searchsorted(below, above) + torch.searchsorted(below, above, right=True)).to(torch.float64)
-    beating = (torch.searchsorted(above, below) + torch.searchsorted(above, below, right=True)).to(torch.float64)
-    variance = (beaten / (2 * len(below))).var() / len(above) + (beating / (2 * len(above))).var() / len(below)
+    variance = _share_below(above, below).var() / len(above) + _share_below(below, above).var() / len(below)
     return math.sqrt(float(variance))
 
 
+def _share_below(values: Tensor, others: Tensor) -> Tensor:
+    """Per value the share of the sorted ``others`` below it, float64, ties counting one half."""
+    doubled = torch.searchsorted(others, values) + torch.searchsorted(others, values, right=True)
+    return doubled.to(torch.float64) / (2 * len(others))
+
+
 class Paired(NamedTuple):
-    """Differences of paired runs: their mean, its standard error (NaN for a single pair), the pairs won, all pairs."""
+    """Differences of paired runs: their mean, its standard error (NaN for a single pair), the pairs won, all
+    pairs."""
 
     difference: float
     standard_error: float
@@ -135,7 +146,8 @@ class Paired(NamedTuple):
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
-    """Compare two variants run with the same seeds: ``a[i]`` and ``b[i]`` belong to one seed; a win is ``a[i] > b[i]``.
+    """Compare two variants run with the same seeds: ``a[i]`` and ``b[i]`` belong to one seed; a win is
+    ``a[i] > b[i]``.
 
     Raises:
         InputError: no runs, or not as many of one as of the other.
@@ -151,18 +163,19 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
 def hit_rate_ndcg(
     scores: Tensor | np.ndarray, positive: Tensor | np.ndarray | int, k: Sequence[int] = (5, 10)
 ) -> dict[str, float]:
-    """Hit rate and NDCG of one relevant candidate among C per row, as ``{"hr@5": …, "ndcg@5": …, "hr@10": …}``.
+    """Hit rate and NDCG of one relevant candidate among C per row, as ``{"hr@5": …, "ndcg@5": …, …}``.
 
     Args:
         scores: [B, C]. A candidate that must not be ranked is −inf.
         positive: column of the relevant candidate, one for all rows or int [B].
         k: cut-offs.
 
-    A candidate tied with others takes each of their ranks with equal probability, and the metrics are expectations: a model
-    that scores everything alike gets k/C, and no order of the columns helps.
+    A candidate tied with others takes each of their ranks with equal probability, and the metrics are
+    expectations: a model that scores everything alike gets k/C, and no order of the columns helps.
 
     Raises:
-        InputError: no rows, a NaN score, a positive outside the columns or with score −inf, a cut-off below 1.
+        InputError: no rows, a NaN score, a positive outside the columns or with score −inf, a cut-off below
+            1.
     """
     scores = torch.as_tensor(scores)
     if scores.dim() != 2 or not scores.shape[0]:
@@ -176,8 +189,8 @@ def hit_rate_ndcg(
     own = scores.gather(1, positive[:, None])
     for row in (scores.isnan().any(1) | (own[:, 0] == -math.inf)).nonzero()[:1, 0]:
         raise InputError(f"row {int(row)} has a NaN score, or its positive is −inf")
-    before = (scores > own).sum(1)                      # better candidates: the positive's rank is at least before + 1
-    tied = (scores == own).sum(1)                       # itself included
+    before = (scores > own).sum(1)  # better candidates: the positive's rank is at least before + 1
+    tied = (scores == own).sum(1)  # itself included
     ranks = torch.arange(1, candidates + 1, dtype=torch.float64, device=scores.device)
     gain = torch.cat([ranks.new_zeros(1), (1 / torch.log2(ranks + 1)).cumsum(0)])
     result = {}

@@ -1,11 +1,12 @@
 """The two native modules, loaded at first use, and the reason when one cannot be used.
 
-``_C`` holds operations (``TORCH_LIBRARY_IMPL``; needs the very torch it was compiled against), ``_driver`` work on NumPy arrays
-(pybind11; needs no torch). Both are optional: every caller has a PyTorch or NumPy way to the same result. Importing this
-module loads neither.
+``_C`` holds operations (``TORCH_LIBRARY_IMPL``; needs the very torch it was compiled against), ``_driver``
+work on NumPy arrays (pybind11; needs no torch). Both are optional: every caller has a PyTorch or NumPy way to
+the same result. Importing this module loads neither.
 
-A module that is simply not there is silent, since that may be meant; one that is there and cannot be used warns once, since
-that makes everything slower than its owner believes. ``AMEIR_FAST_NATIVE=0`` turns both off.
+A module that is simply not there is silent, since that may be meant; one that is there and cannot be used
+warns once, since that makes everything slower than its owner believes. ``AMEIR_FAST_NATIVE=0`` turns both
+off.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import platform
 import sys
 import warnings
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
 
@@ -28,13 +30,15 @@ _DIRECTORY = Path(__file__).resolve().parent
 
 
 def enabled() -> bool:
-    """Whether native modules may be used: not when ``AMEIR_FAST_NATIVE`` is ``0``, ``false``, ``no`` or ``off``."""
+    """Whether native modules may be used: not when ``AMEIR_FAST_NATIVE`` is ``0``, ``false``, ``no`` or
+    ``off``."""
     return os.environ.get("AMEIR_FAST_NATIVE", "").strip().lower() not in ("0", "false", "no", "off")
 
 
 @functools.cache
 def build_info() -> dict | None:
-    """The record of the build: ``mode``, ``reason`` (of mode ``none``), ``version``, ``torch``, ``python``, ``system``.
+    """The record of the build: ``mode``, ``reason`` (of mode ``none``), ``version``, ``torch``, ``python``,
+    ``system``.
 
     ``None`` in a checkout that was never installed.
     """
@@ -69,12 +73,14 @@ def why_not(name: str) -> str | None:
 def _driver() -> tuple[ModuleType | None, str | None]:
     if not any(_DIRECTORY.glob("_driver.*")):
         return None, _absent()
+    if not any((_DIRECTORY / f"_driver{suffix}").is_file() for suffix in EXTENSION_SUFFIXES):
+        info = build_info() or {}
+        return None, _broken(
+            f"_driver was built for Python {info.get('python', 'of another version')}, "
+            f"this is {platform.python_version()}"
+        )
     try:
         return importlib.import_module("ameir_fast._driver"), None
-    except ModuleNotFoundError:  # a file is there, but not one that this interpreter loads
-        info = build_info() or {}
-        return None, _broken(f"_driver was built for Python {info.get('python', 'of another version')}, "
-                             f"this is {platform.python_version()}")
     except ImportError as error:
         return None, _broken(f"_driver does not load: {error}")
 
@@ -87,10 +93,13 @@ def _ops() -> str | None:
     import torch
 
     built = (build_info() or {}).get("torch")
-    # Public versions compared as text, because only equality counts: C++ symbols change even between patch releases.
-    # The local part (+cpu, +cu130) is ignored; the same release has the same CPU interface in all of its builds.
+    # Public versions compared as text, because only equality counts: C++ symbols change even between patch
+    # releases. The local part (+cpu, +cu130) is ignored; the same release has the same CPU interface in all
+    # of its builds.
     if built is None or built.split("+")[0] != torch.__version__.split("+")[0]:
-        return _broken(f"_C was built for torch {built or 'of an unknown version'}, this is torch {torch.__version__}")
+        return _broken(
+            f"_C was built for torch {built or 'of an unknown version'}, this is torch {torch.__version__}"
+        )
     try:
         torch.ops.load_library(path)
     except OSError as error:
@@ -101,7 +110,9 @@ def _ops() -> str | None:
 def _absent() -> str:
     info = build_info()
     if info is None:
-        return "not built: this is a checkout without an installation; run `pip install --no-build-isolation -e .` in it"
+        return (
+            "not built: this checkout was never installed; run `pip install --no-build-isolation -e .` in it"
+        )
     if info["mode"] == "none":
         return f"not built: {info['reason']}"
     return f"the file is missing from {_DIRECTORY}; {REMEDY}"
@@ -120,4 +131,3 @@ def main() -> None:
     sys.stdout.write(f"ameir_fast: {built}\n")
     for name, purpose in MODULES.items():
         sys.stdout.write(f"  {name:8} ({purpose}): {why_not(name) or 'works'}\n")
-

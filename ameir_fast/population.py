@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import forward
 from .batch import Batch
 from .errors import InputError
 from .metrics import auc_columns, log_loss_columns
-from .reference import products
+from .reference import products, relu
 from .space import Architecture
 from .supernet import Supernet, interaction_name, reads_step1
 
@@ -123,6 +122,6 @@ def interaction_logits(net: Supernet, candidates: Sequence[tuple[int, ...]], bat
         part = candidates[start:start + chunk]
         p = torch.stack(products(e, [list(c) for c in part]))                                # [c, B, K]
         w = torch.stack([net.step2.interactions[interaction_name(c)].weight for c in part])  # [c, 200, K]
-        h = F.relu(torch.baddbmm(base, p, w.transpose(1, 2)))
-        out[start:start + chunk] = head(F.relu(second(h)))[..., 0]
+        h = relu(torch.baddbmm(base, p, w.transpose(1, 2)))
+        out[start:start + chunk] = head(relu(second(h)))[..., 0]
     return out

@@ -278,7 +278,10 @@ def show_metrics(metrics: dict[str, float]) -> str:
 
 
 def show_value(value: float | int | str) -> str:
-    """A number with four significant decimals where it has any."""
+    """A number to read: four decimals below a thousand, none above; three significant digits when it is
+    tiny."""
     if isinstance(value, float):
-        return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3g}"
+        if value != 0 and abs(value) < 1e-3:
+            return f"{value:.3g}"
+        return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -23,7 +23,7 @@ from .modules import (
     make_layer,
     make_norm,
 )
-from .reference import field_embeddings, products
+from .reference import field_embeddings, products, relu
 from .space import Architecture, MlpLayer, SearchSpace
 from .space.architecture import Block, fixed_mlp
 from .space.search_space import history_width
@@ -216,8 +216,8 @@ class Supernet(nn.Module):
                 parts.append(F.linear(p, self.step2.interactions[interaction_name(fields)].weight))
             base = base + torch.cat(parts)
         weights = Step2Weights(self)
-        h = forward.drop(weights, F.relu(base))
-        h = forward.drop(weights, F.relu(self.step2.mlp["1"](h)))
+        h = forward.drop(weights, relu(base))
+        h = forward.drop(weights, relu(self.step2.mlp["1"](h)))
         return forward.score(weights, h, None, self.schema, self.embedding.weight, items)
 
     def interaction_base(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -15,10 +15,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ameir_fast import InputError, Model
-from ameir_fast.profile import backend_in_use, percentiles, random_batch, time_calls
-from ameir_fast.search.environment import describe
-
+from .. import InputError, Model
+from ..profile import backend_in_use, percentiles, random_batch, time_calls
+from ..search.environment import describe
 from . import limits
 from .suites import EMBEDDING_DEVIATION, Case, cases, lengths
 

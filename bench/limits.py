@@ -7,8 +7,7 @@ import time
 import numpy as np
 import torch
 
-from ameir_fast.space.choices import LAYERS, width
-
+from ..space.choices import LAYERS, width
 from .suites import Case
 
 GEMM_SIZE = 1536

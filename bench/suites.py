@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ameir_fast import Architecture, FeatureSchema, InputError
+from .. import Architecture, FeatureSchema, InputError
 
 #: Standard deviation of the embeddings in the benchmarks: products of several embeddings then reach the
 #: logits, so that the comparison with the fp64 reference tests every part.

@@ -1,5 +1,6 @@
-// _driver: work on the host that is not tensors. Arrays are taken as they are (a wrong type or stride is a TypeError, not a
-// silent copy); hostops.py is the public face, checks the arguments, and holds a NumPy version of each function.
+// _driver: work on the host that is not tensors. Arrays are taken as they are (a wrong type or stride is a
+// TypeError, not a silent copy); hostops.py is the public face, checks the arguments, and holds a NumPy
+// version of each function.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -64,13 +65,14 @@ py::tuple assemble(const Positions& rows, const std::vector<std::optional<Ids>>&
   int32_t* const bag_id = bag_ids.mutable_data();
   {
     py::gil_scoped_release unlocked;
-    ameir_fast::fill_batch(storage, rows.data(), batch, layout, history_offset, bag_offset, field, event, bag_id);
+    ameir_fast::fill_batch(storage, rows.data(), batch, layout, history_offset, bag_offset, field, event,
+                           bag_id);
   }
   return py::make_tuple(fields, bag_ids, bag_offsets, history, history_offsets);
 }
 
-Ids sample_negatives(const Positions& users, const Positions& user_offsets, const Ids& user_items, int64_t num_items,
-                     int64_t count, uint64_t seed, const Ids& positives) {
+Ids sample_negatives(const Positions& users, const Positions& user_offsets, const Ids& user_items,
+                     int64_t num_items, int64_t count, uint64_t seed, const Ids& positives) {
   need(count >= 0, "the number of negatives is negative");
   need(user_offsets.size() >= 1, "user_offsets is empty");
   need(num_items >= 1 && num_items <= int64_t{1} << 31, "num_items is outside 1..2147483648");
@@ -80,8 +82,8 @@ Ids sample_negatives(const Positions& users, const Positions& user_offsets, cons
   {
     py::gil_scoped_release unlocked;
     ameir_fast::sample_negatives(users.data(), positives.data(), users.size(), user_offsets.data(),
-                                 user_offsets.size() - 1, user_items.data(), user_items.size(), num_items, count, seed,
-                                 out);
+                                 user_offsets.size() - 1, user_items.data(), user_items.size(), num_items,
+                                 count, seed, out);
   }
   return result;
 }
@@ -90,10 +92,10 @@ Ids sample_negatives(const Positions& users, const Positions& user_offsets, cons
 
 PYBIND11_MODULE(_driver, m) {
   m.doc() = "Native host work of ameir_fast; use ameir_fast.hostops.";
-  m.def("assemble", &assemble, py::arg("rows").noconvert(), py::arg("columns").noconvert(), py::arg("bags").noconvert(),
-        py::arg("events").noconvert(), py::arg("begin").noconvert(), py::arg("end").noconvert(),
-        py::arg("max_history"));
-  m.def("sample_negatives", &sample_negatives, py::arg("users").noconvert(), py::arg("user_offsets").noconvert(),
-        py::arg("user_items").noconvert(), py::arg("num_items"), py::arg("n"), py::arg("seed"),
-        py::arg("positives").noconvert());
+  m.def("assemble", &assemble, py::arg("rows").noconvert(), py::arg("columns").noconvert(),
+        py::arg("bags").noconvert(), py::arg("events").noconvert(), py::arg("begin").noconvert(),
+        py::arg("end").noconvert(), py::arg("max_history"));
+  m.def("sample_negatives", &sample_negatives, py::arg("users").noconvert(),
+        py::arg("user_offsets").noconvert(), py::arg("user_items").noconvert(), py::arg("num_items"),
+        py::arg("n"), py::arg("seed"), py::arg("positives").noconvert());
 }

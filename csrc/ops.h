@@ -1,4 +1,4 @@
-// Implementations of the ameir_fast operations, one per file of csrc/cpu. Schemas and fakes are defined in Python.
+// Implementations of the ameir_fast operations, one per file of csrc/cpu. Python defines schemas and fakes.
 #pragma once
 
 #include <ATen/core/Tensor.h>

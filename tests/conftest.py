@@ -7,7 +7,8 @@ import os
 import pytest
 import torch
 
-# Small tensors everywhere: more threads would only wait for each other. Tests of threads set their own number.
+# Small tensors everywhere: more threads would only wait for each other. Tests of threads set their own
+# number.
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
@@ -23,8 +24,8 @@ def _poison(tensor: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory handed out uninitialised reads as NaN, so that an output element nobody wrote fails its test instead of holding
-    whatever was there, often the right value of the test before."""
+    """Memory handed out uninitialised reads as NaN, so that an output element nobody wrote fails its test
+    instead of holding whatever was there, often the right value of the test before."""
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         original = getattr(owner, name)
 

@@ -98,7 +98,7 @@ def metrics(repeats: int = 5, seed: int = 0, variants: dict[str, float] = VARIAN
             "label_rate": 0.5537,
         },
         "variants": table,
-        "found": {"AMEIR-C": ARCHITECTURE},
+        "found": [{"AMEIR-C": ARCHITECTURE}] * repeats,
         "architecture": ARCHITECTURE,
         "standard_error": {"auc": 0.0049},
         "steps": {
@@ -197,14 +197,15 @@ def history(repeats: int = 2, seed: int = 0) -> list[dict]:
     records = []
     stages = [
         "behavior.train",
+        *(f"behavior.race.{i}" for i in range(4)),
         "interactions.train.c1",
         "interactions.train.c2",
         "mlp.train",
-        *(f"retrain.{name}" for name in VARIANTS),
+        *(f"retrain.{name}.0" for name in VARIANTS),
     ]
     for repeat in range(repeats):
         for stage in stages:
-            top = VARIANTS.get(stage.split(".", 1)[1], 0.752)
+            top = VARIANTS.get(stage.split(".")[1], 0.752)
             for point in range(1, 11):
                 records.append(
                     {
@@ -219,6 +220,7 @@ def history(repeats: int = 2, seed: int = 0) -> list[dict]:
                         "seconds": point * 1.5,
                     }
                 )
+        records.append({"repeat": repeat, "stage": "behavior.rank", "step": 300, "best": 0.756})
     return records
 
 
@@ -237,17 +239,14 @@ def write(
         (directory / name).write_text(json.dumps(value), encoding="utf-8")
 
     if "config" in parts:
-        dump(
-            "config.json",
-            {
-                "version": 1,
-                "seed": 0,
-                "embedding_dim": 16,
-                "learning_rate": 1e-3,
-                "blocks": 3,
-                "race": {"finalists": 8, "steps": 100},
-            },
-        )
+        settings = {
+            "version": 1,
+            "seed": 0,
+            "embedding_dim": 16,
+            "learning_rate": 1e-3,
+            "race_epochs": [0.5, 1.0],
+        }
+        dump("config.json", {"version": 1, "config": settings, "repeats": 5, "strategy": "RandomStrategy"})
     if "architecture" in parts:
         dump("architecture.json", architecture)
     if "metrics" in parts:

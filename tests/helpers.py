@@ -10,7 +10,7 @@ import torch
 import ameir_fast as af
 from tests import oracle
 
-# ---- schemas --------------------------------------------------------------------------------------
+# ---- schemas ------------------------------------------------------------------------------------
 
 
 def make_schema(*, task="ctr", fields=4, multi=0, behavior=2, target=True, max_history=7, sizes=None,
@@ -31,7 +31,9 @@ def make_schema(*, task="ctr", fields=4, multi=0, behavior=2, target=True, max_h
         if shared and j == 0 and fields:
             data_behavior.append({"name": name, "vocabulary": names[0]})
         else:
-            vocabularies.insert(rng.randrange(len(vocabularies) + 1), {"name": name, "size": rng.choice([2, 4, 7])})
+            vocabularies.insert(
+                rng.randrange(len(vocabularies) + 1), {"name": name, "size": rng.choice([2, 4, 7])}
+            )
             data_behavior.append({"name": name, "vocabulary": name})
     has_target = target and task == "ctr" and 0 < behavior <= fields - multi
     data = {"version": 1, "task": task, "max_history": max_history if behavior else 0,
@@ -56,7 +58,7 @@ def random_schema(seed: int, *, task: str | None = None) -> tuple[dict, int]:
     return schema, rng.choice([1, 2, 3, 4, 4, 8])
 
 
-# ---- batches --------------------------------------------------------------------------------------
+# ---- batches ------------------------------------------------------------------------------------
 
 
 def random_batch(schema: dict, rows: int, seed: int, *, lengths=None) -> af.Batch:
@@ -67,8 +69,12 @@ def random_batch(schema: dict, rows: int, seed: int, *, lengths=None) -> af.Batc
     def ids(name: str, n: int):
         return torch.randint(sizes[name], (n,), generator=g, dtype=torch.int32)
 
-    columns = [torch.zeros(rows, dtype=torch.int32) if f["kind"] == "multi_categorical" else ids(f["vocabulary"], rows)
-               for f in schema["fields"]]
+    columns = [
+        torch.zeros(rows, dtype=torch.int32)
+        if f["kind"] == "multi_categorical"
+        else ids(f["vocabulary"], rows)
+        for f in schema["fields"]
+    ]
     fields = torch.stack(columns, 1) if columns else torch.zeros(rows, 0, dtype=torch.int32)
     history = history_offsets = bag_ids = bag_offsets = None
     if schema["behavior"]:
@@ -92,14 +98,21 @@ def random_batch(schema: dict, rows: int, seed: int, *, lengths=None) -> af.Batc
         label = torch.randint(2, (rows,), generator=g).float()
     else:
         items = ids(oracle.item_vocabulary(schema), rows)
-    return af.Batch(fields=fields, history=history, history_offsets=history_offsets, label=label, bag_ids=bag_ids,
-                    bag_offsets=bag_offsets, items=items)
+    return af.Batch(
+        fields=fields,
+        history=history,
+        history_offsets=history_offsets,
+        label=label,
+        bag_ids=bag_ids,
+        bag_offsets=bag_offsets,
+        items=items,
+    )
 
 
 def select_rows(batch: af.Batch, rows: list[int]) -> af.Batch:
     """The given rows in the given order, with repetition (built row by row, on purpose)."""
     index = torch.tensor(rows, dtype=torch.int64)
-    take = lambda t: None if t is None else t[index]  # noqa: E731
+    take = lambda t: None if t is None else t[index]
     history = offsets = bag_ids = bag_offsets = None
     if batch.history is not None:
         history, offsets = _select_groups(batch.history, batch.history_offsets, rows)
@@ -107,8 +120,15 @@ def select_rows(batch: af.Batch, rows: list[int]) -> af.Batch:
         per_row = (batch.bag_offsets.shape[0] - 1) // max(1, batch.fields.shape[0])
         groups = [r * per_row + j for r in rows for j in range(per_row)]
         bag_ids, bag_offsets = _select_groups(batch.bag_ids, batch.bag_offsets, groups)
-    return af.Batch(fields=batch.fields[index], history=history, history_offsets=offsets, label=take(batch.label),
-                    bag_ids=bag_ids, bag_offsets=bag_offsets, items=take(batch.items))
+    return af.Batch(
+        fields=batch.fields[index],
+        history=history,
+        history_offsets=offsets,
+        label=take(batch.label),
+        bag_ids=bag_ids,
+        bag_offsets=bag_offsets,
+        items=take(batch.items),
+    )
 
 
 def _select_groups(values, offsets, groups):
@@ -125,7 +145,7 @@ def strided(t: torch.Tensor | None) -> torch.Tensor | None:
     return spread[..., 0]
 
 
-# ---- architectures --------------------------------------------------------------------------------
+# ---- architectures ------------------------------------------------------------------------------
 
 
 def random_arch(schema: dict, embedding_dim: int, seed: int, *, blocks=3, mlp_layers=2, interactions=3,
@@ -147,7 +167,10 @@ def random_arch(schema: dict, embedding_dim: int, seed: int, *, blocks=3, mlp_la
             found.add(tuple(sorted(rng.sample(range(n), rng.randint(2, n)))))
     activations = oracle.MLP_ACTIVATIONS if dice else oracle.MLP_ACTIVATIONS[:3]
     if fixed_mlp:
-        mlp = [{"width": rng.choice([1, 3, 17]), "activation": rng.choice(activations)} for _ in range(mlp_layers)]
+        mlp = [
+            {"width": rng.choice([1, 3, 17]), "activation": rng.choice(activations)}
+            for _ in range(mlp_layers)
+        ]
     else:
         tenths = sorted((rng.randint(1, 10) for _ in range(mlp_layers)), reverse=True)
         mlp = [{"ratio": t / 10, "activation": rng.choice(activations)} for t in tenths]
@@ -169,7 +192,7 @@ def block(layer: str, norm: str = "layer_norm", activation: str = "relu") -> dic
     return {"norm": norm, "layer": layer, "activation": activation}
 
 
-# ---- objects of the package, with weights that hide nothing ----------------------------------------
+# ---- objects of the package, with weights that hide nothing -------------------------------------
 
 
 @torch.no_grad()
@@ -187,13 +210,24 @@ def randomise(module: torch.nn.Module, seed: int) -> None:
 
 
 def make_model(schema: dict, arch: dict, embedding_dim: int, seed: int = 0, dtype=torch.float64) -> af.Model:
-    model = af.Model(af.FeatureSchema.from_dict(schema), af.Architecture.from_dict(arch), embedding_dim).to(dtype)
+    model = af.Model(af.FeatureSchema.from_dict(schema), af.Architecture.from_dict(arch), embedding_dim).to(
+        dtype
+    )
     randomise(model, seed)
     return model
 
 
-def make_supernet(schema: dict, embedding_dim: int, seed: int = 0, dtype=torch.float64, *, blocks=3, mlp_layers=2,
-                  interactions=3, backend="reference") -> af.Supernet:
+def make_supernet(
+    schema: dict,
+    embedding_dim: int,
+    seed: int = 0,
+    dtype=torch.float64,
+    *,
+    blocks=3,
+    mlp_layers=2,
+    interactions=3,
+    backend="reference",
+) -> af.Supernet:
     space = af.SearchSpace(af.FeatureSchema.from_dict(schema), blocks=blocks, mlp_layers=mlp_layers,
                            interactions=interactions)
     net = af.Supernet(space, embedding_dim, backend=backend, dtype=dtype)
@@ -208,7 +242,7 @@ def leaves(module: torch.nn.Module) -> dict[str, torch.Tensor]:
             for name, tensor in module.state_dict().items()}
 
 
-# ---- comparing ------------------------------------------------------------------------------------
+# ---- comparing ----------------------------------------------------------------------------------
 
 TIGHT = 1e-10  # fp64, relative to the scale of what is compared
 
@@ -226,7 +260,7 @@ def assert_close(got: torch.Tensor, want: torch.Tensor, what: str, tolerance: fl
 
 
 def gradients(output: torch.Tensor, tensors: dict[str, torch.Tensor], cotangent: torch.Tensor) -> dict:
-    """Gradient of ``(output · cotangent).sum()`` for each tensor that requires one; zero where it isn't used."""
+    """Gradient of ``(output · cotangent).sum()`` for each tensor that requires one; zero where unused."""
     wanted = {n: t for n, t in tensors.items() if t.requires_grad}
     if not output.requires_grad:
         return {n: torch.zeros_like(t) for n, t in wanted.items()}
@@ -236,8 +270,8 @@ def gradients(output: torch.Tensor, tensors: dict[str, torch.Tensor], cotangent:
 
 def assert_gradients(got: dict, want: dict, what: str, tolerance: float = TIGHT) -> None:
     assert got.keys() == want.keys(), f"{what}: {sorted(set(got) ^ set(want))}"
-    for name in want:
-        assert_close(got[name], want[name], f"{what}: gradient of {name}", tolerance)
+    for name, gradient in want.items():
+        assert_close(got[name], gradient, f"{what}: gradient of {name}", tolerance)
 
 
 def random_like(t: torch.Tensor, seed: int) -> torch.Tensor:
@@ -246,13 +280,27 @@ def random_like(t: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def hand_schema() -> SimpleNamespace:
-    """A small CTR schema used where numbers are checked by hand: rows item 0-4, rating 5-7, tag 8-11, city 12-14."""
-    return SimpleNamespace(dict={
-        "version": 1, "task": "ctr", "max_history": 3,
-        "vocabularies": [{"name": "item", "size": 5}, {"name": "rating", "size": 3}, {"name": "tag", "size": 4},
-                         {"name": "city", "size": 3}],
-        "fields": [{"name": "item", "kind": "categorical", "vocabulary": "item"},
-                   {"name": "tags", "kind": "multi_categorical", "vocabulary": "tag"},
-                   {"name": "city", "kind": "categorical", "vocabulary": "city"}],
-        "behavior": [{"name": "history_item", "vocabulary": "item"}, {"name": "history_rating", "vocabulary": "rating"}],
-        "target": ["item", "city"]})
+    """A small CTR schema for numbers checked by hand: rows item 0-4, rating 5-7, tag 8-11, city 12-14."""
+    return SimpleNamespace(
+        dict={
+            "version": 1,
+            "task": "ctr",
+            "max_history": 3,
+            "vocabularies": [
+                {"name": "item", "size": 5},
+                {"name": "rating", "size": 3},
+                {"name": "tag", "size": 4},
+                {"name": "city", "size": 3},
+            ],
+            "fields": [
+                {"name": "item", "kind": "categorical", "vocabulary": "item"},
+                {"name": "tags", "kind": "multi_categorical", "vocabulary": "tag"},
+                {"name": "city", "kind": "categorical", "vocabulary": "city"},
+            ],
+            "behavior": [
+                {"name": "history_item", "vocabulary": "item"},
+                {"name": "history_rating", "vocabulary": "rating"},
+            ],
+            "target": ["item", "city"],
+        }
+    )

@@ -3,7 +3,7 @@
 No padding, no masks, no batching, nothing from the package: one row at a time over its true elements, with
 PyTorch's own Conv1d / GRU / MultiheadAttention conventions. Schemas and architectures are their JSON
 dictionaries, weights a dictionary with the names of a state dict, so what is tested here is the published
-contract and not the package's own idea of it. Everything is differentiable and runs in the dtype of the weights.
+contract and not the package's own idea of it. Everything is differentiable, in the dtype of the weights.
 
 ``padded_behavior`` at the end is a third way for the sequence part, padded and masked, for the tests that
 padding changes nothing.
@@ -24,7 +24,7 @@ MLP_ACTIVATIONS = ("relu", "swish", "identity", "dice")
 HIDDEN = 36  # of a local activation unit
 FIXED_MLP = (200, 80)
 
-# ---- sizes ---------------------------------------------------------------------------------------
+# ---- sizes --------------------------------------------------------------------------------------
 
 
 class Sizes:
@@ -79,7 +79,7 @@ def is_step1(arch: dict) -> bool:
             and [(m.get("width"), m["activation"]) for m in arch["mlp"]] == [(200, "relu"), (80, "relu")])
 
 
-# ---- expected names and shapes --------------------------------------------------------------------
+# ---- expected names and shapes ------------------------------------------------------------------
 
 
 def _attention_shapes(prefix: str, width: int) -> dict[str, tuple]:
@@ -157,7 +157,9 @@ def model_shapes(schema: dict, arch: dict, embedding_dim: int) -> dict[str, tupl
     return shapes
 
 
-def supernet_shapes(schema: dict, embedding_dim: int, blocks: int, mlp_layers: int, interactions: int) -> dict:
+def supernet_shapes(
+    schema: dict, embedding_dim: int, blocks: int, mlp_layers: int, interactions: int
+) -> dict:
     """Every key of a Supernet's state dict but ``step2.interactions.*``, which grow with the search."""
     sizes = Sizes(schema, embedding_dim)
     shapes = {"embedding.weight": (sizes.F, sizes.K)}
@@ -172,12 +174,11 @@ def supernet_shapes(schema: dict, embedding_dim: int, blocks: int, mlp_layers: i
         shapes[f"mlp.{l}.weight"], shapes[f"mlp.{l}.bias"] = (k0, k0), (k0,)
         for name in ("alpha", "running_mean", "running_var"):
             shapes[f"mlp.{l}.dice.{name}"] = (k0,)
-    last = k0
     if both:
         squeezed = max(1, both // 2)
         shapes["se.project.weight"] = (1, sizes.K)
         shapes["se.squeeze.weight"], shapes["se.excite.weight"] = (squeezed, both), (both, squeezed)
-        last += sizes.K
+    last = k0 + sizes.K  # 9.14 gives the head room for h_se whether or not this space can have it
     wide, narrow = FIXED_MLP
     shapes["step1.mlp.0.weight"], shapes["step1.mlp.0.bias"] = (wide, sizes.k0(0)), (wide,)
     shapes["step1.mlp.1.weight"], shapes["step1.mlp.1.bias"] = (narrow, wide), (narrow,)
@@ -211,7 +212,7 @@ def count_parameters(shapes: dict[str, tuple]) -> tuple[int, int]:
     return total, total - rows * columns
 
 
-# ---- parts ----------------------------------------------------------------------------------------
+# ---- parts --------------------------------------------------------------------------------------
 
 
 def activate(name: str, x: Tensor) -> Tensor:
@@ -274,14 +275,18 @@ def pool(state: dict, h: Tensor, target: Tensor | None) -> Tensor:
         return h.new_zeros(parts * h.shape[1])
     out = [sum(h[i] for i in range(h.shape[0])), h[-1]]
     if target is not None:
-        out.append(sum(activation_unit(state, "pool.attention", h[i], target) * h[i] for i in range(h.shape[0])))
+        out.append(
+            sum(activation_unit(state, "pool.attention", h[i], target) * h[i] for i in range(h.shape[0]))
+        )
     return torch.cat(out)
 
 
 def squeeze_excite(state: dict, q: Tensor) -> Tensor:
     """``h_se [K]`` of ``q [N+m, K]`` (section 2.7)."""
     v = F.linear(q, state["se.project.weight"])[:, 0]
-    a = torch.sigmoid(F.linear(torch.relu(F.linear(v, state["se.squeeze.weight"])), state["se.excite.weight"]))
+    a = torch.sigmoid(
+        F.linear(torch.relu(F.linear(v, state["se.squeeze.weight"])), state["se.excite.weight"])
+    )
     return sum(a[i] * q[i] for i in range(q.shape[0]))
 
 
@@ -290,7 +295,7 @@ def dice(s: Tensor, alpha: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     return p * s + (1 - p) * alpha * s
 
 
-# ---- one row's inputs -----------------------------------------------------------------------------
+# ---- one row's inputs ---------------------------------------------------------------------------
 
 
 def field_embeddings(schema: dict, table: Tensor, batch, row: int) -> Tensor:
@@ -349,10 +354,12 @@ def row_features(schema: dict, arch: dict, state: dict, batch, row: int) -> tupl
     return h_a, e_b, p_b
 
 
-# ---- whole models ---------------------------------------------------------------------------------
+# ---- whole models -------------------------------------------------------------------------------
 
 
-def _mlp(arch: dict, state: dict, rows: list[Tensor], batch_statistics: bool, seen: dict | None) -> list[Tensor]:
+def _mlp(
+    arch: dict, state: dict, rows: list[Tensor], batch_statistics: bool, seen: dict | None
+) -> list[Tensor]:
     for l, layer in enumerate(arch["mlp"]):
         s = [F.linear(h, state[f"mlp.{l}.weight"], state[f"mlp.{l}.bias"]) for h in rows]
         if layer["activation"] != "dice":
@@ -411,7 +418,7 @@ def child_state(schema: dict, arch: dict, embedding_dim: int, super_state: dict)
     shapes = model_shapes(schema, arch, embedding_dim)
     out = {}
     for name, shape in shapes.items():
-        if name.endswith("running_mean") or name.endswith("running_var"):
+        if is_buffer(name):
             fill = torch.zeros if name.endswith("mean") else torch.ones
             out[name] = fill(shape, dtype=super_state["embedding.weight"].dtype)
         elif is_step1(arch) and name.split(".")[0] in ("mlp", "head"):
@@ -429,24 +436,30 @@ def child_state(schema: dict, arch: dict, embedding_dim: int, super_state: dict)
     return out
 
 
-def supernet_output(schema: dict, arch: dict, embedding_dim: int, super_state: dict, batch, *, items=None) -> Tensor:
+def supernet_output(
+    schema: dict, arch: dict, embedding_dim: int, super_state: dict, batch, *, items=None
+) -> Tensor:
     """``net(batch, arch)``: the child's function with Dice on the statistics of the batch at hand."""
     child = child_state(schema, arch, embedding_dim, super_state)
     return model_output(schema, arch, child, batch, items=items, batch_statistics=True)
 
 
 def step1_output(schema: dict, blocks: list[dict], super_state: dict, batch, *, items=None) -> Tensor:
-    """Section 4 step 1 and 9.18, from the ``step1.*`` weights directly: ``[h_a, e_b]``, ReLU, ReLU, linear."""
+    """Section 4 step 1 and 9.18, from ``step1.*`` directly: ``[h_a, e_b]``, ReLU twice, linear."""
     arch, hidden = {"behavior": blocks, "interactions": []}, []
     for b in range(batch.fields.shape[0]):
         h_a, e_b, _ = row_features(schema, arch, super_state, batch, b)
         h = torch.cat([h_a, e_b.flatten()])
         for l in (0, 1):
-            h = torch.relu(F.linear(h, super_state[f"step1.mlp.{l}.weight"], super_state[f"step1.mlp.{l}.bias"]))
+            h = torch.relu(
+                F.linear(h, super_state[f"step1.mlp.{l}.weight"], super_state[f"step1.mlp.{l}.bias"])
+            )
         hidden.append(h)
     table = super_state["embedding.weight"]
     h_c = torch.stack(hidden) if hidden else table.new_zeros(0, FIXED_MLP[1])
-    return _head(schema, super_state["step1.head.weight"], super_state.get("step1.head.bias"), table, h_c, items)
+    return _head(
+        schema, super_state["step1.head.weight"], super_state.get("step1.head.bias"), table, h_c, items
+    )
 
 
 def step2_output(schema: dict, interaction: tuple | None, super_state: dict, batch, *, items=None) -> Tensor:
@@ -468,7 +481,9 @@ def step2_output(schema: dict, interaction: tuple | None, super_state: dict, bat
         h = torch.relu(F.linear(h, super_state["step2.mlp.1.weight"], super_state["step2.mlp.1.bias"]))
         hidden.append(h)
     h_c = torch.stack(hidden) if hidden else table.new_zeros(0, FIXED_MLP[1])
-    return _head(schema, super_state["step2.head.weight"], super_state.get("step2.head.bias"), table, h_c, items)
+    return _head(
+        schema, super_state["step2.head.weight"], super_state.get("step2.head.bias"), table, h_c, items
+    )
 
 
 def dice_statistics(schema: dict, arch: dict, state: dict, batches: list) -> dict[str, Tensor]:
@@ -494,7 +509,7 @@ def dice_statistics(schema: dict, arch: dict, state: dict, batches: list) -> dic
     return {k: v for k, v in state.items() if is_buffer(k)}
 
 
-# ---- losses ---------------------------------------------------------------------------------------
+# ---- losses -------------------------------------------------------------------------------------
 
 
 def ctr_loss(logit: Tensor, label: Tensor) -> Tensor:
@@ -510,10 +525,12 @@ def retrieval_loss(positive: Tensor, negatives: Tensor) -> Tensor:
     return sum(rows) / len(rows)
 
 
-# ---- the sequence part once more, padded and masked -------------------------------------------------
+# ---- the sequence part once more, padded and masked ---------------------------------------------
 
 
-def padded_behavior(state: dict, blocks: list[dict], h: Tensor, mask: Tensor, target: Tensor | None) -> Tensor:
+def padded_behavior(
+    state: dict, blocks: list[dict], h: Tensor, mask: Tensor, target: Tensor | None
+) -> Tensor:
     """``h_a [B, ·]`` from ``h [B, T, D]`` (anything where ``mask [B, T]`` is false), ``target [B, D]``."""
     lengths = mask.sum(1)
     for l, block in enumerate(blocks):
@@ -591,7 +608,9 @@ def _padded_layer(layer, state, prefix, x, mask, lengths, target):
     raise ValueError(layer)
 
 
-def padded_representation(schema: dict, arch: dict, state: dict, batch, padded: Tensor, mask: Tensor) -> Tensor:
+def padded_representation(
+    schema: dict, arch: dict, state: dict, batch, padded: Tensor, mask: Tensor
+) -> Tensor:
     """``h_a [B, ·]`` from ``batch.to_padded()``'s ids."""
     table, offsets = state["embedding.weight"], row_offsets(schema)
     starts = torch.tensor([offsets[b["vocabulary"]] for b in schema["behavior"]])
@@ -599,5 +618,7 @@ def padded_representation(schema: dict, arch: dict, state: dict, batch, padded: 
     rows = range(batch.fields.shape[0])
     target = None
     if schema.get("target"):
-        target = torch.stack([target_embedding(schema, field_embeddings(schema, table, batch, b)) for b in rows])
+        target = torch.stack(
+            [target_embedding(schema, field_embeddings(schema, table, batch, b)) for b in rows]
+        )
     return padded_behavior(state, arch["behavior"], h, mask, target)

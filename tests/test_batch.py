@@ -13,15 +13,26 @@ from tests.helpers import hand_schema, random_batch, random_schema, select_rows
 
 def hand_batch(**changes) -> af.Batch:
     """Three rows of ``hand_schema``: histories of length 2, 0, 3; bags of 2, 0, 1 tags."""
-    parts = dict(
-        fields=torch.tensor([[1, 0, 2], [4, 0, 0], [0, 0, 1]], dtype=torch.int32),
-        history=torch.tensor([[1, 2], [4, 0], [0, 1], [3, 2], [2, 2]], dtype=torch.int32),
-        history_offsets=torch.tensor([0, 2, 2, 5]),
-        label=torch.tensor([1.0, 0.0, 1.0]),
-        bag_ids=torch.tensor([3, 1, 2], dtype=torch.int32),
-        bag_offsets=torch.tensor([0, 2, 2, 3]))
+    parts = {
+        "fields": torch.tensor([[1, 0, 2], [4, 0, 0], [0, 0, 1]], dtype=torch.int32),
+        "history": torch.tensor([[1, 2], [4, 0], [0, 1], [3, 2], [2, 2]], dtype=torch.int32),
+        "history_offsets": torch.tensor([0, 2, 2, 5]),
+        "label": torch.tensor([1.0, 0.0, 1.0]),
+        "bag_ids": torch.tensor([3, 1, 2], dtype=torch.int32),
+        "bag_offsets": torch.tensor([0, 2, 2, 3])}
     parts.update(changes)
     return af.Batch(**parts)
+
+
+def part_ids(value) -> str:
+    """Test ids: what the error must name."""
+    return (
+        "-".join(value)
+        if isinstance(value, list)
+        else ",".join(value)
+        if isinstance(value, dict)
+        else "batch"
+    )
 
 
 def the_schema() -> af.FeatureSchema:
@@ -67,13 +78,30 @@ def test_random_batches_pass(seed, rows):
     (changed("bag_ids", (2,), -2), ["tags", "row 2", "-2"]),
     (changed("fields", (0, 0), 2**31 - 1), ["item", "row 0", str(2**31 - 1)]),
     (changed("fields", (0, 0), -2**31), ["item", "row 0", str(-2**31)]),
-])
+], ids=part_ids)
 def test_an_id_out_of_range_names_field_row_and_id(batch, names):
     with pytest.raises(ValueError) as error:
         batch.check(the_schema())
     for name in names:
         assert name in str(error.value), str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_right_bag_of_several_multi_categorical_fields_is_named():
+    """Row and field of a bag are ``k // n_multi`` and ``k % n_multi`` (9.2)."""
+    data = hand_schema().dict
+    data["fields"].append({"name": "more_tags", "kind": "multi_categorical", "vocabulary": "city"})
+    batch = hand_batch(
+        fields=torch.zeros(3, 4, dtype=torch.int32),
+        bag_ids=torch.tensor([3, 2, 1, 0, 2, 3], dtype=torch.int32),
+        bag_offsets=torch.tensor([0, 1, 2, 2, 4, 5, 6]),
+    )
+    with pytest.raises(ValueError) as error:  # 3 is a tag and no city: the last bag is wrong, the first is not
+        batch.check(af.FeatureSchema.from_dict(data))
+    for name in ("more_tags", "row 2", "3"):
+        assert name in str(error.value), str(error.value)
+    mapped = batch.check(af.FeatureSchema.from_dict(data), on_unknown="map")
+    assert mapped.bag_ids.tolist() == [3, 2, 1, 0, 2, 0]
 
 
 def test_map_turns_ids_out_of_range_into_zero_and_nothing_else():
@@ -100,34 +128,34 @@ def test_unknown_mode():
 
 @pytest.mark.parametrize("mode", ["raise", "map"])
 @pytest.mark.parametrize("changes, names", [
-    (dict(label=torch.tensor([1.0, float("nan"), 0.0])), ["label", "row 1"]),
-    (dict(label=torch.tensor([1.0, 0.0, 0.5])), ["label", "row 2"]),
-    (dict(label=torch.tensor([-1.0, 0.0, 1.0])), ["label", "row 0"]),
-    (dict(label=torch.tensor([1.0, float("inf"), 1.0])), ["label", "row 1"]),
-    (dict(label=torch.tensor([1.0, 0.0])), ["label"]),
-    (dict(label=torch.tensor([1, 0, 1])), ["label"]),
-    (dict(history_offsets=torch.tensor([0, 2, 1, 5])), ["history_offsets"]),
-    (dict(history_offsets=torch.tensor([-1, 2, 2, 5])), ["history_offsets"]),
-    (dict(history_offsets=torch.tensor([0, 2, 2, 6])), ["history_offsets"]),
-    (dict(history_offsets=torch.tensor([0, 2, 2, 4])), ["history_offsets"]),
-    (dict(history_offsets=torch.tensor([1, 2, 2, 5])), ["history_offsets"]),
-    (dict(history_offsets=torch.tensor([0, 2, 5])), ["history_offsets"]),
-    (dict(history_offsets=torch.zeros(0, dtype=torch.int64)), ["history_offsets"]),
-    (dict(history_offsets=torch.tensor([0, 2, 2, 5], dtype=torch.int32)), ["history_offsets"]),
-    (dict(history_offsets=torch.tensor([0, 1, 1, 5])), ["row 2", "4", "3"]),
-    (dict(history=None), ["history"]),
-    (dict(history_offsets=None), ["history_offsets"]),
-    (dict(history=torch.zeros(5, 3, dtype=torch.int32)), ["history"]),
-    (dict(history=torch.zeros(5, 2)), ["history"]),
-    (dict(bag_offsets=torch.tensor([0, 2, 1, 3])), ["bag_offsets"]),
-    (dict(bag_offsets=torch.tensor([0, 2, 2, 4])), ["bag_offsets"]),
-    (dict(bag_offsets=torch.tensor([0, 2, 3])), ["bag_offsets"]),
-    (dict(bag_ids=None), ["bag_ids"]),
-    (dict(bag_offsets=None), ["bag_offsets"]),
-    (dict(fields=torch.zeros(3, 2, dtype=torch.int32)), ["fields"]),
-    (dict(fields=torch.zeros(3, 3)), ["fields"]),
-    (dict(fields=torch.zeros(3, dtype=torch.int32)), ["fields"]),
-])
+    ({"label": torch.tensor([1.0, float("nan"), 0.0])}, ["label", "row 1"]),
+    ({"label": torch.tensor([1.0, 0.0, 0.5])}, ["label", "row 2"]),
+    ({"label": torch.tensor([-1.0, 0.0, 1.0])}, ["label", "row 0"]),
+    ({"label": torch.tensor([1.0, float("inf"), 1.0])}, ["label", "row 1"]),
+    ({"label": torch.tensor([1.0, 0.0])}, ["label"]),
+    ({"label": torch.tensor([1, 0, 1])}, ["label"]),
+    ({"history_offsets": torch.tensor([0, 2, 1, 5])}, ["history_offsets"]),
+    ({"history_offsets": torch.tensor([-1, 2, 2, 5])}, ["history_offsets"]),
+    ({"history_offsets": torch.tensor([0, 2, 2, 6])}, ["history_offsets"]),
+    ({"history_offsets": torch.tensor([0, 2, 2, 4])}, ["history_offsets"]),
+    ({"history_offsets": torch.tensor([1, 2, 2, 5])}, ["history_offsets"]),
+    ({"history_offsets": torch.tensor([0, 2, 5])}, ["history_offsets"]),
+    ({"history_offsets": torch.zeros(0, dtype=torch.int64)}, ["history_offsets"]),
+    ({"history_offsets": torch.tensor([0, 2, 2, 5], dtype=torch.int32)}, ["history_offsets"]),
+    ({"history_offsets": torch.tensor([0, 1, 1, 5])}, ["row 2", "4", "3"]),
+    ({"history": None}, ["history"]),
+    ({"history_offsets": None}, ["history_offsets"]),
+    ({"history": torch.zeros(5, 3, dtype=torch.int32)}, ["history"]),
+    ({"history": torch.zeros(5, 2)}, ["history"]),
+    ({"bag_offsets": torch.tensor([0, 2, 1, 3])}, ["bag_offsets"]),
+    ({"bag_offsets": torch.tensor([0, 2, 2, 4])}, ["bag_offsets"]),
+    ({"bag_offsets": torch.tensor([0, 2, 3])}, ["bag_offsets"]),
+    ({"bag_ids": None}, ["bag_ids"]),
+    ({"bag_offsets": None}, ["bag_offsets"]),
+    ({"fields": torch.zeros(3, 2, dtype=torch.int32)}, ["fields"]),
+    ({"fields": torch.zeros(3, 3)}, ["fields"]),
+    ({"fields": torch.zeros(3, dtype=torch.int32)}, ["fields"]),
+], ids=part_ids)
 def test_wrong_shapes_offsets_and_labels_raise_in_both_modes(changes, names, mode):
     with pytest.raises(ValueError) as error:
         hand_batch(**changes).check(the_schema(), on_unknown=mode)

@@ -13,7 +13,9 @@ from sklearn.metrics import ndcg_score, roc_auc_score
 from ameir_fast import metrics, native
 from ameir_fast.errors import InputError
 
-NATIVE = pytest.param("native", marks=pytest.mark.skipif(native.why_not("_C") is not None, reason=str(native.why_not("_C"))))
+NATIVE = pytest.param(
+    "native", marks=pytest.mark.skipif(native.why_not("_C") is not None, reason=str(native.why_not("_C")))
+)
 ENGINES = [NATIVE, "torch"]
 
 
@@ -59,7 +61,9 @@ def test_native_auc_equals_torch_bit_for_bit(dtype, scale):
         scores[2, ::3] = -0.0
         scores[2, 1::3] = 0.0
         assert native.ops_loaded()
-        assert torch.equal(torch.ops.ameir_fast.auc_columns(scores, label), metrics.auc_columns_torch(scores, label))
+        assert torch.equal(
+            torch.ops.ameir_fast.auc_columns(scores, label), metrics.auc_columns_torch(scores, label)
+        )
 
 
 def test_auc_by_definition(engine):
@@ -129,22 +133,31 @@ class TestOperation:
         assert native.ops_loaded()
         scores, label = random_problem(3, 4, 600)
         # Not differentiable: a step function of the scores.
-        torch.library.opcheck(torch.ops.ameir_fast.auc_columns.default, (scores, label),
-                              test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(
+            torch.ops.ameir_fast.auc_columns.default,
+            (scores, label),
+            test_utils=("test_schema", "test_faketensor"),
+        )
 
     def test_compiles_without_a_graph_break(self):
         assert native.ops_loaded()
         scores, label = random_problem(3, 4, 600)
-        compiled = torch.compile(lambda s, y: torch.ops.ameir_fast.auc_columns(s * 2, y), fullgraph=True,
-                                 backend="aot_eager")
+        compiled = torch.compile(
+            lambda s, y: torch.ops.ameir_fast.auc_columns(s * 2, y), fullgraph=True, backend="aot_eager"
+        )
         assert torch.equal(compiled(scores, label), torch.ops.ameir_fast.auc_columns(scores * 2, label))
 
     def test_wrong_tensors_raise(self):
         assert native.ops_loaded()
         scores, label = random_problem(3, 4, 600)
         op = torch.ops.ameir_fast.auc_columns
-        for arguments in ((scores[0], label), (scores, label[:-1]), (scores, label.double()), (scores.half(), label),
-                          (scores, label[None])):
+        for arguments in (
+            (scores[0], label),
+            (scores, label[:-1]),
+            (scores, label.double()),
+            (scores.half(), label),
+            (scores, label[None]),
+        ):
             with pytest.raises(RuntimeError, match="auc_columns"):
                 op(*arguments)
         assert op(scores, torch.ones(600)).isnan().all()
@@ -162,7 +175,9 @@ def test_log_loss_is_accurate_for_extreme_logits():
     label = np.array([1.0, 0.0])
     assert metrics.log_loss(np.array([40.0, -40.0]), label) == pytest.approx(math.exp(-40), rel=1e-12)
     assert metrics.log_loss(np.array([-1e4, 1e4]), label) == pytest.approx(1e4)
-    assert metrics.log_loss(np.array([3.0]), np.array([1])) == pytest.approx(math.log1p(math.exp(-3)), rel=1e-12)
+    assert metrics.log_loss(np.array([3.0]), np.array([1])) == pytest.approx(
+        math.log1p(math.exp(-3)), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("levels", [None, 2])
@@ -212,7 +227,9 @@ def test_hit_rate_and_ndcg_without_ties():
     rank = (scores > scores.gather(1, positive[:, None])).sum(1)
     for k in (1, 5, 10):
         assert result[f"hr@{k}"] == pytest.approx(float((rank < k).double().mean()))
-        assert result[f"ndcg@{k}"] == pytest.approx(ndcg_score(relevant, scores.numpy(), k=k, ignore_ties=True))
+        assert result[f"ndcg@{k}"] == pytest.approx(
+            ndcg_score(relevant, scores.numpy(), k=k, ignore_ties=True)
+        )
 
 
 def test_ties_are_shared_evenly():

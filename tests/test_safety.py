@@ -1,4 +1,4 @@
-"""Nothing in the package executes what it reads: no pickle in any guise, no unsafe YAML, no evaluated text."""
+"""Nothing in the package executes what it reads: no pickle in any guise, no YAML, no evaluated text."""
 
 from __future__ import annotations
 
@@ -8,12 +8,31 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted(p for d in ("ameir_fast", "kernels", "bench") for p in (ROOT / d).rglob("*.py")) + [ROOT / "setup.py"]
+FILES = sorted(p for d in ("ameir_fast", "kernels", "bench") for p in (ROOT / d).rglob("*.py")) + [
+    ROOT / "setup.py"
+]
 
-MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "jsonpickle"}
+MODULES = {
+    "pickle",
+    "_pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "shelve",
+    "marshal",
+    "yaml",
+    "jsonpickle",
+}
 # Dotted names as written at the call, after import aliases are resolved.
-CALLS = {"torch.load", "torch.save", "torch.jit.load", "torch.package.PackageImporter", "pandas.read_pickle",
-         "numpy.core.multiarray._reconstruct"}
+CALLS = {
+    "torch.load",
+    "torch.save",
+    "torch.jit.load",
+    "torch.package.PackageImporter",
+    "pandas.read_pickle",
+    "numpy.core.multiarray._reconstruct",
+}
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 
 
@@ -25,7 +44,9 @@ def violations(source: str) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for item in node.names:
-                names[item.asname or item.name.split(".")[0]] = item.name if item.asname else item.name.split(".")[0]
+                names[item.asname or item.name.split(".")[0]] = (
+                    item.name if item.asname else item.name.split(".")[0]
+                )
                 if item.name.split(".")[0] in MODULES:
                     found.append(f"{node.lineno}: import {item.name}")
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -45,7 +66,9 @@ def violations(source: str) -> list[str]:
                 allowed = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
                 if keyword.arg == "allow_pickle" and not allowed:
                     found.append(f"{node.lineno}: allow_pickle")
-            if dotted(node.func, names) == "numpy.load" and not any(k.arg == "allow_pickle" for k in node.keywords):
+            if dotted(node.func, names) == "numpy.load" and not any(
+                k.arg == "allow_pickle" for k in node.keywords
+            ):
                 found.append(f"{node.lineno}: numpy.load without allow_pickle=False")
     return found
 
@@ -65,18 +88,37 @@ def test_no_code_is_loaded_from_data(path: Path) -> None:
     assert violations(path.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("source", [
-    "import pickle", "from pickle import loads", "import torch as t\nt.load('x')", "from torch import load",
-    "import yaml", "eval('1')", "exec('1')", "f = eval", "import numpy as np\nnp.load('x')",
-    "import numpy as np\nnp.load('x', allow_pickle=True)", "import torch\nread = torch.load", "__import__('os')",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import torch as t\nt.load('x')",
+        "from torch import load",
+        "import yaml",
+        "eval('1')",
+        "exec('1')",
+        "f = eval",
+        "import numpy as np\nnp.load('x')",
+        "import numpy as np\nnp.load('x', allow_pickle=True)",
+        "import torch\nread = torch.load",
+        "__import__('os')",
+    ],
+)
 def test_the_check_finds_each_form(source: str) -> None:
     assert violations(source)
 
 
-@pytest.mark.parametrize("source", [
-    "model.eval()", "import re\nre.compile('a')", "import numpy as np\nnp.load('x', allow_pickle=False)",
-    "import json\njson.load(f)", "model.compile()", "import torch\ntorch.compile(f)",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "model.eval()",
+        "import re\nre.compile('a')",
+        "import numpy as np\nnp.load('x', allow_pickle=False)",
+        "import json\njson.load(f)",
+        "model.compile()",
+        "import torch\ntorch.compile(f)",
+    ],
+)
 def test_the_check_lets_harmless_names_pass(source: str) -> None:
     assert violations(source) == []

@@ -77,7 +77,7 @@ def broken(change) -> dict:
     (lambda d: d.pop("fields"), ["fields"]),
     (lambda d: d.update(labels=[]), ["labels"]),
     (lambda d: d["fields"][0].pop("kind"), ["kind"]),
-])
+], ids=lambda value: "-".join(value) if isinstance(value, list) else "change")
 def test_errors_name_the_entry(change, names):
     with pytest.raises(ValueError) as error:
         af.FeatureSchema.from_dict(broken(change))

@@ -15,7 +15,7 @@ import typer
 
 from ..errors import InputError
 from . import data, run, tools
-from .common import INTERRUPTED, one_line
+from .common import INTERRUPTED, Interrupted, one_line
 
 app = typer.Typer(
     name="ameir-fast",
@@ -93,6 +93,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 1
     except OSError as error:
         return _fail(_os_message(error))
+    except Interrupted:
+        return INTERRUPTED
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -16,6 +16,11 @@ from ..errors import InputError
 #: Exit code of a process ended by Ctrl-C (128 + SIGINT).
 INTERRUPTED = 130
 
+
+class Interrupted(Exception):
+    """An interruption that has been explained to the user already."""
+
+
 JsonFile = Annotated[
     str | None,
     typer.Option(
@@ -91,9 +96,7 @@ def show_table(
     from rich.text import Text
 
     stream = sys.stderr if json_file == "-" else sys.stdout
-    table = Table(
-        title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column, name in enumerate(header):
         table.add_column(
             name, justify="left" if column in text_columns else "right", no_wrap=column not in text_columns
@@ -102,6 +105,7 @@ def show_table(
         style = "bold" if index < len(strong) and strong[index] else ""
         table.add_row(*(Text(str(cell)) for cell in row), style=style)
     console = Console(file=stream, width=None if stream.isatty() else 200, highlight=False)
+    console.print(Text(title, style="bold"))
     console.print(table)
 
 

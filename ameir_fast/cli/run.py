@@ -7,7 +7,8 @@ import json
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ import typer
 
 from ..errors import InputError
 from .common import (
-    INTERRUPTED,
+    Interrupted,
     JsonFile,
     Threads,
     check_json_file,
@@ -65,7 +66,7 @@ def search(
     resume: Resume = False,
     overwrite: Overwrite = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A first look in a minute or so; not for quoting.")
+        bool, typer.Option("--quick", help="A first look in a minute or two; not for quoting.")
     ] = False,
     config: ConfigFile = None,
     settings: Settings = None,
@@ -108,7 +109,6 @@ def search(
     """
     check_json_file(json_file)
     check_resume(resume, overwrite)
-    from ..data import Dataset
     from ..report import build_report
     from ..search import search as run_search
 
@@ -117,8 +117,8 @@ def search(
     wanted = choose_variants(variants)
     set_threads(threads)
     check_device(device)
-    dataset = Dataset.open(data)
-    with _progress(run, tensorboard) as progress, _resumable(json_file):
+    dataset = open_data(data)
+    with _progress(run, tensorboard) as progress, resumable():
         metrics = run_search(
             dataset,
             run,
@@ -164,7 +164,6 @@ def train(
     """
     check_json_file(json_file)
     check_resume(resume, overwrite)
-    from ..data import Dataset
     from ..report import build_report
     from ..search import train as run_train
     from ..space import Architecture
@@ -173,8 +172,8 @@ def train(
     arch = Architecture.load(architecture)
     set_threads(threads)
     check_device(device)
-    dataset = Dataset.open(data)
-    with _progress(run, tensorboard) as progress, _resumable(json_file):
+    dataset = open_data(data)
+    with _progress(run, tensorboard) as progress, resumable():
         metrics = run_train(
             dataset,
             run,
@@ -206,18 +205,14 @@ def evaluate(
     ameir-fast evaluate --run runs/first --data data/movielens-100k --split valid --json valid.json
     """
     check_json_file(json_file)
-    from ..data import Dataset
+    from ..progress import show_value
     from ..search import evaluate as run_evaluate
 
     set_threads(threads)
     check_device(device)
-    dataset = Dataset.open(data)
+    dataset = open_data(data)
     found = run_evaluate(run, dataset, split=split, device=device)
-    rows = [
-        [key, f"{value:.4f}" if isinstance(value, float) else str(value)]
-        for key, value in found.items()
-        if not isinstance(value, (dict, list))
-    ]
+    rows = [[key, show_value(value)] for key, value in found.items() if isinstance(value, (int, float))]
     show_table(json_file, f"{run} on the {split} split of {data}", ["", "value"], rows)
     write_result(json_file, found)
 
@@ -245,8 +240,14 @@ def report(
             say(json_file, "no browser could be started; open the file yourself")
 
 
-# ---- settings
-# --------------------------------------------------------------------------------------------------------
+def open_data(directory: str) -> Any:
+    """The prepared data of a directory, its checksums verified."""
+    from ..data import Dataset
+
+    return Dataset.open(directory)
+
+
+# ---- settings -------------------------------------------------------------------------------------
 
 
 def make_config(
@@ -363,8 +364,7 @@ def check_device(device: str) -> None:
     check(device)
 
 
-# ---- while it runs
-# ---------------------------------------------------------------------------------------------------
+# ---- while it runs --------------------------------------------------------------------------------
 
 
 def _progress(run: str, tensorboard: bool) -> Any:
@@ -378,27 +378,14 @@ def _progress(run: str, tensorboard: bool) -> Any:
     return progress
 
 
-class _resumable:
-    """Turns Ctrl-C into exit code 130 and a line that says how to go on."""
-
-    def __init__(self, json_file: str | None):
-        self.json_file = json_file
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, *_: object) -> bool:
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
-            print(f"interrupted; continue with: {resume_command(sys.argv[1:])}", file=sys.stderr)
-            raise Interrupted
-        return False
-
-
-class Interrupted(typer.Exit):
-    """An interruption that has been explained already."""
-
-    def __init__(self) -> None:
-        super().__init__(INTERRUPTED)
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Turns Ctrl-C into a line that says how to go on (and exit code 130)."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted; continue with: {resume_command(sys.argv[1:])}", file=sys.stderr)
+        raise Interrupted from None
 
 
 def resume_command(arguments: list[str]) -> str:
@@ -407,8 +394,7 @@ def resume_command(arguments: list[str]) -> str:
     return shlex.join(["ameir-fast", *kept, "--resume"])
 
 
-# ---- the table
-# -------------------------------------------------------------------------------------------------------
+# ---- the table ------------------------------------------------------------------------------------
 
 
 def show_results(json_file: str | None, metrics: dict, write: Callable[..., None] = show_table) -> None:

@@ -165,13 +165,8 @@ def _bench_line(row: dict) -> str:
 
 
 @bench.command("native")
-def bench_native(
-    repeats: Repeats = None,
-    threads: Threads = None,
-    quick: Quick = False,
-    json_file: JsonFile = None,
-) -> None:
-    """The C++ host code (assembling batches, negatives, AUC) against the NumPy or PyTorch way it replaces.
+def bench_native(threads: Threads = None, quick: Quick = False, json_file: JsonFile = None) -> None:
+    """The C++ host code (assembling batches, negatives, AUC) against the NumPy and PyTorch ways it replaces.
 
     \b
     ameir-fast bench native --quick
@@ -179,16 +174,10 @@ def bench_native(
     """
     check_json_file(json_file)
     set_threads(threads)
-    rows = bench_module("native").run(
-        repeats=repeats, quick=quick, on_row=lambda row: say(json_file, _row_text(row))
-    )
+    suite_module = bench_module("native")
+    rows = suite_module.run(quick=quick)
+    say(json_file, suite_module.table(rows))
     write_rows(json_file, rows)
-
-
-def _row_text(row: dict) -> str:
-    return "  ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
-    )
 
 
 def _not_available(name: str) -> None:
@@ -206,14 +195,17 @@ for _name in ("train", "population", "kernels"):
 
 
 def bench_module(name: str) -> ModuleType:
-    """A module of the benchmark suites: ``ameir_fast.bench`` where the package is installed, ``bench`` of
-    the checkout where it is not."""
+    """A module of the benchmark suites.
+
+    Raises:
+        InputError: the suites are not there, as in a checkout that was never installed.
+    """
     try:
         return importlib.import_module(f"ameir_fast.bench.{name}")
     except ModuleNotFoundError as error:
         if error.name != "ameir_fast.bench":
             raise
-    return importlib.import_module(f"bench.{name}")
+    raise InputError("the benchmarks come with an installed package: pip install -e . in the checkout")
 
 
 def listed(text: str | None) -> list[str] | None:

@@ -9,10 +9,22 @@ from torch import Tensor
 DICE_EPS = 1e-8
 
 
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0). ``threshold`` gives the same values and gradients; torch's CPU kernel for it is several
+    times faster than the one for ``relu``, which is not vectorised (bench/results/reference.md)."""
+    return F.threshold(x, 0.0, 0.0)
+
+
+def prelu(x: Tensor, slope: Tensor) -> Tensor:
+    """x for x > 0, else slope·x; from the same fast kernel, exact on both sides."""
+    positive = relu(x)
+    return positive + slope * (x - positive)
+
+
 def activate(name: str, x: Tensor) -> Tensor:
     """relu, gelu (exact), swish or identity."""
     if name == "relu":
-        return F.relu(x)
+        return relu(x)
     if name == "gelu":
         return F.gelu(x)
     if name == "swish":

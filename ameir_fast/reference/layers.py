@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..space.choices import LAYERS
+from .activations import prelu
 from .jagged import Layout
 
 
@@ -56,23 +57,32 @@ def _average_pool(x: Tensor, layout: Layout) -> Tensor:
 
 
 def _max_pool(x: Tensor, layout: Layout) -> Tensor:
+    """Window of 3 over the true elements."""
     mask = layout.mask
     if mask is not None:
-        x = x.masked_fill(~mask[..., None], -torch.inf)
-    # A [3, 1] window over [T, D] needs no transposed copy.
-    pooled = F.max_pool2d(x[:, None], (3, 1), stride=1, padding=(1, 0))[:, 0]
-    return pooled if mask is None else pooled.masked_fill(~mask[..., None], 0)
+        outside = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -torch.inf)
+        x = x + outside[..., None]
+    # As an image [B, D, T, 1] in channels-last memory, which is [B, T, D] as it lies: torch's vectorised kernel.
+    image = x[:, :, None].permute(0, 3, 1, 2)
+    return F.max_pool2d(image, (3, 1), stride=1, padding=(1, 0)).permute(0, 2, 3, 1)[:, :, 0]
 
 
 def _bi_gru(x: Tensor, layout: Layout, weights: list[Tensor]) -> Tensor:
     """Both directions, each D/2 wide; the backward one starts at the last true element of each row."""
+    rows, longest, _ = x.shape
     hidden = weights[1].shape[1]
-    start = x.new_zeros(1, x.shape[0], hidden)
-    steps = torch.arange(layout.longest, device=x.device)
-    turned = (layout.lengths[:, None] - 1 - steps).remainder(layout.longest)[..., None]
+    start = x.new_zeros(1, rows, hidden)
+    # Position s ↔ length−1−s (mod T) is its own inverse, so one index turns rows around and back.
+    steps = torch.arange(longest, device=x.device)
+    turned = (layout.lengths[:, None] - 1 - steps).remainder(longest)
+    turned = (turned + longest * torch.arange(rows, device=x.device)[:, None]).flatten()
+
+    def turn(y: Tensor) -> Tensor:
+        return y.reshape(rows * longest, -1).index_select(0, turned).view(rows, longest, -1)
+
     forward, _ = torch.gru(x, start, weights[:4], True, 1, 0.0, False, False, True)
-    backward, _ = torch.gru(x.take_along_dim(turned, 1), start, weights[4:], True, 1, 0.0, False, False, True)
-    return torch.cat([forward, backward.take_along_dim(turned, 1)], dim=2)
+    backward, _ = torch.gru(turn(x), start, weights[4:], True, 1, 0.0, False, False, True)
+    return torch.cat([forward, turn(backward)], dim=2)
 
 
 def _self_attention(x: Tensor, layout: Layout, weights: list[Tensor], heads: int) -> Tensor:
@@ -99,4 +109,4 @@ def attention_weights(x: Tensor, target: Tensor, weights: list[Tensor]) -> Tenso
     wx, wt, wd, wp = w0.split(x.shape[2], dim=1)
     t = target[:, None]
     hidden = F.linear(x, wx + wd, b0) + F.linear(t, wt - wd) + F.linear(x * t, wp)
-    return F.linear(F.prelu(hidden, slope), w1, b1)[..., 0]
+    return F.linear(prelu(hidden, slope), w1, b1)[..., 0]

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .activations import relu
 from .embedding_interactions import fields_and_products
 
 
@@ -14,7 +15,7 @@ def recalibrate(q: Tensor, project: Tensor, squeeze: Tensor, excite: Tensor) -> 
 
     ``project`` v is [1, K], ``squeeze`` W1 [S, N+m], ``excite`` W2 [N+m, S]; slices are read in place.
     """
-    a = torch.sigmoid(F.linear(F.relu(F.linear(F.linear(q, project)[..., 0], squeeze)), excite))
+    a = torch.sigmoid(F.linear(relu(F.linear(F.linear(q, project)[..., 0], squeeze)), excite))
     return (a[:, None] @ q)[:, 0]
 
 

@@ -99,7 +99,7 @@ def line_chart(
         y = to_y(value)
         axis.append(node("line", x1=left, x2=width - right, y1=y, y2=y, class_="rule"))
         axis.append(node("text", short(value), x=left - 7, y=y + 4, class_="tick end"))
-    for value in ticks(x_low, x_high):
+    for value in ticks(x_low, x_high, width // 90):
         axis.append(node("text", short(value), x=to_x(value), y=height - bottom + 15, class_="tick mid"))
     axis.append(node("text", x_name, x=(left + width - right) / 2, y=height - 4, class_="axis-name mid"))
     lines = []
@@ -163,7 +163,7 @@ def distribution(
     )
     axis = [
         node("text", short(value), x=to_x(value), y=height - 20, class_="tick mid")
-        for value in ticks(low, high, 6)
+        for value in ticks(low, high, width // 80)
         if to_x(value) > left + 12 and to_x(value) < width - right - 12
     ]
     axis.append(node("text", name, x=width / 2, y=height - 4, class_="axis-name mid"))
@@ -191,7 +191,7 @@ def dot_chart(
     if half_width:
         values += [row.mean + sign * half_width for row in rows for sign in (-1, 1)]
     low, high = padded(values)
-    left = min(300, 16 + max(len(row.name) for row in rows) * 7.6)
+    left = min(320, 24 + max(len(row.name) for row in rows) * 8)
     row_height, top, bottom = 26, 8, 40
     height = top + row_height * len(rows) + bottom
     to_x = scale(low, high, left, width - 86)

@@ -158,11 +158,11 @@ def _history_lane(behavior: list[dict], schema: dict, x_meet: float) -> list[Htm
                 node(
                     "path",
                     node("title", "residual connection"),
-                    d=f"M{left - 15:g} {middle}V{y - 14}H{left + 122:g}V{middle - 4}",
+                    d=f"M{left - 10:g} {middle}V{y - 14}H{left + 118:g}V{middle - 4}",
                     class_="edge residual",
                 )
             )
-            shapes.append(node("circle", cx=left + 122, cy=middle, r=3, class_="joint"))
+            shapes.append(node("circle", cx=left + 118, cy=middle, r=3, class_="joint"))
         x = left + 112
     pools = [("sum", "strong"), ("last element", "strong")]
     if schema["target"]:

@@ -58,7 +58,8 @@ def table(
     row_classes: Sequence[str | None] = (),
     class_: str | None = None,
 ) -> Html:
-    """A table whose columns are right-aligned numbers except ``text_columns``."""
+    """A table whose columns are right-aligned numbers except ``text_columns``; an empty header is left
+    out."""
 
     def cells(kind: str, values: Sequence[object]) -> list[Html]:
         return [
@@ -70,11 +71,8 @@ def table(
         node("tr", cells("td", row), class_=row_classes[index] if index < len(row_classes) else None)
         for index, row in enumerate(rows)
     ]
-    return node(
-        "div",
-        node("table", node("thead", node("tr", cells("th", header))), node("tbody", body), class_=class_),
-        class_="scroll",
-    )
+    head = node("thead", node("tr", cells("th", header))) if header else None
+    return node("div", node("table", head, node("tbody", body), class_=class_), class_="scroll")
 
 
 def section(title: str, *children: object, note: object = None) -> Html:

@@ -56,7 +56,7 @@ def _names(run: Run) -> list[str] | None:
     return [field["name"] for field in run.schema["fields"]] if run.schema else None
 
 
-# ---- top ---------------------------------------------------------------------------------------------------
+# ---- top ------------------------------------------------------------------------------------------
 
 
 def _headline(run: Run, title: str) -> Html:
@@ -137,7 +137,7 @@ def _tiles(run: Run) -> Html:
     )
 
 
-# ---- the architecture --------------------------------------------------------------------------------------
+# ---- the architecture -----------------------------------------------------------------------------
 
 
 def _architecture(run: Run) -> Html | None:
@@ -178,7 +178,7 @@ def _found(run: Run) -> list[dict]:
     return [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, dict)]
 
 
-# ---- results -----------------------------------------------------------------------------------------------
+# ---- results --------------------------------------------------------------------------------------
 
 
 def _results(run: Run) -> Html | None:
@@ -220,13 +220,13 @@ def _results(run: Run) -> Html | None:
     classes = ["found" if name in summary.FOUND else None for name in order]
     return section(
         "Results on the test split",
-        table(summary.table_header(metrics), rows, row_classes=classes),
+        table(summary.table_header(metrics), rows, row_classes=classes, class_="dense"),
         node("div", plots, style="margin-top:18px"),
         note=note,
     )
 
 
-# ---- rankings ----------------------------------------------------------------------------------------------
+# ---- rankings -------------------------------------------------------------------------------------
 
 
 def _rankings(run: Run) -> Html | None:
@@ -263,8 +263,8 @@ def _rankings(run: Run) -> Html | None:
     return section(
         "What the supernet ranked",
         grid(*cards, small=True),
-        note=f"Every ranked child is a tick under the histogram; the best {TOP} are orange and listed. The first "
-        "few of steps 1 and 3 were scored again on all of validation, the others on a part of it.",
+        note=f"Every ranked child is a tick under the histogram; the best {TOP} are orange and listed. The "
+        "first few of steps 1 and 3 were scored again on all of validation, the others on a part of it.",
     )
 
 
@@ -284,11 +284,13 @@ def _ranking(
     scores = [one["score"] for one in (*best, *rest)]
     caption = f"{title}: {len(entries):,} ranked"
     return figure(
-        caption, distribution(scores, "score on validation", TOP), table(header, rows, text_columns=text)
+        caption,
+        distribution(scores, "score on validation", TOP, width=340),
+        table(header, rows, text_columns=text),
     )
 
 
-# ---- the race ----------------------------------------------------------------------------------------------
+# ---- the race -------------------------------------------------------------------------------------
 
 
 def _race(run: Run) -> Html | None:
@@ -342,7 +344,7 @@ def _finalist(architecture: dict, step: str) -> str:
     return summary.describe(architecture)
 
 
-# ---- learning curves ---------------------------------------------------------------------------------------
+# ---- learning curves ------------------------------------------------------------------------------
 
 
 def _curves(run: Run) -> Html | None:
@@ -363,7 +365,7 @@ def _curves(run: Run) -> Html | None:
                 _series(group, member, repeat, _points(records, key), several)
                 for (member, repeat), records in members.items()
             ]
-            chart = line_chart(series, "step", _curve_name(key))
+            chart = line_chart(series, "step", _curve_name(key), width=340, height=210)
             if chart:
                 cards.append(figure(f"{group}: {_curve_name(key)}", chart))
     if not cards:
@@ -371,8 +373,8 @@ def _curves(run: Run) -> Html | None:
     return section(
         "Learning curves",
         grid(*cards, small=True),
-        note="Validation while the supernet trains is the mean over a fixed set of children. In races there is "
-        "one line a finalist, in retraining one a run.",
+        note="Validation while the supernet trains is the mean over a fixed set of children. In races there "
+        "is one line a finalist, in retraining one a run.",
     )
 
 
@@ -411,7 +413,7 @@ def _points(records: Iterable[dict], key: str) -> tuple[tuple[float, float], ...
     return tuple(sorted(values.items()))
 
 
-# ---- the rest ----------------------------------------------------------------------------------------------
+# ---- the rest -------------------------------------------------------------------------------------
 
 
 def _steps(run: Run) -> Html | None:
@@ -481,7 +483,7 @@ def _conditions(run: Run) -> Html | None:
 
 def _pairs(data: dict) -> Html:
     """Nested settings as a table of dotted names and values."""
-    return table(["", ""], list(_flat(data)), text_columns=(0, 1))
+    return table([], list(_flat(data)), text_columns=(0, 1), class_="pairs")
 
 
 def _flat(data: dict, prefix: str = "") -> Iterable[list[str]]:

@@ -28,7 +28,8 @@ class Difference:
 
     def __str__(self) -> str:
         error = "" if self.standard_error is None else f" ± {self.standard_error:.4f}"
-        return f"{self.mean:+.4f}{error} ({self.wins}/{self.pairs})"
+        won = f" ({self.wins}/{self.pairs})" if self.pairs > 1 else ""
+        return f"{self.mean:+.4f}{error}{won}"
 
 
 def metric_names(metrics: dict) -> list[str]:
@@ -107,7 +108,7 @@ def whole(value: float | int | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
-HEADINGS = {"auc": "test AUC", "log_loss": "test log loss"}
+HEADINGS = {"auc": "test AUC", "log_loss": "test log loss", "valid": "validation"}
 
 
 def table_header(metrics: dict) -> list[str]:

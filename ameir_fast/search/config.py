@@ -17,18 +17,18 @@ class SearchConfig:
     """
 
     # what is searched
-    embedding_dim: int = 16
+    embedding_dim: int = 8
     blocks: int = 3
     mlp_layers: int = 2
     interactions: int = 5
     seed: int = 0
     # training, shared by all models
     batch_size: int = 512
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     inherited_learning_rate: float = 1e-3   # for models that start from the supernet's weights
     inherit: bool = True                    # derived models start from the supernet's weights
     weight_decay: float = 0.0
-    embedding_l2: float = 0.1               # × Σ |e|² over a sample's looked-up rows
+    embedding_l2: float = 0.05              # × Σ |e|² over a sample's looked-up rows
     dropout: float = 0.3
     unknown_rate: float = 0.0               # share of ids replaced by "unknown" while training
     epochs: float = 3.0                     # longest training of one model

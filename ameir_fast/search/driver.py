@@ -15,10 +15,11 @@ from ..supernet import Supernet
 from . import behavior, interactions
 from .config import SearchConfig
 from .context import FIXED, Context, trained_finalist
+from .controls import control_rows
 from .environment import describe
 from .mlp import MlpStep
 from .objective import make_objective
-from .seeds import generator, seeded_initialization
+from .seeds import seeded_initialization
 from .store import RunDirectory
 from .strategy import RandomStrategy, Strategy
 from .training import Task
@@ -65,9 +66,8 @@ def applicable(schema, variants: tuple[str, ...]) -> tuple[str, ...]:
         if name not in known:
             raise InputError(f"unknown variant {name!r}; known: {', '.join(known)}")
     has_history, has_fields = bool(schema.behavior), bool(schema.fields)
-    needs_history = {"AMEIR-A", "DNN-pool", "Wide&Deep", "DIN", "DIN inherited"}
-    needs_fields = {"AMEIR-B", "AMEIR-C", "AMEIR-I", "DNN", "AMEIR-B without interactions",
-                    "AMEIR-B random interactions"}
+    needs_history = {"AMEIR-A", "DNN-pool", "Wide&Deep", "DIN", *CONTROLS}
+    needs_fields = {"AMEIR-B", "AMEIR-C", "AMEIR-I", "DNN", *CONTROLS}
     needs_ctr = {"AMEIR-I", "DNN", "DNN-pool", "Wide&Deep"}
     kept = [v for v in variants if (has_history or v not in needs_history) and (has_fields or v not in needs_fields)
             and (schema.task == "ctr" or v not in needs_ctr)]
@@ -98,8 +98,6 @@ def search_once(context: Context, variants: tuple[str, ...]) -> dict:
     controls = [v for v in variants if v in CONTROLS]
     if schema.behavior:
         blocks, winner = behavior_step(context, steps, rankings, rows, found)
-        if "DIN inherited" in controls:
-            rows["DIN inherited"] = complete(context, "DIN inherited", context.behavior_child(context.zero_path()), True)
     if schema.fields:
         began = time.perf_counter()
         two = interactions.search_interactions(context)
@@ -112,8 +110,8 @@ def search_once(context: Context, variants: tuple[str, ...]) -> dict:
             rows["AMEIR-B"] = complete(context, "AMEIR-B", found["AMEIR-B"])
         if "AMEIR-I" in variants:
             rows["AMEIR-I"] = ameir_i(context, products)
-        rows.update(interaction_controls(context, controls, blocks))
         winner = mlp_step(context, blocks, products, steps, rankings, rows, found)
+        rows.update(control_rows(context, controls, blocks, products))
     began, spent = time.perf_counter(), 0.0
     for name in (v for v in variants if v in FIXED_POINTS):
         rows[name] = fixed_point(context, name)
@@ -157,19 +155,6 @@ def mlp_step(context: Context, blocks, products, steps: dict, rankings: dict, ro
     race["seconds"] = round(race["seconds"] + time.perf_counter() - began, 3)
     race["finalists"] += len(standings)
     return rows["AMEIR-C"]
-
-
-def interaction_controls(context: Context, controls: list[str], blocks: tuple) -> dict:
-    """AMEIR-B without interactions and with random ones: what step 2 has to beat."""
-    rows = {}
-    if "AMEIR-B without interactions" in controls:
-        rows["AMEIR-B without interactions"] = complete(context, "AMEIR-B without interactions",
-                                                        Architecture(blocks, (), FIXED, "se"))
-    if "AMEIR-B random interactions" in controls:
-        drawn = context.space.sample_interactions(generator(context.config.seed, "random interactions"))
-        rows["AMEIR-B random interactions"] = complete(context, "AMEIR-B random interactions",
-                                                       Architecture(blocks, drawn, FIXED, "se").canonical())
-    return rows
 
 
 def finalist_row(context: Context, scope, standing) -> dict:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import lcm
 
 import torch
 
@@ -19,33 +18,22 @@ class UniformSampler:
 
 
 class FairSampler:
-    """Rounds in which every choice of every position is drawn equally often.
+    """Every choice of every position drawn equally often.
 
-    A round has lcm(choices) draws where that is at most ``longest`` (else the largest number of choices,
-    with the choices of shorter positions in shuffled turns): each position walks through its own random
-    order. After any whole round the counts of a position's choices are equal.
+    Each position walks through its n choices in a random order and starts over in a new one, independently
+    of the other positions: after any multiple of n draws its counts are equal, so after a multiple of the
+    least common multiple all positions' are.
     """
 
-    def __init__(self, choices: Sequence[int], longest: int = 10_000):
+    def __init__(self, choices: Sequence[int]):
         self.choices = list(choices)
-        common = lcm(*self.choices) if self.choices else 1
-        self.round = common if common <= longest else max(self.choices)
-        self._orders: list[list[int]] = []
-        self._next = self.round
+        self._orders: list[list[int]] = [[] for _ in self.choices]
 
     def draw(self, generator: torch.Generator) -> tuple[int, ...]:
-        if self._next == self.round:
-            self._orders = [self._shuffled(n, generator) for n in self.choices]
-            self._next = 0
-        index = self._next
-        self._next += 1
-        return tuple(order[index] for order in self._orders)
-
-    def _shuffled(self, choices: int, generator: torch.Generator) -> list[int]:
-        order: list[int] = []
-        while len(order) < self.round:
-            order += torch.randperm(choices, generator=generator).tolist()
-        return order[:self.round]
+        for order, n in zip(self._orders, self.choices, strict=True):
+            if not order:
+                order.extend(torch.randperm(n, generator=generator).tolist())
+        return tuple(order.pop() for order in self._orders)
 
 
 SAMPLERS = {"uniform": UniformSampler, "fair": FairSampler}

@@ -13,7 +13,7 @@ VERSION = 1
 
 
 def _one_of(what: str, value, allowed) -> None:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise InputError(f"unknown {what} {value!r}; known: {', '.join(allowed)}")
 
 
@@ -46,9 +46,11 @@ class MlpLayer:
         _one_of("MLP activation", self.activation, MLP_ACTIVATIONS)
         if (self.ratio is None) == (self.width is None):
             raise InputError("an MLP layer has either a ratio or a width")
-        if self.ratio is not None and self.ratio not in RATIOS:
-            raise InputError(f"MLP ratio {self.ratio!r} is none of {', '.join(map(str, RATIOS))}")
-        if self.width is not None and (not isinstance(self.width, int) or self.width < 1):
+        if self.ratio is not None:
+            if isinstance(self.ratio, bool) or self.ratio not in RATIOS:
+                raise InputError(f"MLP ratio {self.ratio!r} is none of {', '.join(map(str, RATIOS))}")
+            object.__setattr__(self, "ratio", float(self.ratio))
+        if self.width is not None and (type(self.width) is not int or self.width < 1):
             raise InputError(f"MLP width {self.width!r} is not an integer >= 1")
 
     def units(self, k0: int) -> int:
@@ -119,11 +121,10 @@ class Architecture:
             for index, m in enumerate(data["mlp"]):
                 with _naming(f"architecture: mlp layer {index}"):
                     _only(m, "ratio", "width", "activation")
-                    ratio = m.get("ratio")
-                    mlp.append(MlpLayer(None if ratio is None else float(ratio), m["activation"], m.get("width")))
+                    mlp.append(MlpLayer(m.get("ratio"), m["activation"], m.get("width")))
             interactions = []
             for index, fields in enumerate(data["interactions"]):
-                if not all(isinstance(f, int) and not isinstance(f, bool) for f in fields):
+                if not isinstance(fields, list) or not all(isinstance(f, int) and not isinstance(f, bool) for f in fields):
                     raise InputError(f"architecture: interaction {index} is {fields!r}, not a list of field indices")
                 interactions.append(tuple(fields))
             return cls(tuple(behavior), tuple(interactions), tuple(mlp), data.get("shortcut", "se"))
@@ -165,6 +166,8 @@ class _naming:
 
 
 def _only(entry: dict, *known: str) -> None:
+    if not isinstance(entry, dict):
+        raise InputError(f"{entry!r} is not a JSON object")
     for key in entry:
         if key not in known:
             raise InputError(f"unknown key {key!r}")

@@ -2,10 +2,11 @@
 //
 //   AUC = (#{(p, q): s_p > s_q} + #{(p, q): s_p = s_q} / 2) / (P * N)    over positives p, negatives q
 //
-// Per column: split the scores into positives and negatives as integers of the same order, radix-sort both (no payload
-// travels with a key, which halves the memory traffic of sorting pairs), and count in one merge. The count is kept doubled
-// in an int64, so the result has a single rounding, in the final division.
-// Traffic per score: one read, then (passes + 1) reads and `passes` writes of the key, in cache up to about 100k samples.
+// Per column: split the scores into positives and negatives as integers of the same order, radix-sort both
+// (no payload travels with a key, which halves the memory traffic of sorting pairs), and count in one merge.
+// The count is kept doubled in an int64, so the result has a single rounding, in the final division.
+// Traffic per score: one read, then (passes + 1) reads and `passes` writes of the key, in cache up to about
+// 100k samples.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
@@ -96,7 +97,7 @@ void auc_of_columns(const Score* scores, const uint8_t* positive, int64_t column
   using Key = decltype(ordered(Score{}));
   const int64_t num_negative = samples - num_positive;
   at::parallel_for(0, columns, 1, [&](int64_t begin, int64_t end) {
-    std::vector<Key> keys(samples + 1), spare(samples);  // one more: the split below writes ahead of its last key
+    std::vector<Key> keys(samples), spare(samples);
     for (int64_t column = begin; column < end; ++column) {
       const Score* score = scores + column * samples;
       Key* const negatives = keys.data();
@@ -132,7 +133,8 @@ at::Tensor auc_columns(const at::Tensor& scores, const at::Tensor& label) {
               "auc_columns: scores must be float32 or float64, not ", scores.scalar_type());
   TORCH_CHECK(label.dim() == 1 && label.size(0) == scores.size(1) && label.scalar_type() == at::kFloat,
               "auc_columns: label must be float32 [", scores.size(1), "]");
-  TORCH_CHECK(scores.size(1) <= std::numeric_limits<uint32_t>::max(), "auc_columns: more than 2^32 - 1 samples");
+  TORCH_CHECK(scores.size(1) <= std::numeric_limits<int32_t>::max(),  // the doubled count must fit an int64
+              "auc_columns: more than 2^31 - 1 samples");
   const at::Tensor columns = scores.contiguous(), labels = label.contiguous();
   const int64_t samples = scores.size(1);
   std::vector<uint8_t> positive(samples);

@@ -1,4 +1,5 @@
-// Rows of columnar storage as one jagged batch. Plain pointers, no Python: callers hold no lock while this runs.
+// Rows of columnar storage as one jagged batch. Plain pointers, no Python: callers hold no lock while this
+// runs.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,8 @@ struct Bag {
   const int64_t* offsets;
 };
 
-// R rows: categorical columns [R] (null where the field is multi-categorical), bags, and behaviour columns [E] of which
-// row r's history is [begin[r], end[r]).
+// R rows: categorical columns [R] (null where the field is multi-categorical), bags, and behaviour columns
+// [E] of which row r's history is [begin[r], end[r]).
 struct Storage {
   int64_t num_rows;
   std::vector<const int32_t*> columns;
@@ -25,15 +26,15 @@ struct Storage {
   const int64_t* end;
 };
 
-// Which parts of the storage a batch takes. The lengths are the differences of the offsets, the starts are positions in
-// the storage; all were checked, so copying needs to look at no untrusted number again.
+// Which parts of the storage a batch takes. The lengths are the differences of the offsets, the starts are
+// positions in the storage; all were checked, so copying needs to look at no untrusted number again.
 struct Layout {
   std::vector<int64_t> history_start;  // [B]
   std::vector<int64_t> bag_start;      // [B * bags], row-major
 };
 
-// Checks every index and fills the offsets (history_offsets [B + 1], bag_offsets [B * bags + 1]). The newest max_history
-// events are taken. Throws std::invalid_argument naming the offending row.
+// Checks every index and fills the offsets (history_offsets [B + 1], bag_offsets [B * bags + 1]). The newest
+// max_history events are taken. Throws std::invalid_argument naming the offending row.
 Layout plan_batch(const Storage& storage, const int64_t* rows, int64_t num_batch, int64_t max_history,
                   int64_t* history_offsets, int64_t* bag_offsets);
 

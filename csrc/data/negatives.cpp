@@ -1,6 +1,6 @@
-// The r-th allowed item is computed, not searched for by trial: with own items a_0 < a_1 < ..., exactly a_j - 1 - j allowed
-// items lie below a_j (items start at 1), so the r-th allowed item is r + 1 + j for the smallest j with a_j - 1 - j > r.
-// hostops.py holds the same computation in NumPy; both give the same numbers.
+// The r-th allowed item is computed, not searched for by trial: with own items a_0 < a_1 < ..., exactly
+// a_j - 1 - j allowed items lie below a_j (items start at 1), so the r-th allowed item is r + 1 + j for the
+// smallest j with a_j - 1 - j > r. hostops.py holds the same computation in NumPy; both give the same numbers.
 #include "data/negatives.h"
 
 #include <algorithm>
@@ -12,33 +12,35 @@ namespace {
 
 constexpr uint64_t kGamma = 0x9E3779B97F4A7C15u;  // 2^64 / golden ratio, the increment of SplitMix64
 
-// Finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): a bijection whose output bits all depend on all input bits.
+// Finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): a bijection whose output bits all depend on all
+// input bits.
 uint64_t mix(uint64_t z) {
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
   z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
   return z ^ (z >> 31);
 }
 
-// floor(random * bound / 2^64) for bound < 2^32: uniform up to a bias of bound / 2^64 (Lemire 2019, without rejection).
+// floor(random * bound / 2^64) for bound < 2^32: uniform up to a bias of bound / 2^64 (Lemire 2019, without
+// rejection).
 int64_t below(uint64_t random, uint64_t bound) {
   return static_cast<int64_t>(((random >> 32) * bound + (((random & 0xFFFFFFFFu) * bound) >> 32)) >> 32);
 }
 
 }  // namespace
 
-void sample_negatives(const int64_t* users, const int32_t* positives, int64_t num_batch, const int64_t* user_offsets,
-                      int64_t num_users, const int32_t* user_items, int64_t num_user_items, int64_t num_items,
-                      int64_t count, uint64_t seed, int32_t* out) {
+void sample_negatives(const int64_t* users, const int32_t* positives, int64_t num_batch,
+                      const int64_t* user_offsets, int64_t num_users, const int32_t* user_items,
+                      int64_t num_user_items, int64_t num_items, int64_t count, uint64_t seed, int32_t* out) {
   const uint64_t stream = mix(seed + kGamma);
   for (int64_t b = 0; b < num_batch; ++b) {
     const int64_t user = users[b], positive = positives[b];
     if (user < 0 || user >= num_users) {
-      throw std::invalid_argument("user " + std::to_string(user) + " of row " + std::to_string(b) + " is outside 0.." +
-                                  std::to_string(num_users - 1));
+      throw std::invalid_argument("user " + std::to_string(user) + " of row " + std::to_string(b) +
+                                  " is outside 0.." + std::to_string(num_users - 1));
     }
     if (positive < 0 || positive >= num_items) {
-      throw std::invalid_argument("positive item " + std::to_string(positive) + " of row " + std::to_string(b) +
-                                  " is outside 0.." + std::to_string(num_items - 1));
+      throw std::invalid_argument("positive item " + std::to_string(positive) + " of row " +
+                                  std::to_string(b) + " is outside 0.." + std::to_string(num_items - 1));
     }
     int64_t begin = user_offsets[user];
     const int64_t end = user_offsets[user + 1];
@@ -53,7 +55,8 @@ void sample_negatives(const int64_t* users, const int32_t* positives, int64_t nu
       begin += user_items[begin] == 0;  // id 0 is never drawn anyway
     }
     if (!valid) {
-      throw std::invalid_argument("user " + std::to_string(user) + ": its own items are not ascending and distinct in 0.." +
+      throw std::invalid_argument("user " + std::to_string(user) +
+                                  ": its own items are not ascending and distinct in 0.." +
                                   std::to_string(num_items - 1));
     }
     const int32_t* own = user_items + begin;
@@ -71,12 +74,12 @@ void sample_negatives(const int64_t* users, const int32_t* positives, int64_t nu
       const uint64_t random = mix(row_stream + static_cast<uint64_t>(slot + 1) * kGamma);
       int64_t rank = below(random, static_cast<uint64_t>(allowed));
       rank += extra && rank >= positive_rank;
-      int64_t low = 0, size = num_own;
-      while (size > 0) {
-        const int64_t half = size / 2;
-        const bool right = own[low + half] - 1 - (low + half) <= rank;
-        low = right ? low + half + 1 : low;
-        size = right ? size - half - 1 : half;
+      // Bisection without branches: its outcomes are random, and so several draws are under way at once.
+      int64_t low = 0;
+      for (int64_t size = num_own; size > 0;) {
+        const int64_t half = size - size / 2, last = low + half - 1;
+        low += half & -static_cast<int64_t>(own[last] - 1 - last <= rank);
+        size -= half;
       }
       out[b * count + slot] = static_cast<int32_t>(rank + 1 + low);
     }

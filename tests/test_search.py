@@ -1,0 +1,250 @@
+"""The search end to end on a tiny data set: results, files, resume after kills, the strategy's seam."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ameir_fast as af
+from ameir_fast.data import Dataset
+from ameir_fast.errors import InputError
+from ameir_fast.search import EvolutionStrategy, RandomStrategy, evaluate, search, train
+from ameir_fast.search.interactions import expand
+from ameir_fast.search.objective import add_embedding_l2, looked_up
+from ameir_fast.search.store import RunDirectory
+from ameir_fast.space.architecture import fixed_mlp
+from ameir_fast.supernet import reads_step1
+
+from . import tiny
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Dataset:
+    return tiny.prepared(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> tuple[Path, dict]:
+    run = tmp_path_factory.mktemp("run") / "run"
+    return run, search(data, run, tiny.CONFIG)
+
+
+def comparable(metrics: dict) -> dict:
+    """What must not depend on when or how often a run was interrupted: everything but clocks."""
+    if isinstance(metrics, dict):
+        return {k: comparable(v) for k, v in metrics.items()
+                if "second" not in k and k not in ("environment", "samples_per_s")}
+    return [comparable(v) for v in metrics] if isinstance(metrics, list) else metrics
+
+
+def test_run_directory(finished, data):
+    run, result = finished
+    names = {p.name for p in run.iterdir()}
+    assert {"config.json", "architecture.json", "metrics.json", "rankings.json", "history.jsonl", "model"} <= names
+    assert json.loads((run / "metrics.json").read_text()) == json.loads(json.dumps(result))
+    arch = af.Architecture.load(run / "architecture.json")
+    af.SearchSpace(data.schema, embedding_dim=tiny.CONFIG.embedding_dim).validate(arch)
+    assert set(result["variants"]) == {"AMEIR-A", "AMEIR-B", "AMEIR-C", "DNN", "DNN-pool", "Wide&Deep", "DIN"}
+    for row in result["variants"].values():
+        assert 0 < row["auc"]["mean"] < 1 and row["samples_per_s"] > 0
+        assert row["parameters_outside_embedding"] < row["parameters"]
+    stages = {json.loads(line)["stage"] for line in (run / "history.jsonl").read_text().splitlines()}
+    for part in ("behavior.train", "behavior.rank", "interactions.train.c1", "mlp.train", "mlp.rank", "retrain.DIN.0"):
+        assert part in stages, part
+
+
+def test_found_model_is_the_published_one(finished, data):
+    """The model on disk scores exactly what the table says of the found variant."""
+    run, result = finished
+    again = evaluate(run, data)
+    assert again["auc"] == result["variants"]["AMEIR-C"]["auc"]["runs"][0]
+    assert again["log_loss"] == pytest.approx(result["variants"]["AMEIR-C"]["log_loss"]["runs"][0], abs=1e-12)
+
+
+def test_rankings(finished):
+    rankings = json.loads((finished[0] / "rankings.json").read_text())
+    for step in ("behavior", "mlp"):
+        scores = [r["score"] for r in rankings[step]]
+        k = tiny.CONFIG.top_k
+        assert scores[:k] == sorted(scores[:k], reverse=True) and scores[k:] == sorted(scores[k:], reverse=True)
+    assert len(rankings["behavior"]) == tiny.CONFIG.behavior_children
+    keys = [(-r["score"], len(r["fields"]), r["fields"]) for r in rankings["interactions"]]
+    assert keys == sorted(keys)
+    zero = [{"norm": "none", "layer": "zero", "activation": "identity"}] * 3
+    assert zero in [r["finalist"]["behavior"] for r in rankings["race"]["behavior"]]
+    fixed = [{"width": 200, "activation": "relu"}, {"width": 80, "activation": "relu"}]
+    assert fixed in [r["finalist"]["mlp"] for r in rankings["race"]["mlp"]]
+
+
+def test_same_seed_same_result(finished, data, tmp_path):
+    again = search(data, tmp_path / "again", tiny.CONFIG)
+    assert comparable(again) == comparable(finished[1])
+    assert (tmp_path / "again" / "architecture.json").read_bytes() == (finished[0] / "architecture.json").read_bytes()
+
+
+def _killed_run(data, finished, tmp_path, kills: int, seed: int) -> list[str]:
+    run = tmp_path / "killed"
+    worker = subprocess.run([sys.executable, str(HERE / "kill_worker.py"), str(data.directory), str(run), str(kills),
+                             str(seed)], capture_output=True, text=True, cwd=HERE.parent, timeout=1500, check=False)
+    assert worker.returncode == 0, worker.stderr[-2000:]
+    told = json.loads(worker.stdout.splitlines()[-1])
+    assert (run / "architecture.json").read_bytes() == (finished[0] / "architecture.json").read_bytes()
+    assert comparable(json.loads((run / "metrics.json").read_text())) == comparable(finished[1])
+    assert not list(run.rglob(".ameir-fast-*.tmp"))
+    assert told["kills"] == kills, f"the run ended after {told['kills']} kills"
+    return told["stages"]
+
+
+def test_killed_run_resumes_to_the_same_result(data, finished, tmp_path):
+    stages = _killed_run(data, finished, tmp_path, kills=20, seed=1)
+    assert {s.split(".")[0] for s in stages} == {"behavior", "interactions", "mlp", "retrain"}, stages
+
+
+@pytest.mark.slow
+def test_killed_200_times(data, finished, tmp_path):
+    for seed in range(2, 12):
+        _killed_run(data, finished, tmp_path / str(seed), kills=20, seed=seed)
+
+
+def test_resume_of_a_finished_run_changes_nothing(data, finished):
+    run, result = finished
+    before = (run / "architecture.json").read_bytes()
+    assert comparable(search(data, run, tiny.CONFIG, resume=True)) == comparable(result)
+    assert (run / "architecture.json").read_bytes() == before
+
+
+def test_directory_in_use(data, finished, tmp_path):
+    with pytest.raises(InputError, match="output directory in use"):
+        search(data, finished[0], tiny.CONFIG)
+    with pytest.raises(InputError, match="seed"):
+        search(data, finished[0], tiny.CONFIG.changed(seed=5), resume=True)
+    with RunDirectory(tmp_path / "held", {"version": 1}):
+        with pytest.raises(InputError, match="in use by another process"):
+            RunDirectory(tmp_path / "held", {"version": 1}, resume=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="not a run directory"):
+        search(data, tmp_path / "other", tiny.CONFIG, overwrite=True)
+    assert (tmp_path / "other" / "thesis.txt").read_text() == "mine"
+
+
+def test_repeats(data, tmp_path):
+    quick = tiny.CONFIG.changed(behavior_children=4, mlp_children=8, cycles=1, epochs=0.5, behavior_epochs=0.5)
+    result = search(data, tmp_path / "run", quick, repeats=2, variants=("AMEIR-A", "AMEIR-C", "DIN"))
+    for row in result["variants"].values():
+        assert len(row["auc"]["runs"]) == 2 and row["run_seeds"] == [0, 1]
+        assert row["auc"]["mean"] == pytest.approx(np.mean(row["auc"]["runs"]))
+        assert row["auc"]["std"] == pytest.approx(np.std(row["auc"]["runs"], ddof=1))
+
+
+def test_without_behavior(data, tmp_path):
+    """The paper's non-sequential scenario: steps 2 and 3, and AMEIR-I."""
+    quick = tiny.CONFIG.changed(mlp_children=8, cycles=2, epochs=0.5)
+    result = search(data.select(behavior=False), tmp_path / "run", quick)
+    assert set(result["variants"]) == {"AMEIR-I", "AMEIR-B", "AMEIR-C", "DNN"}
+    assert af.Architecture.load(tmp_path / "run" / "architecture.json").behavior == ()
+
+
+class Fussy:
+    """A strategy that proposes only what it mutated from the best child so far."""
+
+    def propose(self, sample, mutate, seen, generator, count):
+        if not seen:
+            return [sample(generator) for _ in range(count)]
+        return [mutate(max(seen, key=seen.get), generator) for _ in range(count)]
+
+
+@pytest.mark.parametrize("strategy", [RandomStrategy(), EvolutionStrategy(population=8, tournament=3), Fussy()])
+def test_strategies(data, tmp_path, strategy):
+    quick = tiny.CONFIG.changed(behavior_children=70, mlp_children=8, cycles=1, epochs=0.5, behavior_epochs=0.5)
+    search(data, tmp_path / "run", quick, strategy=strategy, variants=("AMEIR-A", "AMEIR-C"))
+    ranking = json.loads((tmp_path / "run" / "rankings.json").read_text())["behavior"]
+    assert len(ranking) == len({json.dumps(r["behavior"]) for r in ranking}) <= 70
+
+
+def test_train_and_evaluate(data, tmp_path):
+    arch = af.Architecture(tuple(af.Block("layer_norm", "conv3", "relu") for _ in range(3)), ((0, 2),),
+                           fixed_mlp(20, 10), "se")
+    result = train(data, tmp_path / "run", arch, tiny.CONFIG)
+    assert evaluate(tmp_path / "run", data)["auc"] == result["variants"]["model"]["auc"]["mean"]
+    assert not reads_step1(arch)
+    with pytest.raises(InputError, match="another schema"):
+        evaluate(tmp_path / "run", data.select(behavior=False))
+    with pytest.raises(InputError, match="split 'future'"):
+        evaluate(tmp_path / "run", data, split="future")
+    with pytest.raises(InputError, match="field index 99"):
+        train(data, tmp_path / "no", af.Architecture(arch.behavior, ((0, 99),), arch.mlp), tiny.CONFIG)
+    assert not (tmp_path / "no").exists()
+
+
+def test_damaged_files(data, tmp_path):
+    arch = af.Architecture(tuple(af.Block("none", "zero", "identity") for _ in range(3)), (), fixed_mlp(8), "none")
+    train(data, tmp_path / "run", arch, tiny.CONFIG)
+    model = tmp_path / "run" / "model"
+    whole, about = (model / "model.safetensors").read_bytes(), (model / "model.json").read_text()
+    (model / "model.safetensors").write_bytes(whole[:-10])
+    with pytest.raises(InputError, match="truncated"):
+        evaluate(tmp_path / "run", data)
+    (model / "model.safetensors").write_bytes(whole)
+    (model / "model.json").write_text(about.replace('"version": 1', '"version": 9', 1))
+    with pytest.raises(InputError, match="version 9"):
+        evaluate(tmp_path / "run", data)
+    (model / "model.json").write_text(about)
+    (tmp_path / "run" / "checkpoint" / "0" / "train" / "training.safetensors").write_bytes(b"not tensors at all")
+    with pytest.raises(InputError, match="training.safetensors"):
+        train(data, tmp_path / "run", arch, tiny.CONFIG, resume=True)
+
+
+def test_expand():
+    assert expand([(0,), (1,)], 3) == [(0,), (1,), (0, 1), (0, 2), (1, 2)]
+    assert expand([(0, 1)], 3) == [(0, 1), (0, 1, 2)]
+
+
+def test_embedding_l2_is_the_gradient_of_the_penalty(data):
+    """The gradient added for the looked-up rows is that of λ Σ |e|² / B as a loss term."""
+    batch = next(data.batches("train", 64, seed=1))
+    schema = data.schema
+    net = af.Supernet(af.SearchSpace(schema), 4)
+    weight = net.embedding.weight
+    weight.grad = torch.zeros_like(weight)
+    add_embedding_l2(weight, looked_up(schema, batch), len(batch), 0.3)
+    table = weight.detach().clone().requires_grad_()
+    total = 0
+    for i, field in enumerate(schema.fields):
+        ids = batch.bag_ids if i in schema.multi_fields else batch.fields[:, i]
+        total = total + table[ids.long() + schema.offset(field.vocabulary)].square().sum()
+    for j, field in enumerate(schema.behavior):
+        total = total + table[batch.history[:, j].long() + schema.offset(field.vocabulary)].square().sum()
+    (0.3 * total / len(batch)).backward()
+    torch.testing.assert_close(weight.grad, table.grad)
+
+
+def test_population_equals_one_at_a_time(data):
+    net = af.Supernet(af.SearchSpace(data.schema), 4).double()
+    g = torch.Generator().manual_seed(0)
+    archs = [net.sample(g) for _ in range(12)]
+    archs += [af.Architecture(a.behavior, (), fixed_mlp(200, 80), "none") for a in archs[:4]]
+    batches = list(data.batches("valid", 64))
+    found = af.evaluate_population(net, archs, batches, return_logits=True)
+    net.eval()
+    with torch.no_grad():
+        alone = torch.stack([torch.cat([net(b, a) for b in batches]) for a in archs])
+    torch.testing.assert_close(found.logits, alone, rtol=1e-10, atol=1e-12)
+    assert np.isfinite(found.auc).all() and all(math.isfinite(v) for v in found.log_loss)
