@@ -21,7 +21,7 @@ NATIVE      := CMakeLists.txt setup.py $(wildcard csrc/*.* csrc/*/*.*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install search results test test-slow bench-native lint clean distclean
+.PHONY: help build search results test test-slow bench-native lint clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "  make %-14s%s\n", name, $$0 }'
@@ -44,7 +44,7 @@ $(READY): $(TORCH_READY) pyproject.toml $(NATIVE)
 	@$(BIN)/python -c 'from ameir_fast import native; native.main()'
 	@touch $@
 
-install: $(READY)  ## the environment in .venv, with the package built and installed in place
+build: $(READY)  ## the environment in .venv, with the package compiled and installed in place
 
 $(DATA)/dataset.json: | $(READY)
 	$(BIN)/ameir-fast prepare movielens --output $(DATA)

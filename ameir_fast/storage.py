@@ -75,6 +75,9 @@ def load_module(directory: str | Path, build: Callable[[dict], nn.Module]) -> nn
         module = build(about)
     except KeyError as error:
         raise InputError(f"{directory / 'model.json'}: entry {error} is missing") from None
+    kinds = {t.dtype for t in tensors.values() if t.is_floating_point()}
+    if len(kinds) == 1:
+        module.to(kinds.pop())
     fill(module, tensors, path)
     return module.eval()
 

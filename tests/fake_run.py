@@ -140,7 +140,10 @@ def statistics(runs: list[float]) -> dict:
 def rankings(seed: int = 0) -> dict:
     rng = random.Random(seed)
     names = [field["name"] for field in SCHEMA["fields"]]
-    scores = lambda n: sorted((rng.gauss(0.752, 0.002) for _ in range(n)), reverse=True)  # noqa: E731
+
+    def scores(count: int) -> list[float]:
+        return sorted((rng.gauss(0.752, 0.002) for _ in range(count)), reverse=True)
+
     interactions = []
     for score in scores(120):
         order = rng.choice([1, 2, 2, 3, 4])

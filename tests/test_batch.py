@@ -96,7 +96,8 @@ def test_the_right_bag_of_several_multi_categorical_fields_is_named():
         bag_ids=torch.tensor([3, 2, 1, 0, 2, 3], dtype=torch.int32),
         bag_offsets=torch.tensor([0, 1, 2, 2, 4, 5, 6]),
     )
-    with pytest.raises(ValueError) as error:  # 3 is a tag and no city: the last bag is wrong, the first is not
+    # 3 is a tag and no city: the last bag is wrong, the first is not.
+    with pytest.raises(ValueError) as error:
         batch.check(af.FeatureSchema.from_dict(data))
     for name in ("more_tags", "row 2", "3"):
         assert name in str(error.value), str(error.value)

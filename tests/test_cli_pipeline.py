@@ -168,20 +168,23 @@ def test_ctrl_c_says_how_to_go_on_and_resuming_ends_the_same(finished, place, tm
     run = tmp_path / "run"
     command = [str(part) for part in search_arguments(place, run, "--repeats", 2, "--threads", 1)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb"}
+    # A process started in the background of a shell inherits "ignore" for this signal.
+    start = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from ameir_fast.cli import main; main(sys.argv[1:])"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "ameir_fast.cli", *command],
+        [sys.executable, "-c", start, *command],
         env=environment,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # A process started in the background of a shell inherits "ignore" for this signal.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    history, end = run / "history.jsonl", time.monotonic() + 60
+    history, end = run / "history.jsonl", time.monotonic() + 120
     while not (history.exists() and "behavior.race" in history.read_text()) and time.monotonic() < end:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     last = err.strip().splitlines()[-1]
     assert last.startswith("interrupted; continue with: ameir-fast search ") and last.endswith(" --resume")

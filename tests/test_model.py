@@ -595,11 +595,11 @@ def test_losses_are_finite_for_extreme_scores():
     logit = torch.tensor([1e4, -1e4, 1e4, -1e4], requires_grad=True)
     loss = ctr_loss(logit, torch.tensor([1.0, 0.0, 0.0, 1.0]))
     loss.backward()
-    assert float(loss) == pytest.approx(5e3) and bool(torch.isfinite(logit.grad).all())
+    assert loss.item() == pytest.approx(5e3) and bool(torch.isfinite(logit.grad).all())
     scores = torch.tensor([[1e4, -1e4], [-1e4, 1e4]], requires_grad=True)
     loss = retrieval_loss(scores)
     loss.backward()
-    assert float(loss) == pytest.approx(1e4) and bool(torch.isfinite(scores.grad).all())
+    assert loss.item() == pytest.approx(1e4) and bool(torch.isfinite(scores.grad).all())
 
 
 # ---- files --------------------------------------------------------------------------------------

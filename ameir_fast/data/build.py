@@ -159,7 +159,7 @@ def _statistics(rows: _Rows, encoders: dict[str, vocabulary.Encoder], lengths: n
         found["splits"][name] = {
             "rows": int(last - first),
             "label_rate": None if label is None else float(label[part].mean()),
-            "users": None if users is None else np.count_nonzero(np.bincount(users[part])),
+            "users": None if users is None else int(np.count_nonzero(np.bincount(users[part]))),
             # Of the rows: how many have a user without a training row.
             "new_user_share": None if users is None else float(1 - known[users[part]].mean()),
             "first_time": None if time is None else time[part].min().item(),

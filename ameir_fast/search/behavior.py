@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from ..batch import Batch
 from ..space import ACTIVATIONS, NORMS, Architecture, Block
+from ..supernet import Supernet
 from .context import Context, Standing, race, spread
 from .proposals import rank_children
 from .samplers import make_draws
@@ -20,20 +22,34 @@ def train_supernet(context: Context) -> dict:
     scope = context.scope.scope("behavior", "train")
     warmup = context.epochs(config.warmup_epochs) if config.warmup_epochs else 0
     total = warmup + context.epochs(config.behavior_epochs)
+    together = config.paths_per_step
     draws = make_draws(config.sampler, [len(NORMS), len(space.layers), len(ACTIVATIONS)] * space.num_blocks,
-                       total - warmup, generator(config.seed, *scope.names, "draws"))
+                       (total - warmup) * together, generator(config.seed, *scope.names, "draws"))
     plain = context.behavior_child(context.zero_path())
 
-    def path(step: int) -> Architecture:
-        return plain if step < warmup else context.behavior_child(_blocks(space.layers, draws[step - warmup]))
+    def forward(step: int, batch: Batch, items):
+        if step < warmup:
+            return context.net(batch, plain, items)
+        chosen = draws[(step - warmup) * together:(step - warmup + 1) * together]
+        return over_parts(context.net, batch, [context.behavior_child(_blocks(space.layers, d)) for d in chosen],
+                          items)
 
     watch = generator(config.seed, *scope.names, "monitor")
     children = [context.behavior_child(space.sample_behavior(watch)) for _ in range(MONITORED)]
     context.net.dropout = config.dropout
     outcome = fit(context.task, context.net, scope, total=total, learning_rate=config.learning_rate,
-                  forward=lambda step, batch, items: context.net(batch, path(step), items),
-                  validate=context.monitor(children))
+                  forward=forward, validate=context.monitor(children))
     return {"train_steps": outcome.steps, "seconds": outcome.seconds, "device_seconds": outcome.device_seconds}
+
+
+def over_parts(net: Supernet, batch: Batch, archs: list[Architecture], items: torch.Tensor | None) -> torch.Tensor:
+    """Scores of a batch whose equal parts are computed by different children: several updates of the shared
+    weights' parts for the price of one step's rows."""
+    if len(archs) == 1:
+        return net(batch, archs[0], items)
+    edges = [round(i * len(batch) / len(archs)) for i in range(len(archs) + 1)]
+    return torch.cat([net(batch.slice(a, b), arch, None if items is None else items[a:b])
+                      for arch, a, b in zip(archs, edges, edges[1:], strict=False) if b > a])
 
 
 def _blocks(layers: tuple[str, ...], draw: tuple[int, ...]) -> tuple[Block, ...]:

@@ -47,6 +47,7 @@ class SearchConfig:
     # step 1
     warmup_epochs: float = 1.0              # on the all-zero path
     behavior_epochs: float = 4.0
+    paths_per_step: int = 4                 # sampled paths, each on its own part of the batch
     behavior_children: int = 300
     # step 2
     interaction_warmup_epochs: float = 1.0
@@ -68,7 +69,8 @@ class SearchConfig:
             if f.type == "int" and not isinstance(value, int):
                 raise InputError(f"config: {f.name} is {value!r}, not an integer")
         for name in ("embedding_dim", "mlp_layers", "batch_size", "epochs", "evaluate_every", "runs", "finalists",
-                     "validation_subset", "behavior_children", "mlp_children", "interactions_per_step", "top_k"):
+                     "validation_subset", "behavior_children", "mlp_children", "interactions_per_step", "paths_per_step",
+                     "top_k"):
             if getattr(self, name) <= 0:
                 raise InputError(f"config: {name} is {getattr(self, name)!r}, not positive")
         if not 0 <= self.dropout < 1 or not 0 <= self.unknown_rate < 1:
