@@ -40,10 +40,9 @@ class Model(nn.Module):
     def __init__(self, schema: FeatureSchema, arch: Architecture, embedding_dim: int,
                  backend: str | None = None, dtype: torch.dtype = torch.float32):
         super().__init__()
-        arch = arch.canonical()
         if schema.behavior and not arch.behavior:
             raise InputError("architecture: no behavior blocks, though the schema has behavior fields")
-        validate_for_schema(arch, schema, schema.num_behavior * embedding_dim)
+        arch = validate_for_schema(arch, schema, schema.num_behavior * embedding_dim).canonical()
         self.schema, self.arch, self.embedding_dim, self.backend = schema, arch, embedding_dim, backend
         self.dropout = 0.0
         self.generator: torch.Generator | None = None

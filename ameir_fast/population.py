@@ -114,7 +114,7 @@ class _Walk:
 @torch.no_grad()
 def interaction_logits(net: Supernet, candidates: Sequence[tuple[int, ...]], batch: Batch,
                        chunk: int = 16) -> Tensor:
-    """Step 2: logits [n, B] of all candidates, the base projection computed once, ``chunk`` at a time."""
+    """Step 2 (CTR): logits [n, B] of all candidates, the base projection computed once, ``chunk`` at a time."""
     e, base = net.interaction_base(batch)
     second, head = net.step2.mlp["1"], net.step2.head
     out = torch.empty(len(candidates), len(batch), dtype=e.dtype, device=e.device)

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Self, TextIO
 
 
 class Progress:
@@ -72,7 +72,7 @@ class Progress:
         """Take the display down. A stage that is still open is left without a summary."""
         self._open = False
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -277,7 +277,7 @@ def show_metrics(metrics: dict[str, float]) -> str:
     return ", ".join(f"{name} {show_value(value)}" for name, value in metrics.items() if value is not None)
 
 
-def show_value(value: float | int | str) -> str:
+def show_value(value: float | str) -> str:
     """A number to read: four decimals below a thousand, none above; three significant digits when it is
     tiny."""
     if isinstance(value, float):

@@ -68,12 +68,12 @@ class FeatureSchema:
             raise InputError(f"schema: version {self.version!r} is not supported (this is version {VERSION})")
         if self.task not in TASKS:
             raise InputError(f"schema: task {self.task!r} is none of {', '.join(TASKS)}")
-        if not isinstance(self.max_history, int) or self.max_history < 0:
+        if type(self.max_history) is not int or self.max_history < 0:
             raise InputError(f"schema: max_history {self.max_history!r} is not an integer >= 0")
         names = [v.name for v in self.vocabularies]
         _distinct("vocabulary", names)
         for v in self.vocabularies:
-            if not isinstance(v.size, int) or v.size < 1:
+            if type(v.size) is not int or v.size < 1:
                 raise InputError(f"schema: vocabulary {v.name!r} has size {v.size!r}, not an integer >= 1")
         _distinct("field", [f.name for f in self.fields])
         _distinct("behavior field", [b.name for b in self.behavior])
@@ -207,7 +207,7 @@ class FeatureSchema:
         """Inverse of ``to_dict``; ``InputError`` names a missing or unknown key."""
         if not isinstance(data, dict):
             raise InputError("schema: not a JSON object")
-        if data.get("version") != VERSION:
+        if data.get("version") != VERSION or type(data["version"]) is not int:
             raise InputError(f"schema: version {data.get('version')!r} is not supported "
                              f"(this is version {VERSION})")
         known = {"version", "task", "max_history", "vocabularies", "fields", "behavior", "target", "item"}

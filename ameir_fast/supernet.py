@@ -121,9 +121,13 @@ class Supernet(nn.Module):
             raise InputError("no active subnet: give an architecture or call set_active_subnet first")
         return self._active
 
-    def get_active_subnet(self) -> Model:
-        """The active architecture as a standalone ``Model`` with copied weights."""
-        return self.derive(self.get_active_net_config())
+    def get_active_subnet(self, preserve_weight: bool = True) -> Model:
+        """The active architecture as a standalone ``Model``: with copied weights, or freshly initialised."""
+        arch = self.get_active_net_config()
+        if preserve_weight:
+            return self.derive(arch)
+        own = self.embedding.weight
+        return Model(self.schema, arch, self.embedding_dim, self.backend, own.dtype).to(own.device)
 
     def set_max_net(self) -> None:
         """The widest child: full MLP ratios, M interactions of the lowest orders, the largest layers."""
@@ -222,6 +226,8 @@ class Supernet(nn.Module):
 
     def interaction_base(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """e_b [B, N, K] and ``Σ W_i e_i + b`` [B, 200], shared by all candidates."""
+        if not hasattr(self, "step2"):
+            raise InputError("step 2 needs fields, and this schema has none")
         rows, bag_rows, bag_offsets = forward.field_rows(self.schema, batch)
         e = field_embeddings(self.embedding.weight, rows, bag_rows, bag_offsets, list(self.schema.multi_fields))
         return e, F.linear(e.flatten(1), self.step2.fields.weight, self.step2.mlp["0"].bias)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 # Small tensors everywhere: more threads would only wait for each other. Tests of threads set their own
 # number.
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)
 
 
 def _poison(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,12 +9,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 GENRES = ["Drama", "Comedy", "Action", "Sci-Fi", "Children's"]
-BANDS = [(0, 17, "<18"), (18, 24, "18-24"), (25, 34, "25-34"), (35, 44, "35-44"), (45, 49, "45-49"), (50, 55, "50-55"),
-         (56, 999, "56+")]
+BANDS = [
+    (0, 17, "<18"),
+    (18, 24, "18-24"),
+    (25, 34, "25-34"),
+    (35, 44, "35-44"),
+    (45, 49, "45-49"),
+    (50, 55, "50-55"),
+    (56, 999, "56+"),
+]
 
 
 def write(directory: Path, *, ratings: int = 240, seed: int = 0) -> Path:
-    """Twenty-four users who appear one after another, twenty items of which the last few appear late, many equal times."""
+    """Twenty-four users who appear one after another, twenty items of which the last few appear late, many
+    equal times.
+    """
     rng = random.Random(seed)
     directory.mkdir(parents=True, exist_ok=True)
     rows, pairs = [], set()
@@ -27,14 +36,32 @@ def write(directory: Path, *, ratings: int = 240, seed: int = 0) -> Path:
             pairs.add((user, item))
             rows.append((user, item, rng.randint(1, 5), stamp))
     rng.shuffle(rows)
-    _table(directory / "mini.inter", ["user_id:token", "item_id:token", "rating:float", "timestamp:float"], rows)
+    _table(
+        directory / "mini.inter", ["user_id:token", "item_id:token", "rating:float", "timestamp:float"], rows
+    )
     years = ["1995", "1989", "1931", "unkonwn", "1990", "V"]
-    _table(directory / "mini.item", ["item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq"],
-           [(i, f"Film \"{i}", years[i % 6], "unknown" if i == 3 else " ".join(rng.sample(GENRES, rng.randint(1, 3))))
-            for i in range(1, 20)])  # nothing is said of item 20
+    _table(
+        directory / "mini.item",
+        ["item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq"],
+        [
+            (
+                i,
+                f'Film "{i}',
+                years[i % 6],
+                "unknown" if i == 3 else " ".join(rng.sample(GENRES, rng.randint(1, 3))),
+            )
+            for i in range(1, 20)
+        ],
+    )  # nothing is said of item 20
     zips = ["90210", "T8H1N", "02139", "55401"]
-    _table(directory / "mini.user", ["user_id:token", "age:token", "gender:token", "occupation:token", "zip_code:token"],
-           [(u, 5 + 3 * u, rng.choice("MF"), rng.choice(["student", "other"]), zips[u % 4]) for u in range(1, 25)])
+    _table(
+        directory / "mini.user",
+        ["user_id:token", "age:token", "gender:token", "occupation:token", "zip_code:token"],
+        [
+            (u, 5 + 3 * u, rng.choice("MF"), rng.choice(["student", "other"]), zips[u % 4])
+            for u in range(1, 25)
+        ],
+    )
     return directory
 
 
@@ -49,12 +76,16 @@ def read(path: Path) -> list[dict]:
 
 
 def expected(directory: Path) -> list[dict]:
-    """Rows as they must be stored, values instead of ids, ``None`` for the unknown; read and reasoned without arrays."""
+    """Rows as they must be stored, values instead of ids, ``None`` for the unknown; read and reasoned without
+    arrays.
+    """
     name = next(directory.glob("*.inter")).name.split(".")[0]
     items = {r["item_id:token"]: r for r in read(directory / f"{name}.item")}
     users = {r["user_id:token"]: r for r in read(directory / f"{name}.user")}
-    rows = [_row(r, items.get(r["item_id:token"]), users.get(r["user_id:token"]))
-            for r in read(directory / f"{name}.inter")]
+    rows = [
+        _row(r, items.get(r["item_id:token"]), users.get(r["user_id:token"]))
+        for r in read(directory / f"{name}.inter")
+    ]
     rows.sort(key=lambda r: r["time"])  # stable: the order of the file among equal times
     first, second = _boundary(rows, 0.8), _boundary(rows, 0.9)
     by_user: dict[str, list[dict]] = {}
@@ -70,10 +101,22 @@ def expected(directory: Path) -> list[dict]:
 
 def _row(rating: dict, item: dict | None, user: dict | None) -> dict:
     moment = datetime.fromtimestamp(int(rating["timestamp:float"]), UTC)
-    row = {"user": rating["user_id:token"], "item": rating["item_id:token"], "rating": int(rating["rating:float"]),
-           "time": int(rating["timestamp:float"]), "label": float(rating["rating:float"]) >= 4, "hour": moment.hour,
-           "weekday": moment.isoweekday(), "genres": [], "first_genre": None, "release_year": None, "age_group": None,
-           "gender": None, "occupation": None, "zip_prefix": None}
+    row = {
+        "user": rating["user_id:token"],
+        "item": rating["item_id:token"],
+        "rating": int(rating["rating:float"]),
+        "time": int(rating["timestamp:float"]),
+        "label": float(rating["rating:float"]) >= 4,
+        "hour": moment.hour,
+        "weekday": moment.isoweekday(),
+        "genres": [],
+        "first_genre": None,
+        "release_year": None,
+        "age_group": None,
+        "gender": None,
+        "occupation": None,
+        "zip_prefix": None,
+    }
     if item:
         row["genres"] = [g for g in item["class:token_seq"].split() if g != "unknown"]
         row["first_genre"] = row["genres"][0] if row["genres"] else None
@@ -104,12 +147,24 @@ def _boundary(rows: list[dict], share: float) -> int:
 def _forget(rows: list[dict]) -> None:
     """What the training rows do not show becomes unknown."""
     training = [r for r in rows if r["split"] == "train"]
-    names = ("user", "item", "age_group", "gender", "occupation", "zip_prefix", "release_year", "hour", "weekday", "rating")
+    names = (
+        "user",
+        "item",
+        "age_group",
+        "gender",
+        "occupation",
+        "zip_prefix",
+        "release_year",
+        "hour",
+        "weekday",
+        "rating",
+    )
     seen = {name: {r[name] for r in training} for name in names}
     seen["genre"] = {g for r in training for g in r["genres"]}
     for row in rows:
-        row["history"] = [(i if i in seen["item"] else None, r if r in seen["rating"] else None)
-                          for i, r in row["history"]]
+        row["history"] = [
+            (i if i in seen["item"] else None, r if r in seen["rating"] else None) for i, r in row["history"]
+        ]
         row["genres"] = [g if g in seen["genre"] else None for g in row["genres"]]
         row["first_genre"] = row["first_genre"] if row["first_genre"] in seen["genre"] else None
     for row in rows:

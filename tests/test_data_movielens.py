@@ -14,9 +14,29 @@ from ameir_fast.data import Dataset, files, prepare_movielens
 from ameir_fast.errors import InputError
 from tests import mini_movielens
 
-SINGLE = ("item", "first_genre", "age_group", "gender", "occupation", "zip_prefix", "release_year", "hour", "weekday")
-FIELDS = ("item", "first_genre", "age_group", "gender", "occupation", "zip_prefix", "release_year", "genres", "hour",
-          "weekday")
+SINGLE = (
+    "item",
+    "first_genre",
+    "age_group",
+    "gender",
+    "occupation",
+    "zip_prefix",
+    "release_year",
+    "hour",
+    "weekday",
+)
+FIELDS = (
+    "item",
+    "first_genre",
+    "age_group",
+    "gender",
+    "occupation",
+    "zip_prefix",
+    "release_year",
+    "genres",
+    "hour",
+    "weekday",
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +89,9 @@ def test_every_row_is_as_worked_out_by_hand(source: Path, tmp_path: Path, max_hi
     assert [f.name for f in data.schema.fields] == ["user", *FIELDS]
     wanted = mini_movielens.expected(source)
     compare(stored_rows(data), wanted, max_history)
-    assert any(r["item"] is None for r in wanted) and any(r["user"] is None for r in wanted)  # the case exists
+    assert any(r["item"] is None for r in wanted) and any(
+        r["user"] is None for r in wanted
+    )  # the case exists
     assert any(i is None for r in wanted for i, _ in r["history"])
 
 
@@ -78,7 +100,10 @@ def test_default_schema(directory: Path) -> None:
     schema = data.schema
     assert [f.name for f in schema.fields] == list(FIELDS)
     assert data.field_names == ("user", *FIELDS)
-    assert [(b.name, b.vocabulary) for b in schema.behavior] == [("history_item", "item"), ("rating", "rating")]
+    assert [(b.name, b.vocabulary) for b in schema.behavior] == [
+        ("history_item", "item"),
+        ("rating", "rating"),
+    ]
     assert schema.target == ("item", "first_genre")
     assert schema.size("rating") == 6 and schema.size("hour") == 25 and schema.size("weekday") == 8
     assert "user" not in [v.name for v in schema.vocabularies]
@@ -114,15 +139,20 @@ def test_splits_are_ordered_in_time(directory: Path) -> None:
 
 
 def test_later_rows_change_no_id_of_earlier_ones(source: Path, tmp_path: Path) -> None:
-    """Other ratings, items and attributes after the first boundary leave training rows and vocabularies as they were."""
+    """Other ratings, items and attributes after the first boundary leave training rows and vocabularies as
+    they were.
+    """
     prepare_movielens(source, tmp_path / "before")
     raw = tmp_path / "raw"
     shutil.copytree(source, raw)
     last = Dataset.open(tmp_path / "before").statistics["splits"]["train"]["last_time"]
     rows = mini_movielens.read(source / "mini.inter")
-    lines = [(r["user_id:token"], r["item_id:token"], r["rating:float"], r["timestamp:float"])
-             if int(r["timestamp:float"]) <= last
-             else (12, 900 + int(r["item_id:token"]), 6 - int(r["rating:float"]), r["timestamp:float"]) for r in rows]
+    lines = [
+        (r["user_id:token"], r["item_id:token"], r["rating:float"], r["timestamp:float"])
+        if int(r["timestamp:float"]) <= last
+        else (12, 900 + int(r["item_id:token"]), 6 - int(r["rating:float"]), r["timestamp:float"])
+        for r in rows
+    ]
     mini_movielens._table(raw / "mini.inter", list(rows[0]), lines)
     prepare_movielens(raw, tmp_path / "after")
     before, after = Dataset.open(tmp_path / "before"), Dataset.open(tmp_path / "after")
@@ -139,11 +169,15 @@ def test_statistics_against_plain_counts(source: Path, directory: Path) -> None:
     assert found["items"] == len(mini_movielens.counts(source))
     assert found["label_rate"] == pytest.approx(sum(r["label"] for r in wanted) / 240)
     lengths = [len(r["history"]) for r in wanted]
-    assert found["history"]["mean"] == pytest.approx(sum(lengths) / 240) and found["history"]["max"] == max(lengths)
+    assert found["history"]["mean"] == pytest.approx(sum(lengths) / 240) and found["history"]["max"] == max(
+        lengths
+    )
     assert found["history"]["empty_share"] == pytest.approx(lengths.count(0) / 240)
     for name, part in found["splits"].items():
         rows = [r for r in wanted if r["split"] == name]
-        assert part["rows"] == len(rows) and part["label_rate"] == pytest.approx(sum(r["label"] for r in rows) / len(rows))
+        assert part["rows"] == len(rows) and part["label_rate"] == pytest.approx(
+            sum(r["label"] for r in rows) / len(rows)
+        )
         assert part["new_user_share"] == pytest.approx(sum(r["user"] is None for r in rows) / len(rows))
     training = [r for r in wanted if r["split"] == "train"]
     assert found["vocabularies"]["item"] == 1 + len({r["item"] for r in training})
@@ -170,8 +204,10 @@ def second_row(source: Path) -> list[str]:
     return (source / "mini.inter").read_text().splitlines()[2].split("\t")
 
 
-@pytest.mark.parametrize("name, column", [("mini.inter", "rating:float"), ("mini.item", "class:token_seq"),
-                                          ("mini.user", "zip_code:token")])
+@pytest.mark.parametrize(
+    "name, column",
+    [("mini.inter", "rating:float"), ("mini.item", "class:token_seq"), ("mini.user", "zip_code:token")],
+)
 def test_missing_column(source: Path, tmp_path: Path, name: str, column: str) -> None:
     raw = edited(source, tmp_path / "raw", name, column, "other")
     with pytest.raises(InputError, match=f"{name}: column '{column}' is missing; it has"):
@@ -179,21 +215,26 @@ def test_missing_column(source: Path, tmp_path: Path, name: str, column: str) ->
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("place, value, message", [
-    (2, "nan", "row 2: column 'rating:float' is 'nan', not a number"),
-    (2, "", "row 2: column 'rating:float' is missing, not a number"),
-    (2, "6", "row 2: column 'rating:float' is 6, none of 1, 2, 3, 4, 5"),
-    (2, "3.5", "row 2: column 'rating:float' is 3.5, none of 1, 2, 3, 4, 5"),
-    (3, "yesterday", "row 2: column 'timestamp:float' is 'yesterday', not a number"),
-    (0, "", "row 2: column 'user_id:token' is missing"),
-])
+@pytest.mark.parametrize(
+    "place, value, message",
+    [
+        (2, "nan", "row 2: column 'rating:float' is 'nan', not a number"),
+        (2, "", "row 2: column 'rating:float' is missing, not a number"),
+        (2, "6", "row 2: column 'rating:float' is 6, none of 1, 2, 3, 4, 5"),
+        (2, "3.5", "row 2: column 'rating:float' is 3.5, none of 1, 2, 3, 4, 5"),
+        (3, "yesterday", "row 2: column 'timestamp:float' is 'yesterday', not a number"),
+        (0, "", "row 2: column 'user_id:token' is missing"),
+    ],
+)
 def test_bad_rating(source: Path, tmp_path: Path, place: int, value: str, message: str) -> None:
     row = second_row(source)
-    changed = [*row[:place], value, *row[place + 1:]]
+    changed = [*row[:place], value, *row[place + 1 :]]
     raw = edited(source, tmp_path / "raw", "mini.inter", "\t".join(row) + "\n", "\t".join(changed) + "\n")
     with pytest.raises(InputError) as caught:
         prepare_movielens(raw, tmp_path / "out")
-    assert message in str(caught.value) and "mini.inter" in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        message in str(caught.value) and "mini.inter" in str(caught.value) and "\n" not in str(caught.value)
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -201,7 +242,7 @@ def test_truncated_ratings(source: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     shutil.copytree(source, raw)
     content = (raw / "mini.inter").read_bytes()
-    (raw / "mini.inter").write_bytes(content[:content.rindex(b"\t") + 0])
+    (raw / "mini.inter").write_bytes(content[: content.rindex(b"\t") + 0])
     with pytest.raises(InputError, match="mini.inter: row 240: column 'timestamp:float' is missing"):
         prepare_movielens(raw, tmp_path / "out")
     (raw / "mini.inter").write_bytes(b"")

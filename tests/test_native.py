@@ -495,11 +495,16 @@ def test_importing_loads_no_native_module():
 def test_native_code_is_faster_than_what_it_replaces(make):
     from ameir_fast.bench import native as bench
 
-    rows = bench._measure(getattr(bench, make)(), seconds=0.2)
+    # Ratios lie between 4 and 30 on an idle machine. Asking for 1, in the best of three tries, leaves room
+    # for a machine so busy that the native turns happen to be the interrupted ones.
+    for _ in range(3):
+        rows = bench._measure(getattr(bench, make)(), seconds=0.2)
+        if all(row["ratio"] > 1 for row in rows[1:]):
+            break
+    else:
+        pytest.fail(bench.table(rows))
     assert rows[0]["engine"] == "native"
     assert rows[0]["ratio"] == 1.0
-    # Medians of paired ratios between 4 and 30 on an idle machine: 1 leaves room for a busy one.
-    assert all(row["ratio"] > 1 for row in rows[1:]), bench.table(rows)
     assert {
         "suite",
         "case",

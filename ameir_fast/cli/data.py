@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import typer
 
@@ -118,7 +118,7 @@ class Notes:
         self._timer = threading.Timer(delay, self._show)
         self._timer.daemon = True
 
-    def __enter__(self) -> Notes:
+    def __enter__(self) -> Self:
         self._timer.start()
         return self
 

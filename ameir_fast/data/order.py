@@ -17,11 +17,15 @@ def mixed(*parts: object) -> int:
 def permutation(count: int, *where: object) -> np.ndarray:
     """A permutation of 0..count-1 (int32 where that suffices) that is a function of (count, where)."""
     dtype = np.int32 if count < 2**31 else np.int64
-    return np.random.Generator(np.random.PCG64(mixed("permutation", *where))).permutation(np.arange(count, dtype=dtype))
+    return np.random.Generator(np.random.PCG64(mixed("permutation", *where))).permutation(
+        np.arange(count, dtype=dtype)
+    )
 
 
 def subset(count: int, limit: int, name: str) -> np.ndarray:
-    """``limit`` of 0..count-1, ascending, int64: a function of its arguments, nested in every larger ``limit``."""
+    """``limit`` of 0..count-1, ascending, int64: a function of its arguments, nested in every larger
+    ``limit``.
+    """
     return np.sort(permutation(count, "subset", name)[:limit]).astype(np.int64)
 
 
@@ -30,9 +34,10 @@ def timeline(user: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
     Args: ``user`` integers [R]; ``time`` [R], comparable and without NaN.
 
-    Returns: ``events`` int64 [R], the rows grouped by user and ascending in time (equal times in row order), and
-    ``begin``, ``end`` int64 [R]: the history of row r is ``events[begin[r]:end[r]]``. It ends before the first row of
-    the same user and the same time, so neither the row itself nor anything simultaneous is in it.
+    Returns: ``events`` int64 [R], the rows grouped by user and ascending in time (equal times in row order),
+    and ``begin``, ``end`` int64 [R]: the history of row r is ``events[begin[r]:end[r]]``. It ends before the
+    first row of the same user and the same time, so neither the row itself nor anything simultaneous is in
+    it.
     """
     rows = user.shape[0]
     events = np.lexsort((time, user))
@@ -55,14 +60,22 @@ def ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:
     return np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], lengths)
 
 
-def user_items(row_user: np.ndarray, rows: slice, own: Sequence[np.ndarray], events: Sequence[np.ndarray],
-               begin: np.ndarray, end: np.ndarray, num_items: int) -> tuple[np.ndarray, np.ndarray]:
+def user_items(
+    row_user: np.ndarray,
+    rows: slice,
+    own: Sequence[np.ndarray],
+    events: Sequence[np.ndarray],
+    begin: np.ndarray,
+    end: np.ndarray,
+    num_items: int,
+) -> tuple[np.ndarray, np.ndarray]:
     """The distinct items (id 0 left out) of each user: those of the rows themselves and of their histories.
 
-    Args: ``row_user`` int32 [R], users from 0; ``rows`` which of them count; ``own`` columns [R] and ``events``
-    columns [E] of item ids below ``num_items``; ``begin``, ``end`` int64 [R] of the histories.
+    Args: ``row_user`` int32 [R], users from 0; ``rows`` which of them count; ``own`` columns [R] and
+    ``events`` columns [E] of item ids below ``num_items``; ``begin``, ``end`` int64 [R] of the histories.
 
-    Returns ``offsets`` int64 [U+1] with U the number of users of all rows, ``items`` int32, ascending within a user.
+    Returns ``offsets`` int64 [U+1] with U the number of users of all rows, ``items`` int32, ascending within
+    a user.
     """
     users = int(row_user.max()) + 1 if row_user.size else 0
     user = row_user[rows].astype(np.int64)
@@ -78,7 +91,9 @@ def user_items(row_user: np.ndarray, rows: slice, own: Sequence[np.ndarray], eve
     return offsets.astype(np.int64), (found % num_items).astype(np.int32)
 
 
-def _merged(user: np.ndarray, begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _merged(
+    user: np.ndarray, begin: np.ndarray, end: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Overlapping ranges of the same user made one: a user's histories are mostly prefixes of the longest."""
     if not user.size:
         return user, begin, end

@@ -27,24 +27,28 @@ class FieldPlan:
 
 @dataclass(frozen=True)
 class HistoryPlan:
-    """A behaviour field: built from ``column`` of the user's earlier rows, or read from the lists of ``column``."""
+    """A behaviour field: built from ``column`` of the user's earlier rows, or read from the lists of
+    ``column``.
+    """
 
     name: str
     column: str
     vocabulary: str
-    ready: bool = False           # column holds the row's own list, oldest first
+    ready: bool = False  # column holds the row's own list, oldest first
     separator: str | None = None  # of such a column that holds text
 
 
 @dataclass(frozen=True)
 class VocabularyPlan:
-    """Where ids come from: learnt from the training rows (values seen ``min_count`` times there); listed in ``values``
-    (value i has id i+1, kept only if seen in the training rows); or the column holds ids below ``size`` already."""
+    """Where ids come from: learnt from the training rows (values seen ``min_count`` times there); listed in
+    ``values`` (value i has id i+1, kept only if seen in the training rows); or the column holds ids below
+    ``size`` already.
+    """
 
     min_count: int = 1
     values: tuple | None = None
     size: int | None = None
-    on_unknown: str = "raise"     # "map": an id outside 0..size-1 becomes 0
+    on_unknown: str = "raise"  # "map": an id outside 0..size-1 becomes 0
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,11 @@ class TablePlan:
     label: str | None = None
     user: str | None = None
     time: str | None = None
-    item: str | None = None       # retrieval: the column of the item to find
+    item: str | None = None  # retrieval: the column of the item to find
     item_vocabulary: str | None = None
     history: tuple[HistoryPlan, ...] = ()
     max_history: int = 0
-    min_history: int = 0          # rows with a shorter one are left out (their events stay in later histories)
+    min_history: int = 0  # rows with a shorter one are left out (their events stay in later histories)
     target: tuple[str, ...] = ()
     vocabularies: dict[str, VocabularyPlan] = field(default_factory=dict)
     split: SplitPlan = SplitPlan()
@@ -79,25 +83,29 @@ class TablePlan:
         if self.task not in ("ctr", "retrieval"):
             raise InputError(f"task {self.task!r} is neither 'ctr' nor 'retrieval'")
         if self.task == "ctr" and self.label is None:
-            raise InputError("the ctr task needs \"label\"")
+            raise InputError('the ctr task needs "label"')
         if self.task == "retrieval" and (self.item is None or not self.history):
-            raise InputError("the retrieval task needs \"item\" and \"history\"")
+            raise InputError('the retrieval task needs "item" and "history"')
+        if self.task == "ctr" and self.item is not None:
+            raise InputError('"item" belongs to the retrieval task; the ctr task names the item in "target"')
+        if self.task == "retrieval" and self.label is not None:
+            raise InputError('"label" belongs to the ctr task; retrieval predicts "item"')
         if self.task == "ctr" and not self.fields and not self.history:
-            raise InputError("neither \"fields\" nor \"history\" name anything")
+            raise InputError('neither "fields" nor "history" name anything')
         ready = {h.ready for h in self.history}
         if len(ready) > 1:
-            raise InputError("history fields are either all built from \"column\" or all read from \"list\"")
+            raise InputError('history fields are either all built from "column" or all read from "list"')
         if ready == {False} and (self.user is None or self.time is None):
-            raise InputError("histories built from \"column\" need \"user\" and \"time\"")
+            raise InputError('histories built from "column" need "user" and "time"')
         if self.history and self.max_history < 1:
-            raise InputError("\"max_history\" must be at least 1")
+            raise InputError('"max_history" must be at least 1')
         self._check_split()
         self._check_answers()
         for name, plan in self.vocabularies.items():
             if name not in self.vocabulary_names:
                 raise InputError(f"vocabulary {name!r} is used by no field")
             if plan.values is not None and plan.size is not None:
-                raise InputError(f"vocabulary {name!r} has both \"values\" and \"size\"")
+                raise InputError(f'vocabulary {name!r} has both "values" and "size"')
         self.schemas(dict.fromkeys(self.vocabulary_names, 1))  # names, kinds and the target fit together
 
     def _check_split(self) -> None:
@@ -105,12 +113,12 @@ class TablePlan:
         if split.by not in ("time", "random", "leave_one_out", "column"):
             raise InputError(f"split by {split.by!r} is none of time, random, leave_one_out, column")
         if split.by == "time" and self.time is None:
-            raise InputError("a split by time needs \"time\"")
+            raise InputError('a split by time needs "time"')
         if split.by == "leave_one_out" and (self.time is None or self.user is None):
-            raise InputError("a split by leave_one_out needs \"user\" and \"time\"")
+            raise InputError('a split by leave_one_out needs "user" and "time"')
         if split.by == "column" and split.column is None:
-            raise InputError("a split by column needs \"column\"")
-        if len(split.parts) != len(SPLITS) or min(split.parts) <= 0 or abs(sum(split.parts) - 1) > 1e-9:
+            raise InputError('a split by column needs "column"')
+        if len(split.parts) != len(SPLITS) or min(split.parts) <= 0 or not abs(sum(split.parts) - 1) <= 1e-9:
             raise InputError(f"split parts {list(split.parts)} are not three positive numbers with the sum 1")
 
     def _check_answers(self) -> None:
@@ -118,7 +126,9 @@ class TablePlan:
         answer, what = (self.label, "label") if self.task == "ctr" else (self.item, "item to find")
         for f in self.fields:
             if f.column == answer:
-                raise InputError(f"field {f.name!r} reads the column {answer!r}, the {what}: it would give the answer away")
+                raise InputError(
+                    f"field {f.name!r} reads the column {answer!r}, the {what}: it would give the answer away"
+                )
 
     @property
     def vocabulary_names(self) -> tuple[str, ...]:
@@ -128,13 +138,17 @@ class TablePlan:
         return tuple(dict.fromkeys(names))
 
     def schemas(self, sizes: dict[str, int]) -> tuple[FeatureSchema, FeatureSchema]:
-        """The schema with every stored field, and that of the default view, for vocabularies of these sizes."""
+        """The schema with every stored field, and that of the default view, for vocabularies of these sizes.
+        """
         full = FeatureSchema(
-            task=self.task, max_history=self.max_history if self.history else 0,
+            task=self.task,
+            max_history=self.max_history if self.history else 0,
             vocabularies=tuple(Vocabulary(name, sizes[name]) for name in self.vocabulary_names),
             fields=tuple(Field(f.name, f.kind, f.vocabulary) for f in self.fields),
             behavior=tuple(BehaviorField(h.name, h.vocabulary) for h in self.history),
-            target=self.target, item=self.item_vocabulary if self.task == "retrieval" else None)
+            target=self.target,
+            item=self.item_vocabulary if self.task == "retrieval" else None,
+        )
         return full, full.select([f.name for f in self.fields if f.default])
 
     def vocabulary(self, name: str) -> VocabularyPlan:

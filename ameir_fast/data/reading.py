@@ -33,7 +33,9 @@ class Table:
         return f"{self.files[k]}: row {row - (ends[k] - self.heights[k]) + 1}"
 
     def refuse(self, wrong: pl.Series, column: str, what) -> None:
-        """Raises ``InputError`` for the first row where ``wrong`` holds; ``what(value)`` says what its value is."""
+        """Raises ``InputError`` for the first row where ``wrong`` holds; ``what(value)`` says what its value
+        is.
+        """
         rows = wrong.fill_null(True).arg_true()
         if len(rows):
             value = self.frame[column][rows[0]]
@@ -71,15 +73,19 @@ def data_files(paths: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def read_tables(paths: Sequence[Path], columns: Sequence[str], separator: str | None = None,
-                quotes: bool = True) -> Table:
-    """The named columns of files with the same columns, one after another. Columns of text files stay text."""
+def read_tables(
+    paths: Sequence[Path], columns: Sequence[str], separator: str | None = None, quotes: bool = True
+) -> Table:
+    """The named columns of files with the same columns, one after another. Columns of text files stay text.
+    """
     frames = [_read(Path(p), Path(p), columns, separator, quotes) for p in paths]
     for path, frame in zip(paths, frames, strict=True):
         for name in columns:
             if frame[name].dtype != frames[0][name].dtype:
-                raise InputError(f"{path}: column {name!r} holds {frame[name].dtype}, but {frames[0][name].dtype} in "
-                                 f"{paths[0]}")
+                raise InputError(
+                    f"{path}: column {name!r} holds {frame[name].dtype}, but {frames[0][name].dtype} in "
+                    f"{paths[0]}"
+                )
     return Table(pl.concat(frames), tuple(paths), tuple(f.height for f in frames))
 
 
@@ -89,8 +95,9 @@ def read_text(shown: Path, columns: Sequence[str], content: bytes | None = None)
     return Table(frame, (shown,), (frame.height,))
 
 
-def _read(shown: Path, source: Path | io.BytesIO, columns: Sequence[str], separator: str | None,
-          quotes: bool) -> pl.DataFrame:
+def _read(
+    shown: Path, source: Path | io.BytesIO, columns: Sequence[str], separator: str | None, quotes: bool
+) -> pl.DataFrame:
     columns = list(columns)
     name = shown.name
     try:
@@ -100,8 +107,11 @@ def _read(shown: Path, source: Path | io.BytesIO, columns: Sequence[str], separa
             return pl.read_parquet(source, columns=columns, glob=False).select(columns)
         if not name.endswith(_TEXT):
             raise InputError(f"{shown}: the name ends in none of {', '.join((*_TEXT, *_PARQUET))}")
-        options = {"separator": separator or ("\t" if name.endswith(_TABS) else ","), "infer_schema": False,
-                   "quote_char": '"' if quotes else None}
+        options = {
+            "separator": separator or ("\t" if name.endswith(_TABS) else ","),
+            "infer_schema": False,
+            "quote_char": '"' if quotes else None,
+        }
         if isinstance(source, Path):
             options["glob"] = False
         present = pl.read_csv(source, n_rows=0, **options).columns

@@ -13,7 +13,8 @@ from .plan import SplitPlan
 def boundaries(time: np.ndarray, parts: tuple[float, ...]) -> list[int]:
     """Where the parts of rows ascending in ``time`` end, rows of equal time never being parted.
 
-    A boundary that falls among equal times moves to the nearer end of them, to the earlier one if both are as near.
+    A boundary that falls among equal times moves to the nearer end of them, to the earlier one if both are as
+    near.
     """
     rows = time.shape[0]
     ends = []
@@ -27,8 +28,9 @@ def boundaries(time: np.ndarray, parts: tuple[float, ...]) -> list[int]:
     return [*ends, rows]
 
 
-def assign(plan: SplitPlan, user: np.ndarray | None, time: np.ndarray | None, named: np.ndarray | None,
-           rows: int) -> np.ndarray:
+def assign(
+    plan: SplitPlan, user: np.ndarray | None, time: np.ndarray | None, named: np.ndarray | None, rows: int
+) -> np.ndarray:
     """int8 [R]: 0 train, 1 valid, 2 test. ``named``: the same from a column, for ``by="column"``.
 
     Raises ``InputError`` when a split gets no row.
@@ -37,7 +39,8 @@ def assign(plan: SplitPlan, user: np.ndarray | None, time: np.ndarray | None, na
     if plan.by == "column":
         part = named
     elif plan.by == "leave_one_out":
-        # Each user's last row is for test, the one before for validation, where at least one is left to train on.
+        # Each user's last row is for test, the one before for validation, where at least one is left to train
+        # on.
         events, begin, _ = order.timeline(user, time)
         begin = begin[events]
         last = np.append(np.flatnonzero(np.diff(begin)), rows - 1) if rows else np.zeros(0, np.int64)

@@ -20,12 +20,25 @@ from .table_schema import load_plan
 from .vocabulary import flat, is_list, offsets
 
 _LABEL, _TIME = "\0label", "\0time"
+_TEXTS = (pl.String, pl.Boolean, pl.Categorical, pl.Enum)
 #: Dates and times in text. Numbers are tried first.
-_TIME_FORMATS = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+_TIME_FORMATS = (
+    "%Y-%m-%dT%H:%M:%S%.f",
+    "%Y-%m-%d %H:%M:%S%.f",
+    "%Y-%m-%dT%H:%M",
+    "%Y-%m-%d %H:%M",
+    "%Y-%m-%d",
+)
 
 
-def prepare_table(input_paths: str | Path | Sequence[str | Path], output_dir: str | Path, schema_path: str | Path, *,
-                  overwrite: bool = False, on_progress: Progress | None = None) -> dict:
+def prepare_table(
+    input_paths: str | Path | Sequence[str | Path],
+    output_dir: str | Path,
+    schema_path: str | Path,
+    *,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> dict:
     """Prepares a table and returns the statistics.
 
     Args:
@@ -36,8 +49,8 @@ def prepare_table(input_paths: str | Path | Sequence[str | Path], output_dir: st
         on_progress: called with a line of text now and then.
 
     Raises:
-        InputError: a file or column is missing, the schema is malformed, a label is missing or not 0 or 1, an id is
-            outside its range, … (named with file, column and row), or ``output_dir`` is in use.
+        InputError: a file or column is missing, the schema is malformed, a label is missing or not 0 or 1, an
+            id is outside its range, … (named with file, column and row), or ``output_dir`` is in use.
         OSError: the disk is full; ``output_dir`` is then as it was.
     """
     check_output_dir(output_dir, overwrite)  # before the work, not after it
@@ -47,18 +60,37 @@ def prepare_table(input_paths: str | Path | Sequence[str | Path], output_dir: st
         on_progress(f"reading {len(paths)} files" if len(paths) > 1 else f"reading {paths[0]}")
     table = read_tables(paths, _columns(plan), separator)
     frame, plan, named, dropped = _checked(table, plan)
-    return build(frame, plan, output_dir, kind="table", options={"schema": read_json(schema_path)}, dropped=dropped,
-                 named_split=named, overwrite=overwrite, on_progress=on_progress)
+    return build(
+        frame,
+        plan,
+        output_dir,
+        kind="table",
+        options={"schema": read_json(schema_path)},
+        dropped=dropped,
+        named_split=named,
+        overwrite=overwrite,
+        on_progress=on_progress,
+    )
 
 
 def _columns(plan: TablePlan) -> list[str]:
-    names = [plan.label, plan.user, plan.time, plan.item, plan.split.column if plan.split.by == "column" else None]
+    names = [
+        plan.label,
+        plan.user,
+        plan.time,
+        plan.item,
+        plan.split.column if plan.split.by == "column" else None,
+    ]
     names += [f.column for f in plan.fields] + [h.column for h in plan.history]
     return list(dict.fromkeys(n for n in names if n is not None))
 
 
-def _checked(table: Table, plan: TablePlan) -> tuple[pl.DataFrame, TablePlan, np.ndarray | None, dict[str, int]]:
-    """The frame and plan as ``build`` wants them, the split of each row if a column says it, rows left out by reason."""
+def _checked(
+    table: Table, plan: TablePlan
+) -> tuple[pl.DataFrame, TablePlan, np.ndarray | None, dict[str, int]]:
+    """The frame and plan as ``build`` wants them, the split of each row if a column says it, rows left out by
+    reason.
+    """
     if table.frame.is_empty():
         raise InputError(f"{table.files[0]}: there are no rows")
     table = _with_lists(table, plan)
@@ -68,14 +100,20 @@ def _checked(table: Table, plan: TablePlan) -> tuple[pl.DataFrame, TablePlan, np
     new = {}
     if plan.task == "ctr":
         new[_LABEL] = table.number(plan.label)
-        table.refuse((new[_LABEL] != 0) & (new[_LABEL] != 1), plan.label,
-                     lambda v: f"is {v!r}, a label that is neither 0 nor 1")
+        table.refuse(
+            (new[_LABEL] != 0) & (new[_LABEL] != 1),
+            plan.label,
+            lambda v: f"is {v!r}, a label that is neither 0 nor 1",
+        )
     if plan.time is not None:
         new[_TIME] = _times(table, plan.time)
     named = _named(table, plan.split.column) if plan.split.by == "column" else None
     keep, dropped = np.ones(table.frame.height, bool), {}
-    for what, values in (("user", plan.user and table.frame[plan.user]), ("time", new.get(_TIME)),
-                         ("item", plan.item and table.frame[plan.item])):
+    for what, values in (
+        ("user", plan.user and table.frame[plan.user]),
+        ("time", new.get(_TIME)),
+        ("item", plan.item and table.frame[plan.item]),
+    ):
         if values is not None:
             missing = _missing(values).to_numpy()
             dropped[f"missing {what}"] = int((keep & missing).sum())
@@ -97,14 +135,16 @@ def _with_lists(table: Table, plan: TablePlan) -> Table:
     """Columns of several values as lists, text being parted at the separator; no other column is a list."""
     wanted = {f.column: f.separator for f in plan.fields if f.kind == "multi_categorical"}
     wanted |= {h.column: h.separator for h in plan.history if h.ready}
-    single = {f.column for f in plan.fields if f.kind == "categorical"} | {h.column for h in plan.history if not h.ready}
-    single |= {c for c in (plan.user, plan.item) if c is not None}
+    single = {f.column for f in plan.fields if f.kind == "categorical"} | {
+        h.column for h in plan.history if not h.ready
+    }
+    single |= {c for c in (plan.user, plan.item, plan.split.column) if c in table.frame.columns}
     frame, shown = table.frame, table.files[0]
     for column, separator in wanted.items():
         values = frame[column]
         if values.dtype == pl.String:
             if separator is None:
-                raise InputError(f"{shown}: column {column!r} is text; its field needs a \"separator\"")
+                raise InputError(f'{shown}: column {column!r} is text; its field needs a "separator"')
             # Nothing at all is no element, where splitting would make it an empty one.
             parted = values.set(_missing(values), None).str.split(separator)
             frame = frame.with_columns(parted.alias(column))
@@ -114,7 +154,9 @@ def _with_lists(table: Table, plan: TablePlan) -> Table:
             raise InputError(f"{shown}: column {column!r} holds {values.dtype}, not lists of single values")
     for column in single:
         if isinstance(frame[column].dtype, pl.List | pl.Struct | pl.Array):
-            raise InputError(f"{shown}: column {column!r} holds several values a row, but is used as a single one")
+            raise InputError(
+                f"{shown}: column {column!r} holds several values a row, but is used as a single one"
+            )
     return replace(table, frame=frame)
 
 
@@ -131,24 +173,33 @@ def _with_ids(table: Table, plan: TablePlan) -> Table:
                 outside = (flat(ids) < 0) | (flat(ids) >= vocabulary.size)
                 for at in outside.fill_null(False).arg_true().head(1):
                     row = at if not is_list(ids) else int(np.searchsorted(offsets(ids), at, side="right")) - 1
-                    raise InputError(f"{table.where(row)}: column {column!r} holds the id {flat(ids)[at]}, outside "
-                                     f"0..{vocabulary.size - 1} of vocabulary {name!r}")
+                    raise InputError(
+                        f"{table.where(row)}: column {column!r} holds the id {flat(ids)[at]}, outside "
+                        f"0..{vocabulary.size - 1} of vocabulary {name!r}"
+                    )
             frame = frame.with_columns(ids.alias(column))
     return replace(table, frame=frame)
 
 
 def _with_whole_numbers(table: Table, plan: TablePlan) -> Table:
-    """Floats as integers (what a missing value makes of an integer column in many tools); a fraction is an error."""
+    """Floats as integers (what a missing value makes of an integer column in many tools); a fraction is an
+    error.
+    """
     frame = table.frame
     for column in dict.fromkeys(c for name in plan.vocabulary_names for c in plan.columns_of(name)):
         values = frame[column]
-        if not (values.dtype.inner if is_list(values) else values.dtype).is_float():
+        inner = values.dtype.inner if is_list(values) else values.dtype
+        if not (inner.is_numeric() or inner.is_temporal() or inner in _TEXTS):
+            raise InputError(f"{table.files[0]}: column {column!r} holds {inner}, which is no category")
+        if not inner.is_float():
             continue
         numbers = flat(values)
         for at in (numbers.is_finite() & (numbers != numbers.round())).fill_null(False).arg_true().head(1):
             row = at if not is_list(values) else int(np.searchsorted(offsets(values), at, side="right")) - 1
-            raise InputError(f"{table.where(row)}: column {column!r} holds {numbers[at]}; a number with a fraction is no "
-                             "category, divide such a column into ranges first")
+            raise InputError(
+                f"{table.where(row)}: column {column!r} holds {numbers[at]}; a number with a fraction is no "
+                "category, divide such a column into ranges first"
+            )
         whole = pl.List(pl.Int64) if is_list(values) else pl.Int64
         frame = frame.with_columns(values.cast(whole, strict=False))  # NaN and infinity become missing
     return replace(table, frame=frame)
@@ -173,9 +224,18 @@ def _integers(table: Table, column: str) -> pl.Series:
 def _same_lengths(table: Table, plan: TablePlan) -> None:
     ready = [h.column for h in plan.history if h.ready]
     for column in ready[1:]:
-        lengths, first = table.frame[column].list.len().fill_null(0), table.frame[ready[0]].list.len().fill_null(0)
-        table.refuse(lengths != first, column, lambda v: f"has {0 if v is None else len(v)} elements, another number "
-                                                         f"than column {ready[0]!r} in this row")
+        lengths, first = (
+            table.frame[column].list.len().fill_null(0),
+            table.frame[ready[0]].list.len().fill_null(0),
+        )
+        table.refuse(
+            lengths != first,
+            column,
+            lambda v: (
+                f"has {0 if v is None else len(v)} elements, another number "
+                f"than column {ready[0]!r} in this row"
+            ),
+        )
 
 
 def _times(table: Table, column: str) -> pl.Series:
@@ -183,9 +243,13 @@ def _times(table: Table, column: str) -> pl.Series:
     values = table.frame[column]
     if values.dtype.is_numeric():
         # Not a number is not a time: the row is left out like one without time.
-        return values.fill_nan(None) if values.dtype.is_float() else values.cast(pl.Int64)
+        return values.fill_nan(None) if values.dtype.is_float() else values.cast(pl.Int64, strict=False)
     if values.dtype in (pl.Date, pl.Datetime):
-        return values.cast(pl.Datetime("us")).dt.epoch("us") if values.dtype == pl.Date else values.dt.epoch("us")
+        return (
+            values.cast(pl.Datetime("us")).dt.epoch("us")
+            if values.dtype == pl.Date
+            else values.dt.epoch("us")
+        )
     if values.dtype != pl.String:
         raise InputError(f"{table.files[0]}: column {column!r} holds {values.dtype}, not times")
     there = ~_missing(values)
@@ -194,13 +258,19 @@ def _times(table: Table, column: str) -> pl.Series:
         found = values.cast(pl.Int64, strict=False)  # exact, where a float would round nanoseconds
         if (found.is_null() & there).any():
             found = values.cast(pl.Float64, strict=False)
-            table.refuse(found.is_null() & there, column, lambda v: f"is {v!r}, not a number as the first one is")
+            table.refuse(
+                found.is_null() & there, column, lambda v: f"is {v!r}, not a number as the first one is"
+            )
             found = found.fill_nan(None)
         return found
     text = values.str.strip_suffix("Z")
-    found = pl.select(pl.coalesce([text.str.to_datetime(f, strict=False, time_unit="us") for f in _TIME_FORMATS]))
+    found = pl.select(
+        pl.coalesce([text.str.to_datetime(f, strict=False, time_unit="us") for f in _TIME_FORMATS])
+    )
     found = found.to_series()
-    table.refuse(found.is_null() & there, column, lambda v: f"is {v!r}, neither a number nor an ISO 8601 time")
+    table.refuse(
+        found.is_null() & there, column, lambda v: f"is {v!r}, neither a number nor an ISO 8601 time"
+    )
     return found.dt.epoch("us")
 
 

@@ -37,7 +37,11 @@ class _Object:
                 raise InputError(f"{self.what}: {key!r} is missing")
             return default
         value = self.data.pop(key)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)) or (kind is str and not value):
+        if (
+            not isinstance(value, kind)
+            or (kind is int and isinstance(value, bool))
+            or (kind is str and not value)
+        ):
             raise InputError(f"{self.what}: {key!r} is {value!r}, not {_KINDS[kind]}")
         return value
 
@@ -65,29 +69,47 @@ def _plan(data: object) -> tuple[TablePlan, str | None]:
     if separator is not None and len(separator.encode()) != 1:
         raise InputError(f"schema: separator {separator!r} is not one ASCII character")
     plan = TablePlan(
-        task=task, label=top.take("label", str, None), user=top.take("user", str, None),
-        time=top.take("time", str, None), item=item_column, item_vocabulary=item_vocabulary,
+        task=task,
+        label=top.take("label", str, None),
+        user=top.take("user", str, None),
+        time=top.take("time", str, None),
+        item=item_column,
+        item_vocabulary=item_vocabulary,
         fields=tuple(map(_field, top.take("fields", list, []))),
         history=() if history is None else tuple(map(_history, history.take("fields", list))),
         max_history=0 if history is None else history.take("max_history", int, 50),
         # A row without history tells a retrieval model without fields nothing.
-        min_history=0 if history is None else history.take("min_history", int, 1 if task == "retrieval" else 0),
-        target=tuple(top.take("target", list, [])),
+        min_history=0
+        if history is None
+        else history.take("min_history", int, 1 if task == "retrieval" else 0),
+        target=_names("target", top.take("target", list, [])),
         vocabularies={name: _vocabulary(name, v) for name, v in top.take("vocabularies", dict, {}).items()},
-        split=_split(top.take("split", dict, {})))
+        split=_split(top.take("split", dict, {})),
+    )
     for part in (top, item, history):
         if part is not None:
             part.done()
     return plan, separator
 
 
+def _names(what: str, data: list) -> tuple[str, ...]:
+    if not all(isinstance(name, str) for name in data):
+        raise InputError(f"schema: {what!r} is {data!r}, not a list of names")
+    return tuple(data)
+
+
 def _field(data: object) -> FieldPlan:
     entry = _Object("a field", data)
     name = entry.take("name", str)
     entry.what = f"field {name!r}"
-    plan = FieldPlan(name, entry.take("column", str, name), entry.take("vocabulary", str, name),
-                     entry.take("kind", str, "categorical"), entry.take("separator", str, None),
-                     entry.take("default", bool, True))
+    plan = FieldPlan(
+        name,
+        entry.take("column", str, name),
+        entry.take("vocabulary", str, name),
+        entry.take("kind", str, "categorical"),
+        entry.take("separator", str, None),
+        entry.take("default", bool, True),
+    )
     entry.done()
     return plan
 
@@ -97,8 +119,13 @@ def _history(data: object) -> HistoryPlan:
     name = entry.take("name", str)
     entry.what = f"history field {name!r}"
     ready = "list" in entry.data
-    plan = HistoryPlan(name, entry.take("list" if ready else "column", str), entry.take("vocabulary", str, name), ready,
-                       entry.take("separator", str, None) if ready else None)
+    plan = HistoryPlan(
+        name,
+        entry.take("list" if ready else "column", str),
+        entry.take("vocabulary", str, name),
+        ready,
+        entry.take("separator", str, None) if ready else None,
+    )
     entry.done()
     return plan
 
@@ -108,13 +135,17 @@ def _vocabulary(name: str, data: object) -> VocabularyPlan:
     values = entry.take("values", list, None)
     if values is not None:
         if not values or not all(isinstance(v, int | str) and not isinstance(v, bool) for v in values):
-            raise InputError(f"{entry.what}: \"values\" are not integers and texts")
+            raise InputError(f'{entry.what}: "values" are not integers and texts')
         if len({str(v) for v in values}) != len(values):
-            raise InputError(f"{entry.what}: \"values\" has a value twice")
-    plan = VocabularyPlan(entry.take("min_count", int, 1), None if values is None else tuple(values),
-                          entry.take("size", int, None), entry.take("on_unknown", str, "raise"))
+            raise InputError(f'{entry.what}: "values" has a value twice')
+    plan = VocabularyPlan(
+        entry.take("min_count", int, 1),
+        None if values is None else tuple(values),
+        entry.take("size", int, None),
+        entry.take("on_unknown", str, "raise"),
+    )
     if plan.min_count < 1 or (plan.size is not None and not 1 <= plan.size < 2**31):
-        raise InputError(f"{entry.what}: \"min_count\" and \"size\" must be at least 1, and ids fit into 32 bits")
+        raise InputError(f'{entry.what}: "min_count" and "size" must be at least 1, and ids fit into 32 bits')
     if plan.on_unknown not in ("raise", "map"):
         raise InputError(f"{entry.what}: \"on_unknown\" is {plan.on_unknown!r}, neither 'raise' nor 'map'")
     entry.done()
@@ -125,9 +156,13 @@ def _split(data: object) -> SplitPlan:
     entry = _Object("split", data)
     parts = entry.take("parts", list, [0.8, 0.1, 0.1])
     if not all(isinstance(p, int | float) and not isinstance(p, bool) for p in parts):
-        raise InputError(f"split: \"parts\" is {parts!r}, not three numbers")
+        raise InputError(f'split: "parts" is {parts!r}, not three numbers')
     column = entry.take("column", str, None)
-    plan = SplitPlan(entry.take("by", str, "column" if column else "time"), tuple(parts), entry.take("seed", int, 0),
-                     column)
+    plan = SplitPlan(
+        entry.take("by", str, "column" if column else "time"),
+        tuple(parts),
+        entry.take("seed", int, 0),
+        column,
+    )
     entry.done()
     return plan

@@ -9,6 +9,9 @@ import polars as pl
 
 from .plan import TablePlan, VocabularyPlan
 
+#: What fits into 64 bits with a sign; larger ones (hashes, mostly) are taken as text.
+_INTEGERS = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32)
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -30,11 +33,16 @@ class Encoder:
         if self.tokens.is_empty():
             return np.zeros(len(values), np.int32)
         values = _plain(values, self.tokens.dtype)
-        return values.replace_strict(self.tokens, self.ids, default=0, return_dtype=pl.Int32).fill_null(0).to_numpy()
+        return (
+            values.replace_strict(self.tokens, self.ids, default=0, return_dtype=pl.Int32)
+            .fill_null(0)
+            .to_numpy()
+        )
 
     def encode_lists(self, lists: pl.Series, missing: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """``ids`` int32 and ``offsets`` int64 [R+1] of lists. Missing elements are left out, or with ``missing`` keep
-        their place as id 0."""
+        """``ids`` int32 and ``offsets`` int64 [R+1] of lists. Missing elements are left out, or with
+        ``missing`` keep their place as id 0.
+        """
         if not missing:
             lists = lists.list.drop_nulls()
         return self.encode(flat(lists)), offsets(lists)
@@ -50,10 +58,14 @@ class Encoder:
 
 
 def learn(frame: pl.DataFrame, training: np.ndarray, plan: TablePlan) -> dict[str, Encoder]:
-    """An encoder for each vocabulary of ``plan``. Nothing outside the rows ``training`` (bool [R]) is looked at."""
+    """An encoder for each vocabulary of ``plan``. Nothing outside the rows ``training`` (bool [R]) is looked
+    at.
+    """
     seen = frame.filter(pl.Series(training))
-    return {name: _learn([seen[c] for c in plan.columns_of(name)], plan.vocabulary(name))
-            for name in plan.vocabulary_names}
+    return {
+        name: _learn([seen[c] for c in plan.columns_of(name)], plan.vocabulary(name))
+        for name in plan.vocabulary_names
+    }
 
 
 def _learn(columns: list[pl.Series], plan: VocabularyPlan) -> Encoder:
@@ -61,13 +73,14 @@ def _learn(columns: list[pl.Series], plan: VocabularyPlan) -> Encoder:
         return Encoder(plan.size)
     columns = [flat(c) for c in columns]
     # One type for all columns of a vocabulary: numbers stay numbers where every column has them.
-    dtype = pl.Int64 if all(c.dtype.is_integer() for c in columns) else pl.String
+    dtype = pl.Int64 if all(c.dtype in _INTEGERS for c in columns) else pl.String
     values = pl.concat([_plain(c, dtype).rename("value") for c in columns])
     counts = values.drop_nulls().value_counts(name="count")
     if plan.values is not None:
         listed = pl.Series("value", [str(v) if dtype == pl.String else v for v in plan.values], dtype=dtype)
         kept = pl.DataFrame({"id": np.arange(1, len(listed) + 1, dtype=np.int32), "value": listed}).join(
-            counts, on="value", how="semi", maintain_order="left")
+            counts, on="value", how="semi", maintain_order="left"
+        )
         return Encoder(len(listed) + 1, kept["value"], kept["id"])
     # Frequent values first, so that the rows used most lie together; equal counts by value.
     kept = counts.filter(pl.col("count") >= plan.min_count).sort("count", "value", descending=[True, False])
@@ -91,6 +104,7 @@ def flat(column: pl.Series) -> pl.Series:
 
 
 def offsets(lists: pl.Series) -> np.ndarray:
-    """int64 [R+1], where the elements of each list begin and end in ``flat``. A missing list is an empty one."""
+    """int64 [R+1], where the elements of each list begin and end in ``flat``. A missing list is an empty one.
+    """
     lengths = lists.list.len().fill_null(0).to_numpy()
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)

@@ -73,6 +73,12 @@ def _embedding_update(embedding, first, second, *rest):
     reference.embedding_update(embedding, [s for s in (first, second) if s is not None], *rest)
 
 
+def _sliced_mlp(x, weights, biases, activations, dice):
+    out, statistics = reference.sliced_mlp(x, weights, biases, activations, dice)
+    # A registered operator may not return its input, which one identity without weights would.
+    return (out.clone() if out is x else out), statistics
+
+
 def _fake_pool(x, offsets, target, attention, max_length):
     return x.new_empty(offsets.shape[0] - 1, (2 if target is None else 3) * x.shape[1])
 
@@ -94,7 +100,7 @@ OPS: dict[str, Op] = {op.name: op for op in (
     Op("embedding_interactions", f"{_LOOKUP}, Tensor? dense, Tensor weight, Tensor bias, str activation", "Tensor",
        _embedding_interactions, _fake_interactions),
     Op("sliced_mlp", "Tensor x, Tensor[] weights, Tensor[] biases, str[] activations, Tensor[] dice",
-       "(Tensor, Tensor)", reference.sliced_mlp, _fake_mlp),
+       "(Tensor, Tensor)", _sliced_mlp, _fake_mlp),
     Op("sequence_block", "Tensor x, Tensor offsets, Tensor[] norm, Tensor[] weights, Tensor? target, str layer, "
        "str activation, int max_length", "Tensor",
        reference.sequence_block, lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format)),
@@ -176,6 +182,7 @@ for _op in OPS.values():
 
 # ---- which backend computes --------------------------------------------------------------------
 
+@torch.compiler.assume_constant_result
 def has_kernel(op: str, backend: Backend) -> bool:
     """Whether ``backend`` has registered a kernel of its own for ``op``."""
     if backend is Backend.REFERENCE:

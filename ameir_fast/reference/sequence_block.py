@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,7 +30,7 @@ def sequence_block(x: Tensor, offsets: Tensor, norm: list[Tensor], weights: list
     """
     if layer == "zero" or x.shape[0] == 0:
         # Act(0) is 0 for every activation of the space.
-        return x.clone()
+        return x.clone(memory_format=torch.contiguous_format)
     layout = Layout.of(offsets, x.shape[0], max_length)
     h = F.layer_norm(x, (x.shape[1],), norm[0], norm[1], NORM_EPS) if norm else x
     return activate(activation, layout.unpad(run_layer(layer, layout.pad(h), layout, weights, target))) + x

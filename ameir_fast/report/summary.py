@@ -103,7 +103,7 @@ def mean_and_deviation(value: dict | None, digits: int = 4) -> str:
     return f"{value['mean']:.{digits}f}" + (f" ± {value['std']:.{digits}f}" if several else "")
 
 
-def whole(value: float | int | None) -> str:
+def whole(value: float | None) -> str:
     """A count with thousands separated by commas; a dash for nothing."""
     return "–" if value is None else f"{value:,.0f}"
 

@@ -30,8 +30,8 @@ def train(data, run_dir: str | Path, architecture: Architecture, config: SearchC
     Raises ``InputError`` when the architecture does not fit the data's schema or the directory is in use.
     """
     config, progress = config or SearchConfig(), progress or Progress()
-    architecture = validate_for_schema(architecture.canonical(), data.schema,
-                                       data.schema.num_behavior * config.embedding_dim)
+    architecture = validate_for_schema(architecture, data.schema,
+                                       data.schema.num_behavior * config.embedding_dim).canonical()
     identity = {"version": 1, "config": config.to_dict(), "architecture": architecture.to_dict(),
                 "data": {"kind": data.kind, "checksum": data.checksum}, "device": device}
     with RunDirectory(run_dir, identity, resume=resume, overwrite=overwrite) as run:

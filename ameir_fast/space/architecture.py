@@ -47,9 +47,11 @@ class MlpLayer:
         if (self.ratio is None) == (self.width is None):
             raise InputError("an MLP layer has either a ratio or a width")
         if self.ratio is not None:
-            if isinstance(self.ratio, bool) or self.ratio not in RATIOS:
+            # Tenths as other programs compute them, such as 0.30000000000000004, are snapped.
+            near = [r for r in RATIOS if type(self.ratio) in (int, float) and abs(r - self.ratio) < 1e-9]
+            if not near:
                 raise InputError(f"MLP ratio {self.ratio!r} is none of {', '.join(map(str, RATIOS))}")
-            object.__setattr__(self, "ratio", float(self.ratio))
+            object.__setattr__(self, "ratio", near[0])
         if self.width is not None and (type(self.width) is not int or self.width < 1):
             raise InputError(f"MLP width {self.width!r} is not an integer >= 1")
 
@@ -105,7 +107,7 @@ class Architecture:
         """Inverse of ``to_dict``; ``InputError`` names a wrong version, key or operation."""
         if not isinstance(data, dict):
             raise InputError("architecture: not a JSON object")
-        if data.get("version") != VERSION:
+        if data.get("version") != VERSION or type(data["version"]) is not int:
             raise InputError(f"architecture: version {data.get('version')!r} is not supported "
                              f"(this is version {VERSION})")
         for key in data:

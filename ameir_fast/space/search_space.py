@@ -34,6 +34,8 @@ class SearchSpace:
         for name, least in (("blocks", 0), ("mlp_layers", 1), ("interactions", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}, less than {least}")
+        if self.schema.behavior and self.blocks == 0:
+            raise InputError("blocks is 0, though the schema has behavior fields")
 
     # ---- what there is -----------------------------------------------------------------------
 
