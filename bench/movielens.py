@@ -147,7 +147,7 @@ def scored_and_trained(context, archs, number: int, task, scores=None) -> list[d
         def run(arch=arch, place=place) -> dict:
             with seeded_initialization(number, "alone", number, index):
                 model = Model(task.data.schema, arch, context.config.embedding_dim)
-            outcome = train_model(task, model, place, context.config.learning_rate)
+            outcome = train_model(task, model, place)
             return {"valid": outcome.score, "test": test_row(task, model)[context.primary]}
         rows.append({"child": arch.to_dict(), "supernet": score, **place.result("row", run)})
     return rows

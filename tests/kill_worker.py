@@ -63,7 +63,7 @@ def main(data_dir: str, run_dir: str, kills: int, seed: int) -> None:
         lines = os.fdopen(reader)
         stage = ""
         # Some events from now, then a moment more: anywhere in a step, an evaluation or the writing of a file.
-        patience = rng.randrange(1, 60) if len(killed) < kills else None
+        patience = rng.randrange(1, 25) if len(killed) < kills else None
         for line in lines:
             stage = stage if line == ".\n" else line.strip()
             if patience is not None:

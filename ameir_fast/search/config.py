@@ -31,24 +31,25 @@ class SearchConfig:
     embedding_l2: float = 0.05              # × Σ |e|² over a sample's looked-up rows
     dropout: float = 0.3
     unknown_rate: float = 0.0               # share of ids replaced by "unknown" while training
-    epochs: float = 3.0                     # longest training of one model
-    evaluate_every: float = 0.5             # epochs between validations
-    patience: int = 2                       # validations without a better one before training stops
+    epochs: float = 3.0                     # longest training of one model from scratch
+    inherited_epochs: float = 1.0           # and of one that starts from the supernet's weights
+    evaluate_every: float = 0.25            # epochs between validations
+    patience: int = 4                       # validations without a better one before training stops
     negatives: int = 4                      # per positive (retrieval)
     runs: int = 2                           # full trainings per variant; validation picks one
     # ranking
     sampler: str = "fair"                   # or "uniform"
     validation_subset: int = 4096
     top_k: int = 5                          # re-evaluated on all of validation
-    finalists: int = 10                     # of each race
-    race_epochs: tuple[float, ...] = (0.5, 1.0)  # halving after these; survivors train to the end
+    finalists: int = 16                     # of each race
+    race_epochs: tuple[float, ...] = (0.25, 0.5)  # halving after these; survivors train to the end
     parsimony: float = 0.0003               # finalists this close to the best are tied; the smallest wins
     max_parameters: int | None = None       # outside the embedding; None: those of the all-zero path
     # step 1
     warmup_epochs: float = 1.0              # on the all-zero path
-    behavior_epochs: float = 4.0
-    paths_per_step: int = 4                 # sampled paths, each on its own part of the batch
-    behavior_children: int = 300
+    behavior_epochs: float = 3.0
+    paths_per_step: int = 8                 # sampled paths, each on its own part of the batch
+    behavior_children: int = 200
     # step 2
     interaction_warmup_epochs: float = 1.0
     cycles: int = 4
@@ -68,7 +69,7 @@ class SearchConfig:
                 raise InputError(f"config: {f.name} is {value!r}, not a number >= 0")
             if f.type == "int" and not isinstance(value, int):
                 raise InputError(f"config: {f.name} is {value!r}, not an integer")
-        for name in ("embedding_dim", "mlp_layers", "batch_size", "epochs", "evaluate_every", "runs", "finalists",
+        for name in ("embedding_dim", "mlp_layers", "batch_size", "epochs", "inherited_epochs", "evaluate_every", "runs", "finalists",
                      "validation_subset", "behavior_children", "mlp_children", "interactions_per_step", "paths_per_step",
                      "top_k"):
             if getattr(self, name) <= 0:
@@ -107,6 +108,6 @@ class SearchConfig:
         return replace(self, **changes)
 
 
-QUICK = dict(behavior_children=64, behavior_epochs=1.0, mlp_epochs=1.0, epochs=1.0, finalists=4, cycles=2,
+QUICK = dict(behavior_children=64, behavior_epochs=1.0, mlp_epochs=1.0, epochs=1.0, inherited_epochs=0.5, finalists=4, cycles=2,
              keep_interactions=12, updates_per_interaction=10, runs=1, race_epochs=(0.25, 0.5), mlp_children=200)
 """Changes for a first look in a minute or so; its results are not meant to be quoted."""

@@ -81,28 +81,33 @@ class Context:
         plain = self.behavior_child(self.zero_path())
         return outside_embedding(Model(self.space.schema, plain, self.config.embedding_dim))
 
-    def build(self, arch: Architecture, inherit: bool, scope: Scope) -> tuple[Model, float]:
-        """A model of ``arch`` and the learning rate it starts with; new weights are a function of the scope."""
+    def build(self, arch: Architecture, inherit: bool, scope: Scope) -> Model:
+        """A model of ``arch``; weights that are not inherited are a function of the seed and the scope."""
         config = self.config
         with seeded_initialization(config.seed, *scope.names, "model"):
             if inherit and not (arch.has_fixed_mlp and arch != self.behavior_child(arch.behavior)):
-                return self.net.derive(arch), config.inherited_learning_rate
+                return self.net.derive(arch)
             model = Model(self.space.schema, arch, config.embedding_dim).to(self.task.device)
             if inherit:
                 model.inherit(self.net)
-        return model, config.inherited_learning_rate if inherit else config.learning_rate
+        return model
 
 
 def outside_embedding(model: nn.Module) -> int:
     return model.parameter_counts()[1]
 
 
-def train_model(task: Task, model: nn.Module, scope: Scope, learning_rate: float,
+def train_model(task: Task, model: nn.Module, scope: Scope, inherit: bool = False,
                 stop_at: int | None = None) -> Outcome:
-    """Trains a model of its own: dropout, early stop on all of validation, best weights kept."""
-    model.dropout = task.config.dropout
-    total = max(1, round(task.config.epochs * task.steps_per_epoch))
-    return fit(task, model, scope, total=total, learning_rate=learning_rate, stop_at=stop_at,
+    """Trains a model of its own: dropout, early stop on all of validation, best weights kept.
+
+    One that starts from inherited weights has a schedule of its own, shorter and gentler.
+    """
+    config = task.config
+    model.dropout = config.dropout
+    epochs = config.inherited_epochs if inherit else config.epochs
+    return fit(task, model, scope, total=max(1, round(epochs * task.steps_per_epoch)), stop_at=stop_at,
+               learning_rate=config.inherited_learning_rate if inherit else config.learning_rate,
                forward=lambda step, batch, items: model(batch, items=items),
                validate=lambda: task.objective.evaluate(lambda b, items: model(b, items=items),
                                                         task.held_out("valid")))
@@ -128,7 +133,8 @@ def race(context: Context, scope: Scope, finalists: Sequence[Architecture], inhe
     that left earlier after those that left later.
     """
     config, task = context.config, context.task
-    stops = [context.epochs(e) for e in config.race_epochs if e < config.epochs] + [None]
+    whole = config.inherited_epochs if inherit else config.epochs
+    stops = [context.epochs(e) for e in config.race_epochs if e < whole] + [None]
     alive = [Standing(a, -math.inf, [], 0, i) for i, a in enumerate(finalists)]
     out: list[Standing] = []
     for number, stop in enumerate(stops):
@@ -136,8 +142,8 @@ def race(context: Context, scope: Scope, finalists: Sequence[Architecture], inhe
             place = scope.scope(standing.order)
 
             def run(standing=standing, place=place, stop=stop) -> dict:
-                model, rate = context.build(standing.arch, inherit, place)
-                outcome = train_model(task, model, place, rate, stop)
+                model = context.build(standing.arch, inherit, place)
+                outcome = train_model(task, model, place, inherit, stop)
                 return {"score": outcome.score, "steps": outcome.steps, "seconds": outcome.seconds,
                         "parameters": outside_embedding(model)}
 
@@ -158,8 +164,8 @@ def race(context: Context, scope: Scope, finalists: Sequence[Architecture], inhe
 def trained_finalist(context: Context, scope: Scope, standing: Standing, inherit: bool) -> Model:
     """The model of a finalist that went the whole way, with its best weights (no training is done)."""
     place = scope.scope(standing.order)
-    model, rate = context.build(standing.arch, inherit, place)
-    train_model(context.task, model, place, rate)
+    model = context.build(standing.arch, inherit, place)
+    train_model(context.task, model, place, inherit)
     return model
 
 

@@ -7,6 +7,7 @@ import torch
 from ..model import Model
 from ..space import MLP_ACTIVATIONS, Architecture, MlpLayer
 from ..space.choices import RATIOS
+from .behavior import over_parts
 from .context import FIXED, Context, Standing, outside_embedding, race, spread
 from .proposals import rank_children
 from .seeds import generator
@@ -27,17 +28,19 @@ class MlpStep:
         return Architecture(self.behavior, self.interactions, tuple(mlp), "se").canonical()
 
     def train_supernet(self) -> dict:
-        """One uniformly drawn MLP a step on slices of the maximal matrices."""
+        """Uniformly drawn MLPs on slices of the maximal matrices, ``paths_per_step`` a step."""
         context, config = self.context, self.context.config
         scope = self.scope.scope("train")
         total = context.epochs(config.mlp_epochs)
         draw = generator(config.seed, *scope.names, "draws")
-        children = [self.arch(context.space.sample_mlp(draw)) for _ in range(total)]
+        together = config.paths_per_step
+        children = [self.arch(context.space.sample_mlp(draw)) for _ in range(total * together)]
         watch = generator(config.seed, *scope.names, "monitor")
         watched = [self.arch(context.space.sample_mlp(watch)) for _ in range(MONITORED)]
         context.net.dropout = config.dropout
         outcome = fit(context.task, context.net, scope, total=total, learning_rate=config.learning_rate,
-                      forward=lambda step, batch, items: context.net(batch, children[step], items),
+                      forward=lambda step, batch, items: over_parts(
+                          context.net, batch, children[step * together:(step + 1) * together], items),
                       validate=context.monitor(watched))
         return {"train_steps": outcome.steps, "seconds": outcome.seconds,
                 "device_seconds": outcome.device_seconds}

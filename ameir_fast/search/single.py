@@ -40,7 +40,7 @@ def train(data, run_dir: str | Path, architecture: Architecture, config: SearchC
         with seeded_initialization(config.seed, *scope.names, "model"):
             model = Model(data.schema, architecture, config.embedding_dim).to(device)
         task = Task(data, make_objective(data.schema, config), config, progress, device)
-        outcome = train_model(task, model, scope, config.learning_rate)
+        outcome = train_model(task, model, scope)
         row = test_row(task, model)
         result = {
             "version": 1, "data": {"kind": data.kind, "checksum": data.checksum,

@@ -66,15 +66,15 @@ def samples_per_second(task: Task, model: nn.Module, rows: int = 1024, repeats: 
     return len(batch) / float(np.median(spent[3:]))
 
 
-def full_runs(task: Task, scope: Scope, build: Callable[[Scope], tuple[nn.Module, float]]) -> dict:
+def full_runs(task: Task, scope: Scope, build: Callable[[Scope], nn.Module], inherit: bool = False) -> dict:
     """``runs`` full trainings from different seeds; validation picks one, whose test row is returned."""
     def run() -> dict:
         best = None
         outcomes = []
         for number in range(task.config.runs):
             place = scope.scope(number)
-            model, rate = build(place)
-            outcome = train_model(task, model, place, rate)
+            model = build(place)
+            outcome = train_model(task, model, place, inherit)
             outcomes.append(outcome)
             if best is None or outcome.score > best[1].score:
                 best = model, outcome
@@ -94,10 +94,10 @@ def fixed_point(context: Context, name: str) -> dict:
     if name == "DNN":
         task = without_history(task)
 
-    def build(place: Scope) -> tuple[nn.Module, float]:
+    def build(place: Scope) -> nn.Module:
         with seeded_initialization(config.seed, *place.names, "model"):
             model = PooledDNN(task.data.schema, config.embedding_dim, wide=name == "Wide&Deep")
-        return model.to(task.device), config.learning_rate
+        return model.to(task.device)
 
     return full_runs(task, scope, build)
 
@@ -115,16 +115,16 @@ def complete(context: Context, name: str, arch: Architecture, inherit: bool | No
     """A model of the search space under a name of its own."""
     inherit = context.config.inherit if inherit is None else inherit
     return full_runs(context.task, context.scope.scope("retrain", name),
-                     lambda place: context.build(arch, inherit, place))
+                     lambda place: context.build(arch, inherit, place), inherit)
 
 
 def ameir_i(context: Context, interactions: tuple) -> dict:
     """The found interactions in a DeepFM, without behaviour."""
     task, config = context.task, context.config
 
-    def build(place: Scope) -> tuple[nn.Module, float]:
+    def build(place: Scope) -> nn.Module:
         with seeded_initialization(config.seed, *place.names, "model"):
             model = AmeirI(task.data.schema, interactions, config.embedding_dim)
-        return model.to(task.device), config.learning_rate
+        return model.to(task.device)
 
     return full_runs(task, context.scope.scope("retrain", "AMEIR-I"), build)
