@@ -1,19 +1,44 @@
 """ameir_fast: search, train and serve recommendation models (AMEIR, IJCAI 2021) at the hardware's speed.
 
-Importing this package probes no device, compiles nothing and reads no network.
+Importing this package probes no device, compiles nothing and reads no network. Its names are loaded at first
+use (PEP 562), so that the command line answers ``--help`` and mistakes without importing torch.
 """
 
-from . import ops
-from .batch import Batch
-from .errors import InputError
-from .model import Model
-from .ops import Backend
-from .population import evaluate_population
-from .schema import FeatureSchema
-from .space import Architecture, Block, MlpLayer, SearchSpace
-from .supernet import Supernet
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-__all__ = ["Architecture", "Backend", "Batch", "Block", "FeatureSchema", "InputError", "MlpLayer", "Model",
-           "SearchSpace", "Supernet", "evaluate_population", "ops"]
+_WHERE = {
+    "Architecture": ".space", "Backend": ".ops", "Batch": ".batch", "Block": ".space", "FeatureSchema": ".schema",
+    "InputError": ".errors", "MlpLayer": ".space", "Model": ".model", "SearchSpace": ".space", "Supernet": ".supernet",
+    "evaluate_population": ".population",
+}
+__all__ = sorted([*_WHERE, "ops"])
+
+if TYPE_CHECKING:
+    from . import ops
+    from .batch import Batch
+    from .errors import InputError
+    from .model import Model
+    from .ops import Backend
+    from .population import evaluate_population
+    from .schema import FeatureSchema
+    from .space import Architecture, Block, MlpLayer, SearchSpace
+    from .supernet import Supernet
+
+
+def __getattr__(name: str):
+    if name == "ops":
+        return importlib.import_module(".ops", __name__)
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

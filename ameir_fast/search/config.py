@@ -41,7 +41,7 @@ class SearchConfig:
     sampler: str = "fair"                   # or "uniform"
     validation_subset: int = 4096
     top_k: int = 5                          # re-evaluated on all of validation
-    finalists: int = 16                     # of each race
+    finalists: int = 12                     # of each race
     race_epochs: tuple[float, ...] = (0.25, 0.5)  # halving after these; survivors train to the end
     parsimony: float = 0.0003               # finalists this close to the best are tied; the smallest wins
     max_parameters: int | None = None       # outside the embedding; None: those of the all-zero path
@@ -55,9 +55,9 @@ class SearchConfig:
     cycles: int = 4
     keep_interactions: int = 50
     updates_per_interaction: int = 50
-    interactions_per_step: int = 8          # each on its own part of the batch
+    interactions_per_step: int = 16         # each on its own part of the batch
     # step 3
-    mlp_epochs: float = 3.0
+    mlp_epochs: float = 2.0
     mlp_children: int = 2000                # all, where there are fewer
 
     def __post_init__(self):
@@ -108,6 +108,6 @@ class SearchConfig:
         return replace(self, **changes)
 
 
-QUICK = dict(behavior_children=64, behavior_epochs=1.0, mlp_epochs=1.0, epochs=1.0, inherited_epochs=0.5, finalists=4, cycles=2,
-             keep_interactions=12, updates_per_interaction=10, runs=1, race_epochs=(0.25, 0.5), mlp_children=200)
+QUICK = dict(behavior_children=64, behavior_epochs=1.0, mlp_epochs=1.0, epochs=1.0, inherited_epochs=0.5,
+             finalists=4, cycles=2, keep_interactions=12, updates_per_interaction=10, runs=1, race_epochs=(0.25, 0.5), mlp_children=200)
 """Changes for a first look in a minute or so; its results are not meant to be quoted."""

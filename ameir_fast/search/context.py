@@ -13,7 +13,7 @@ from ..model import Model
 from ..population import evaluate_population
 from ..space import Architecture, SearchSpace
 from ..space.architecture import ZERO, Block, fixed_mlp
-from ..supernet import FIXED_WIDTHS, Supernet
+from ..supernet import FIXED_WIDTHS, Supernet, reads_step1
 from .config import SearchConfig
 from .objective import CtrObjective
 from .seeds import seeded_initialization
@@ -85,7 +85,7 @@ class Context:
         """A model of ``arch``; weights that are not inherited are a function of the seed and the scope."""
         config = self.config
         with seeded_initialization(config.seed, *scope.names, "model"):
-            if inherit and not (arch.has_fixed_mlp and arch != self.behavior_child(arch.behavior)):
+            if inherit and derives(arch):
                 return self.net.derive(arch)
             model = Model(self.space.schema, arch, config.embedding_dim).to(self.task.device)
             if inherit:
@@ -95,6 +95,11 @@ class Context:
 
 def outside_embedding(model: nn.Module) -> int:
     return model.parameter_counts()[1]
+
+
+def derives(arch: Architecture) -> bool:
+    """Whether the supernet has weights for all of ``arch``; fixed MLPs beside step 1's start fresh."""
+    return not arch.has_fixed_mlp or reads_step1(arch)
 
 
 def train_model(task: Task, model: nn.Module, scope: Scope, inherit: bool = False,

@@ -196,7 +196,7 @@ def summarize(found: list[dict], variants, config: SearchConfig, data, device: s
         table[name] = entry
     errors = [e["auc_standard_error"] for e in table.values() if "auc_standard_error" in e]
     return {"version": 1, "data": {**data_identity(data), "rows": sum(data.size(s) for s in data.splits),
-                                   "splits": {s: data.size(s) for s in data.splits}},
+                                   "splits": {s: data.size(s) for s in data.splits}, "statistics": data.statistics},
             "variants": table, "standard_error": {"auc": max(errors)} if errors else {},
             "steps": found[0]["steps"], "found": [{k: a.to_dict() for k, a in f["found"].items()} for f in found],
             "environment": describe(device)}

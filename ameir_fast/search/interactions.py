@@ -57,7 +57,9 @@ def _train(context: Context, scope, candidates: list[Interaction], cycle: int):
     """``updates_per_interaction`` updates of every candidate, ``interactions_per_step`` a step.
 
     Each of a step's interactions sees its own part of the batch, so that the base projection and the lookup
-    serve all of them. The first cycle begins with a warm-up of the base alone.
+    serve all of them. The first cycle begins with a warm-up of the base alone. The embedding is step 1's and
+    stays as it is (without behaviour the warm-up trains it): hundreds of candidates take many epochs, in which
+    it would learn the training rows by heart and leave step 3 a ruin.
     """
     config, net = context.config, context.net
     net.add_interactions(candidates, generator(config.seed, *scope.names, "projections"))
@@ -68,6 +70,7 @@ def _train(context: Context, scope, candidates: list[Interaction], cycle: int):
                        generator(config.seed, *scope.names, "draws"))
 
     def forward(step: int, batch, items):
+        net.embedding.weight.requires_grad_(step < warmup and not context.space.schema.behavior)
         if step < warmup:
             return net.interaction_logit(batch, None, items)
         start = (step - warmup) * together
@@ -75,9 +78,11 @@ def _train(context: Context, scope, candidates: list[Interaction], cycle: int):
 
     watched = candidates[:: max(1, len(candidates) // 8)]
     net.dropout = config.dropout
-    return fit(context.task, net, scope, total=warmup + rounds, learning_rate=config.learning_rate,
-               forward=forward, keep_best=False,
-               validate=lambda: _mean(_scores(context, watched)))
+    try:
+        return fit(context.task, net, scope, total=warmup + rounds, learning_rate=config.learning_rate,
+                   forward=forward, keep_best=False, validate=lambda: _mean(_scores(context, watched)))
+    finally:
+        net.embedding.weight.requires_grad_(True)
 
 
 def _mean(found: list[dict]) -> dict[str, float]:

@@ -7,7 +7,6 @@ import torch
 from ..model import Model
 from ..space import MLP_ACTIVATIONS, Architecture, MlpLayer
 from ..space.choices import RATIOS
-from .behavior import over_parts
 from .context import FIXED, Context, Standing, outside_embedding, race, spread
 from .proposals import rank_children
 from .seeds import generator
@@ -28,19 +27,17 @@ class MlpStep:
         return Architecture(self.behavior, self.interactions, tuple(mlp), "se").canonical()
 
     def train_supernet(self) -> dict:
-        """Uniformly drawn MLPs on slices of the maximal matrices, ``paths_per_step`` a step."""
+        """One uniformly drawn MLP a step, on slices of the maximal matrices."""
         context, config = self.context, self.context.config
         scope = self.scope.scope("train")
         total = context.epochs(config.mlp_epochs)
         draw = generator(config.seed, *scope.names, "draws")
-        together = config.paths_per_step
-        children = [self.arch(context.space.sample_mlp(draw)) for _ in range(total * together)]
+        children = [self.arch(context.space.sample_mlp(draw)) for _ in range(total)]
         watch = generator(config.seed, *scope.names, "monitor")
         watched = [self.arch(context.space.sample_mlp(watch)) for _ in range(MONITORED)]
         context.net.dropout = config.dropout
         outcome = fit(context.task, context.net, scope, total=total, learning_rate=config.learning_rate,
-                      forward=lambda step, batch, items: over_parts(
-                          context.net, batch, children[step * together:(step + 1) * together], items),
+                      forward=lambda step, batch, items: context.net(batch, children[step], items),
                       validate=context.monitor(watched))
         return {"train_steps": outcome.steps, "seconds": outcome.seconds,
                 "device_seconds": outcome.device_seconds}

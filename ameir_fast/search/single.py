@@ -30,6 +30,8 @@ def train(data, run_dir: str | Path, architecture: Architecture, config: SearchC
     Raises ``InputError`` when the architecture does not fit the data's schema or the directory is in use.
     """
     config, progress = config or SearchConfig(), progress or Progress()
+    if data.schema.behavior and not architecture.behavior:
+        raise InputError("architecture: no behavior blocks, though the data has behavior fields")
     architecture = validate_for_schema(architecture, data.schema,
                                        data.schema.num_behavior * config.embedding_dim).canonical()
     identity = {"version": 1, "config": config.to_dict(), "architecture": architecture.to_dict(),

@@ -93,7 +93,6 @@ def fit(task: Task, net: nn.Module, scope: Scope, *, total: int, learning_rate: 
     net.generator = torch.Generator(next(net.parameters()).device)
     task.progress.start(scope.stage, end, done=min(state.step, end))
     began = time.perf_counter()
-    running = 0.0
     net.train()
     for step, batch in task.training_batches(seed, state.step, 0 if state.stopped else end):
         net.generator.manual_seed(derive_seed(seed, step))
@@ -109,15 +108,15 @@ def fit(task: Task, net: nn.Module, scope: Scope, *, total: int, learning_rate: 
             add_embedding_l2(embedding, looked_up(task.data.schema, batch), len(batch), config.embedding_l2)
         optimizer.step()
         state.step = step + 1
-        running = loss.detach() if step % every == 0 else running + loss.detach()
+        state.loss_sum, state.loss_count = state.loss_sum + loss.detach(), state.loss_count + 1
         state.device_seconds += time.perf_counter() - mark
         task.progress.update(state.step)
         if state.step % every == 0 or state.step == end:
-            count = step % every + 1
             mark = time.perf_counter()
-            state.record(net, loss=float(running) / count, validate=validate, primary=objective.primary,
+            state.record(net, loss=float(state.loss_sum) / state.loss_count, validate=validate, primary=objective.primary,
                          keep_best=keep_best)
             state.device_seconds += time.perf_counter() - mark
+            state.loss_sum, state.loss_count = 0.0, 0
             scope.log(total=total, **state.curve[-1],
                       seconds=round(state.seconds + time.perf_counter() - began, 3))
             task.progress.update(state.step, **{k: v for k, v in state.curve[-1].items() if k != "step"})
@@ -158,6 +157,8 @@ class _State:
     device_seconds: float = 0.0
     curve: list = field(default_factory=list)
     best: dict = field(default_factory=dict)
+    loss_sum: float | Tensor = 0.0  # since the last validation, which is where states are saved
+    loss_count: int = 0
 
     NAMES = ("step", "best_step", "bad", "stopped", "seconds", "device_seconds", "curve")
 

@@ -12,7 +12,7 @@ from torch import nn
 from .. import metrics
 from ..baselines import AmeirI, PooledDNN
 from ..space import Architecture
-from .context import Context, outside_embedding, train_model
+from .context import Context, derives, outside_embedding, train_model
 from .objective import CtrObjective, make_objective
 from .seeds import seeded_initialization
 from .store import Scope
@@ -115,7 +115,7 @@ def complete(context: Context, name: str, arch: Architecture, inherit: bool | No
     """A model of the search space under a name of its own."""
     inherit = context.config.inherit if inherit is None else inherit
     return full_runs(context.task, context.scope.scope("retrain", name),
-                     lambda place: context.build(arch, inherit, place), inherit)
+                     lambda place: context.build(arch, inherit, place), inherit and derives(arch))
 
 
 def ameir_i(context: Context, interactions: tuple) -> dict:
