@@ -24,6 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from tiny import CONFIG  # noqa: E402
 
 
+STEPS = ("behavior", "interactions", "mlp", "retrain")
+
+
 class Tell(Progress):
     """Writes the name of each stage into a pipe, and then each step done."""
 
@@ -62,17 +65,20 @@ def main(data_dir: str, run_dir: str, kills: int, seed: int) -> None:
         child, reader = attempt(data, run)
         lines = os.fdopen(reader)
         stage = ""
-        # Some events from now, then a moment more: anywhere in a step, an evaluation or the writing of a file.
-        patience = rng.randrange(1, 25) if len(killed) < kills else None
+        # Kills are dealt out over the steps; each waits for its step, then some events, then a moment more, and
+        # so falls anywhere in a training step, an evaluation or the writing of a file.
+        wanted = STEPS[len(killed) * len(STEPS) // kills] if len(killed) < kills else None
+        patience = rng.randrange(1, 12)
         for line in lines:
             stage = stage if line == ".\n" else line.strip()
-            if patience is not None:
-                patience -= 1
-                if patience == 0:
-                    time.sleep(rng.random() * 0.02)
-                    os.kill(child, signal.SIGKILL)
-                    killed.append(stage)
-                    break
+            if wanted is None or STEPS.index(stage.split(".")[0]) < STEPS.index(wanted):
+                continue
+            patience -= 1
+            if patience == 0:
+                time.sleep(rng.random() * 0.02)
+                os.kill(child, signal.SIGKILL)
+                killed.append(stage)
+                break
         lines.close()
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status):

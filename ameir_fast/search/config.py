@@ -41,8 +41,8 @@ class SearchConfig:
     sampler: str = "fair"                   # or "uniform"
     validation_subset: int = 4096
     top_k: int = 5                          # re-evaluated on all of validation
-    finalists: int = 12                     # of each race
-    race_epochs: tuple[float, ...] = (0.25, 0.5)  # halving after these; survivors train to the end
+    finalists: int = 24                     # of each race
+    race_epochs: tuple[float, ...] = (0.125, 0.25, 0.5)  # halving after these; survivors train to the end
     parsimony: float = 0.0003               # finalists this close to the best are tied; the smallest wins
     max_parameters: int | None = None       # outside the embedding; None: those of the all-zero path
     # step 1

@@ -102,8 +102,9 @@ def search_once(context: Context, variants: tuple[str, ...]) -> dict:
         began = time.perf_counter()
         two = interactions.search_interactions(context)
         rankings["interactions"] = two["ranking"]
-        steps["interactions"] = {**timing(began, two), "candidates_ranked": two["candidates_ranked"],
-                                 "cycles": context.config.cycles, "train_steps": two["train_steps"]}
+        steps["interactions"] = context.scope.result("cost-interactions", lambda: {
+            **timing(began, two), "candidates_ranked": two["candidates_ranked"], "cycles": context.config.cycles,
+            "train_steps": two["train_steps"]})
         products = tuple(tuple(i) for i in two["found"])
         found["AMEIR-B"] = Architecture(blocks, products, FIXED, "se")
         if "AMEIR-B" in variants:
@@ -116,7 +117,8 @@ def search_once(context: Context, variants: tuple[str, ...]) -> dict:
     for name in (v for v in variants if v in FIXED_POINTS):
         rows[name] = fixed_point(context, name)
         spent += rows[name]["device_seconds"]
-    steps["retrain"] = {"seconds": round(time.perf_counter() - began, 3), "device_seconds": round(spent, 3)}
+    steps["retrain"] = context.scope.result("cost-retrain", lambda: {
+        "seconds": round(time.perf_counter() - began, 3), "device_seconds": round(spent, 3)})
     return {"found": found, "steps": steps, "rankings": rankings, "valid": winner["valid"],
             "rows": {v: rows[v] for v in variants if v in rows}, "primary": primary}
 
@@ -126,14 +128,16 @@ def behavior_step(context: Context, steps: dict, rankings: dict, rows: dict, fou
     began = time.perf_counter()
     trained = behavior.train_supernet(context)
     ranking = rankings["behavior"] = behavior.rank(context)
-    steps["behavior"] = {**timing(began, trained), "children_ranked": len(ranking),
-                         "train_steps": trained["train_steps"], "best_score": ranking[0]["score"]}
+    steps["behavior"] = context.scope.result("cost-behavior", lambda: {
+        **timing(began, trained), "children_ranked": len(ranking), "train_steps": trained["train_steps"],
+        "best_score": ranking[0]["score"]})
     began = time.perf_counter()
     standings = behavior.hold_race(context, ranking)
     rankings["race"]["behavior"] = race_report(standings)
     scope = context.scope.scope("behavior", "race")
     rows["AMEIR-A"] = finalist_row(context, scope, standings[0])
-    steps["race"] = {"seconds": round(time.perf_counter() - began, 3), "finalists": len(standings)}
+    steps["race"] = context.scope.result("cost-behavior-race", lambda: {
+        "seconds": round(time.perf_counter() - began, 3), "finalists": len(standings)})
     found["AMEIR-A"] = standings[0].arch
     return standings[0].arch.behavior, rows["AMEIR-A"]
 
@@ -144,16 +148,18 @@ def mlp_step(context: Context, blocks, products, steps: dict, rankings: dict, ro
     step = MlpStep(context, blocks, products)
     trained = step.train_supernet()
     ranking = rankings["mlp"] = step.rank()
-    steps["mlp"] = {**timing(began, trained), "children_ranked": len(ranking), "train_steps": trained["train_steps"],
-                    "best_score": ranking[0]["score"]}
+    steps["mlp"] = context.scope.result("cost-mlp", lambda: {
+        **timing(began, trained), "children_ranked": len(ranking), "train_steps": trained["train_steps"],
+        "best_score": ranking[0]["score"]})
     began = time.perf_counter()
     standings = step.hold_race(ranking)
     rankings["race"]["mlp"] = race_report(standings)
     rows["AMEIR-C"] = finalist_row(context, step.scope.scope("race"), standings[0])
     found["AMEIR-C"] = standings[0].arch
-    race = steps.setdefault("race", {"seconds": 0.0, "finalists": 0})
-    race["seconds"] = round(race["seconds"] + time.perf_counter() - began, 3)
-    race["finalists"] += len(standings)
+    own = context.scope.result("cost-mlp-race", lambda: {
+        "seconds": round(time.perf_counter() - began, 3), "finalists": len(standings)})
+    first = steps.get("race", {})
+    steps["race"] = {key: first.get(key, 0) + own[key] for key in own}
     return rows["AMEIR-C"]
 
 

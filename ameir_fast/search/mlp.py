@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from ..model import Model
@@ -13,6 +16,19 @@ from .seeds import generator
 from .training import fit
 
 MONITORED = 8
+
+
+@contextmanager
+def frozen(net: torch.nn.Module, prefixes: tuple[str, ...]) -> Iterator[None]:
+    """Within the block, the parameters under these names are not trained."""
+    held = [p for name, p in net.named_parameters() if name.startswith(prefixes)]
+    for p in held:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in held:
+            p.requires_grad_(True)
 
 
 class MlpStep:
@@ -27,7 +43,11 @@ class MlpStep:
         return Architecture(self.behavior, self.interactions, tuple(mlp), "se").canonical()
 
     def train_supernet(self) -> dict:
-        """One uniformly drawn MLP a step, on slices of the maximal matrices."""
+        """One uniformly drawn MLP a step, on slices of the maximal matrices.
+
+        Embedding and behaviour network are step 1's and stay as they are: what is searched is the MLP, and more
+        epochs would only wear them out. The finalists' own trainings move everything.
+        """
         context, config = self.context, self.context.config
         scope = self.scope.scope("train")
         total = context.epochs(config.mlp_epochs)
@@ -36,9 +56,10 @@ class MlpStep:
         watch = generator(config.seed, *scope.names, "monitor")
         watched = [self.arch(context.space.sample_mlp(watch)) for _ in range(MONITORED)]
         context.net.dropout = config.dropout
-        outcome = fit(context.task, context.net, scope, total=total, learning_rate=config.learning_rate,
-                      forward=lambda step, batch, items: context.net(batch, children[step], items),
-                      validate=context.monitor(watched))
+        with frozen(context.net, ("embedding.", "behavior.", "pool.")):
+            outcome = fit(context.task, context.net, scope, total=total, learning_rate=config.learning_rate,
+                          forward=lambda step, batch, items: context.net(batch, children[step], items),
+                          validate=context.monitor(watched))
         return {"train_steps": outcome.steps, "seconds": outcome.seconds,
                 "device_seconds": outcome.device_seconds}
 

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +47,8 @@ class Task:
         extra = {"negatives": self.config.negatives} if self.data.task == "retrieval" else {}
         while step < stop:
             epoch, skip = divmod(step, per_epoch)
-            batches = self.data.batches("train", self.config.batch_size, seed=seed, epoch=epoch,
-                                        device=self.device, **extra)
-            for batch in islice(batches, skip, None):
+            for batch in self.data.batches("train", self.config.batch_size, seed=seed, epoch=epoch,
+                                           device=self.device, start_batch=skip, **extra):
                 yield step, batch
                 step += 1
                 if step == stop:
