@@ -16,7 +16,8 @@ _WHERE = {
     "InputError": ".errors", "MlpLayer": ".space", "Model": ".model", "SearchSpace": ".space", "Supernet": ".supernet",
     "evaluate_population": ".population",
 }
-__all__ = sorted([*_WHERE, "ops"])
+__all__ = ["Architecture", "Backend", "Batch", "Block", "FeatureSchema", "InputError", "MlpLayer", "Model",
+           "SearchSpace", "Supernet", "evaluate_population", "ops"]
 
 if TYPE_CHECKING:
     from . import ops

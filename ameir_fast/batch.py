@@ -68,7 +68,7 @@ class Batch:
             bag_offsets = self.bag_offsets[start * per_row:stop * per_row + 1]
             bag_ids = self.bag_ids[bag_offsets[0]:bag_offsets[-1]]
             bag_offsets = bag_offsets - bag_offsets[0]
-        part = lambda t: None if t is None else t[start:stop]  # noqa: E731
+        part = lambda t: None if t is None else t[start:stop]
         return Batch(self.fields[start:stop], history, offsets, part(self.label), bag_ids, bag_offsets,
                      part(self.items), part(self.negatives))
 

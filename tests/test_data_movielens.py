@@ -118,7 +118,7 @@ def test_no_event_at_or_after_its_own_row(source: Path, directory: Path) -> None
     user = np.array([number[r["user_id:token"]] for r in ratings])
     time = np.array([int(r["timestamp:float"]) for r in ratings])
     events = np.lexsort((np.arange(len(ratings)), time, user))
-    load = lambda name: np.load(directory / "columns" / f"{name}.npy", allow_pickle=False)  # noqa: E731
+    load = lambda name: np.load(directory / "columns" / f"{name}.npy", allow_pickle=False)
     begin, end, stars = load("history_begin"), load("history_end"), load("events.rating")
     assert stars.tolist() == [int(ratings[e]["rating:float"]) for e in events]
     rows = sorted(range(len(ratings)), key=lambda r: (time[r], r))

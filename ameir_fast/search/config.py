@@ -65,7 +65,7 @@ class SearchConfig:
             value = getattr(self, f.name)
             if f.name in ("max_parameters", "inherit", "sampler", "race_epochs"):
                 continue
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value or value < 0:
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
                 raise InputError(f"config: {f.name} is {value!r}, not a number >= 0")
             if f.type == "int" and not isinstance(value, int):
                 raise InputError(f"config: {f.name} is {value!r}, not an integer")

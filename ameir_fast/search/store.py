@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -157,14 +156,3 @@ class Scope:
         path = self._path(name, "safetensors")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_tensors(path, tensors, about)
-
-    def drop(self, name: str) -> None:
-        """Removes a checkpoint that nothing needs any more."""
-        for ending in ("safetensors", "json"):
-            self._path(name, ending).unlink(missing_ok=True)
-
-
-def discard_checkpoints(path: Path) -> None:
-    """Frees the space of a finished run's checkpoints."""
-    shutil.rmtree(path / CHECKPOINT, ignore_errors=True)
-    os.makedirs(path / CHECKPOINT, exist_ok=True)

@@ -123,7 +123,7 @@ class SearchSpace:
 
     def sample_behavior(self, generator: torch.Generator) -> tuple[Block, ...]:
         """L_a blocks; norm, layer and activation uniform and independent."""
-        draw = lambda n: int(torch.randint(n, (), generator=generator))  # noqa: E731
+        draw = lambda n: int(torch.randint(n, (), generator=generator))
         return tuple(Block(NORMS[draw(len(NORMS))], self.layers[draw(len(self.layers))],
                            ACTIVATIONS[draw(len(ACTIVATIONS))]) for _ in range(self.num_blocks))
 
