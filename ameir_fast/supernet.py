@@ -179,6 +179,14 @@ class Supernet(nn.Module):
             model.head.bias.copy_(bias)
         return model
 
+    @torch.no_grad()
+    def adopt(self, model: Model) -> None:
+        """Takes over a trained child's embedding and behaviour network, so that later steps build on them."""
+        own, theirs = self.state_dict(), model.state_dict()
+        for name, value in theirs.items():
+            if name.startswith(("embedding.", "behavior.", "pool.")):
+                own[name].copy_(value)
+
     # ---- step 2: one interaction at a time over a shared base -------------------------------------
 
     def add_interactions(self, candidates, generator: torch.Generator | None = None) -> None:

@@ -59,7 +59,7 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
         exec(compile(body, "README.md", "exec"), names)
     assert names["logits"].shape == (512,)
     assert names["scores"].auc.shape == (1,)
-    assert names["model"].architecture == names["arch"].canonical()
+    assert names["model"].arch == names["arch"].canonical()
     assert 0 <= names["metrics"]["variants"]["AMEIR-C"]["auc"]["mean"] <= 1
     for run in ("mine", "climb"):
         assert (tmp_path / "runs" / run / "architecture.json").exists()

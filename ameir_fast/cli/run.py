@@ -268,6 +268,8 @@ def make_config(
             raise InputError(f"{file}: not a JSON object of settings")
         # config.json of a run directory holds the settings among other things; both forms are taken.
         read = read.get("config", read)
+        if not isinstance(read, dict):
+            raise InputError(f"{file}: config is not a JSON object of settings")
         try:
             SearchConfig.from_dict(read)
         except InputError as error:
@@ -315,7 +317,7 @@ def choose_strategy(name: str) -> Any:
     if name in STRATEGIES:
         return STRATEGIES[name]()
     module_name, colon, class_name = name.partition(":")
-    if not colon or not module_name or not class_name:
+    if not colon or not module_name or module_name.startswith(".") or not class_name:
         raise InputError(
             f"unknown strategy {name!r}; known: {', '.join(STRATEGIES)}, or module:Class of your own"
         )
@@ -334,7 +336,10 @@ def choose_strategy(name: str) -> Any:
         raise InputError(
             f"--strategy {name}: class {class_name!r} has no method propose (see search.Strategy)"
         )
-    return found()
+    try:
+        return found()
+    except TypeError as error:
+        raise InputError(f"--strategy {name}: {class_name!r} cannot be made without arguments ({error})") from None
 
 
 def choose_variants(text: str | None) -> tuple[str, ...] | None:

@@ -10,8 +10,8 @@ DICE_EPS = 1e-8
 
 
 def relu(x: Tensor) -> Tensor:
-    """max(x, 0). ``threshold`` gives the same values and gradients; torch's CPU kernel for it is several
-    times faster than the one for ``relu``, which is not vectorised (bench/results/reference.md)."""
+    """max(x, 0). ``threshold`` has the same values and gradients as ``relu``, and in some builds of torch the
+    faster CPU kernel by far, because the one of ``relu`` is not vectorised there."""
     return F.threshold(x, 0.0, 0.0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 
 from ..errors import InputError
@@ -11,7 +12,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Settings of a search; ``help()`` of the command line prints them.
+    """Settings of a search; ``ameir-fast search --settings`` prints them.
 
     Training options are shared by everything that is compared. Epochs may be fractions.
     """
@@ -65,13 +66,13 @@ class SearchConfig:
             value = getattr(self, f.name)
             if f.name in ("max_parameters", "inherit", "sampler", "race_epochs"):
                 continue
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
-                raise InputError(f"config: {f.name} is {value!r}, not a number >= 0")
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+                raise InputError(f"config: {f.name} is {value!r}, not a finite number >= 0")
             if f.type == "int" and not isinstance(value, int):
                 raise InputError(f"config: {f.name} is {value!r}, not an integer")
         for name in ("embedding_dim", "mlp_layers", "batch_size", "epochs", "inherited_epochs", "evaluate_every", "runs", "finalists",
                      "validation_subset", "behavior_children", "mlp_children", "interactions_per_step", "paths_per_step",
-                     "top_k"):
+                     "top_k", "keep_interactions"):
             if getattr(self, name) <= 0:
                 raise InputError(f"config: {name} is {getattr(self, name)!r}, not positive")
         if not 0 <= self.dropout < 1 or not 0 <= self.unknown_rate < 1:
@@ -86,7 +87,7 @@ class SearchConfig:
             object.__setattr__(self, "race_epochs", tuple(float(e) for e in self.race_epochs))
         except (TypeError, ValueError):
             raise InputError(f"config: race_epochs is {self.race_epochs!r}, not a list of numbers") from None
-        if list(self.race_epochs) != sorted(set(self.race_epochs)) or any(e <= 0 for e in self.race_epochs):
+        if list(self.race_epochs) != sorted(set(self.race_epochs)) or any(not 0 < e < math.inf for e in self.race_epochs):
             raise InputError(f"config: race_epochs {list(self.race_epochs)} do not rise from above 0")
 
     def to_dict(self) -> dict:
@@ -99,7 +100,7 @@ class SearchConfig:
             raise InputError(f"config: version {data['version']!r} is not supported (this is version {VERSION})")
         return cls().changed(**{k: v for k, v in data.items() if k != "version"})
 
-    def changed(self, **changes) -> SearchConfig:
+    def changed(self, /, **changes) -> SearchConfig:
         """A copy with other values; ``InputError`` names a setting that does not exist."""
         known = {f.name for f in fields(self)}
         for key in changes:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ..space import Architecture
 from ..space.architecture import interaction_key
+from ..supernet import Supernet
+from .behavior import train_supernet
 from .context import FIXED, Context, race, trained_finalist
 from .mlp import MlpStep
-from .seeds import generator
-from .variants import CONTROLS, complete, test_row
+from .seeds import generator, seeded_initialization
+from .variants import CHILDREN, RANDOM, WITHOUT, complete, test_row
 
 
 def control_rows(context: Context, wanted: list[str], blocks: tuple, products: tuple) -> dict[str, dict]:
-    """Rows of the wanted controls for the found blocks and interactions."""
-    makers = dict(zip(CONTROLS, (without_interactions, random_interactions, inherited_din, random_children),
-                      strict=True))
-    return {name: makers[name](context, name, blocks, products) for name in wanted}
+    """Rows of the wanted controls of steps 2 and 3 for the found blocks and interactions."""
+    makers = {WITHOUT: without_interactions, RANDOM: random_interactions, CHILDREN: random_children}
+    return {name: makers[name](context, name, blocks, products) for name in wanted if name in makers}
 
 
 def without_interactions(context: Context, name: str, blocks: tuple, products: tuple) -> dict:
@@ -41,14 +44,13 @@ def draw_like(products: tuple, fields: int, g: torch.Generator) -> tuple[tuple[i
     return tuple(sorted(drawn, key=interaction_key))
 
 
-def inherited_din(context: Context, name: str, blocks: tuple, products: tuple) -> dict:
-    """The all-zero path started from the supernet's weights: what inheritance alone brings."""
-    return complete(context, name, context.behavior_child(context.zero_path()), inherit=True)
-
-
 def random_children(context: Context, name: str, blocks: tuple, products: tuple) -> dict:
     """Random children in both races, random interactions: the same procedure without any ranking."""
     config, space = context.config, context.space
+    with seeded_initialization(config.seed, name):
+        net = Supernet(space, config.embedding_dim).to(context.task.device)
+    context = replace(context, net=net)
+    train_supernet(context)  # step 1's is finished: this only reads its weights
     scope = context.scope.scope("retrain", name)
     g = generator(config.seed, *scope.names)
     paths = [context.zero_path()]
@@ -57,11 +59,16 @@ def random_children(context: Context, name: str, blocks: tuple, products: tuple)
         if path not in paths:
             paths.append(path)
     found = race(context, scope.scope("behavior"), [context.behavior_child(p) for p in paths], config.inherit)[0]
+    net.adopt(trained_finalist(context, scope.scope("behavior"), found, config.inherit))
     step = MlpStep(context, found.arch.behavior, draw_like(products, space.schema.num_fields, g), name)
+    step.train_supernet()
     children = [step.arch(FIXED)]
-    while len(children) < config.finalists:
+    fruitless = 0  # draws in a row that brought nothing new: fewer MLPs may be allowed than finalists wanted
+    while len(children) < config.finalists and fruitless < 10_000:
         mlp = space.sample_mlp(g)
-        if step.allowed(mlp) and step.arch(mlp) not in children:
+        fresh = step.allowed(mlp) and step.arch(mlp) not in children
+        fruitless = 0 if fresh else fruitless + 1
+        if fresh:
             children.append(step.arch(mlp))
     winner = race(context, scope.scope("mlp"), children, config.inherit)[0]
 

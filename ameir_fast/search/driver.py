@@ -20,10 +20,10 @@ from .environment import describe
 from .mlp import MlpStep
 from .objective import make_objective
 from .seeds import seeded_initialization
-from .store import RunDirectory
+from .store import RunDirectory, Scope
 from .strategy import RandomStrategy, Strategy
 from .training import Task
-from .variants import CONTROLS, FIXED_POINTS, FOUND, ameir_i, complete, fixed_point, test_row
+from .variants import CONTROLS, FIXED_POINTS, FOUND, INHERITED, ameir_i, complete, fixed_point, test_row
 
 DEFAULT_VARIANTS = (*FOUND, *FIXED_POINTS)
 
@@ -43,8 +43,9 @@ def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, rep
     if repeats < 1:
         raise InputError(f"repeats is {repeats}, not at least 1")
     identity = {"version": 1, "config": config.to_dict(), "repeats": repeats, "variants": list(variants),
-                "strategy": type(strategy or RandomStrategy()).__name__, "data": data_identity(data),
+                "strategy": describe_strategy(strategy or RandomStrategy()), "data": data_identity(data),
                 "device": device}
+    space_of(data, config)  # refuses impossible settings before anything is written
     with RunDirectory(run_dir, identity, resume=resume, overwrite=overwrite) as run:
         began = time.perf_counter()
         found = []
@@ -65,24 +66,41 @@ def applicable(schema, variants: tuple[str, ...]) -> tuple[str, ...]:
     for name in variants:
         if name not in known:
             raise InputError(f"unknown variant {name!r}; known: {', '.join(known)}")
-    has_history, has_fields = bool(schema.behavior), bool(schema.fields)
-    needs_history = {"AMEIR-A", "DNN-pool", "Wide&Deep", "DIN", *CONTROLS}
-    needs_fields = {"AMEIR-B", "AMEIR-C", "AMEIR-I", "DNN", *CONTROLS}
-    needs_ctr = {"AMEIR-I", "DNN", "DNN-pool", "Wide&Deep"}
-    kept = [v for v in variants if (has_history or v not in needs_history) and (has_fields or v not in needs_fields)
-            and (schema.task == "ctr" or v not in needs_ctr)]
-    if not has_history and "AMEIR-C" in kept and variants == DEFAULT_VARIANTS:
-        kept.insert(0, "AMEIR-I")  # the paper's non-sequential scenario
-    return tuple(kept)
+    lacking = {}
+    if not schema.behavior:
+        lacking["behavior fields"] = {"AMEIR-A", "DNN-pool", "Wide&Deep", "DIN", *CONTROLS}
+    if not schema.fields:
+        lacking["fields beside the history"] = {"AMEIR-B", "AMEIR-C", "AMEIR-I", "DNN", *CONTROLS}
+    if schema.task != "ctr":
+        lacking["a click label"] = {"AMEIR-I", "DNN", "DNN-pool", "Wide&Deep"}
+    if tuple(variants) == DEFAULT_VARIANTS:
+        kept = [v for v in variants if not any(v in names for names in lacking.values())]
+        # The paper's non-sequential scenario has AMEIR-I in AMEIR-A's place.
+        return tuple(kept if schema.behavior or schema.task != "ctr" else ["AMEIR-I", *kept])
+    for what, names in lacking.items():
+        for name in variants:
+            if name in names:
+                raise InputError(f"variant {name!r} needs {what}, which this data lacks")
+    return tuple(variants)
+
+
+def describe_strategy(strategy: Strategy) -> str:
+    """A strategy's class and what its attributes say, so that a resume notices another one."""
+    settings = ", ".join(f"{k}={v!r}" for k, v in sorted(vars(strategy).items()))
+    return f"{type(strategy).__module__}.{type(strategy).__qualname__}({settings})"
 
 
 def data_identity(data) -> dict:
     return {"kind": data.kind, "checksum": data.checksum}
 
 
+def space_of(data, config: SearchConfig) -> SearchSpace:
+    return SearchSpace(data.schema, config.blocks, config.mlp_layers, config.interactions, config.embedding_dim)
+
+
 def make_context(data, config: SearchConfig, scope, strategy, progress: Progress, device: str) -> Context:
     """The supernet at its seeded start and everything the steps need."""
-    space = SearchSpace(data.schema, config.blocks, config.mlp_layers, config.interactions, config.embedding_dim)
+    space = space_of(data, config)
     with seeded_initialization(config.seed, *scope.names, "supernet"):
         net = Supernet(space, config.embedding_dim).to(device)
     task = Task(data, make_objective(data.schema, config), config, progress, device)
@@ -98,6 +116,10 @@ def search_once(context: Context, variants: tuple[str, ...]) -> dict:
     controls = [v for v in variants if v in CONTROLS]
     if schema.behavior:
         blocks, winner = behavior_step(context, steps, rankings, rows, found)
+        if INHERITED in controls:  # what inheritance alone brings
+            rows[INHERITED] = complete(context, INHERITED, context.behavior_child(context.zero_path()), inherit=True)
+        # Steps 2 and 3 build on the found blocks as the race left them, trained.
+        context.net.adopt(load_winner(context.scope.scope("behavior", "race"), schema, context.config))
     if schema.fields:
         began = time.perf_counter()
         two = interactions.search_interactions(context)
@@ -163,7 +185,7 @@ def mlp_step(context: Context, blocks, products, steps: dict, rankings: dict, ro
     return rows["AMEIR-C"]
 
 
-def finalist_row(context: Context, scope, standing) -> dict:
+def finalist_row(context: Context, scope: Scope, standing) -> dict:
     """Test row of a race's winner, whose full training the race has already done."""
     def run() -> dict:
         model = trained_finalist(context, scope, standing, context.config.inherit)
@@ -204,18 +226,29 @@ def summarize(found: list[dict], variants, config: SearchConfig, data, device: s
     return {"version": 1, "data": {**data_identity(data), "rows": sum(data.size(s) for s in data.splits),
                                    "splits": {s: data.size(s) for s in data.splits}, "statistics": data.statistics},
             "variants": table, "standard_error": {"auc": max(errors)} if errors else {},
-            "steps": found[0]["steps"], "found": [{k: a.to_dict() for k, a in f["found"].items()} for f in found],
+            "steps": mean_costs([f["steps"] for f in found]), "found": [{k: a.to_dict() for k, a in f["found"].items()} for f in found],
             "environment": describe(device)}
+
+
+def mean_costs(steps: list[dict]) -> dict:
+    """Each step's costs, averaged over repeats."""
+    return {name: {key: round(statistics.mean(s[name][key] for s in steps), 3) for key in steps[0][name]}
+            for name in steps[0]}
 
 
 def publish(run: RunDirectory, scope, data, config: SearchConfig, found: dict, result: dict) -> None:
     """The run directory's files, the best repeat's architecture and model among them."""
     step = "mlp" if "AMEIR-C" in found["found"] else "behavior"
-    tensors, about = scope.scope(step, "race").load_tensors("winner")
-    arch = Architecture.from_dict(about["architecture"])
-    model = Model(data.schema, arch, config.embedding_dim)
-    model.load_state_dict(tensors)
+    model = load_winner(scope.scope(step, "race"), data.schema, config)
     model.save(run.path / "model")
     write_json(run.path / "rankings.json", found["rankings"])
-    arch.save(run.path / "architecture.json")
+    model.arch.save(run.path / "architecture.json")
     write_json(run.path / "metrics.json", result)
+
+
+def load_winner(race: Scope, schema, config: SearchConfig) -> Model:
+    """The trained model of a race's winner."""
+    tensors, about = race.load_tensors("winner")
+    model = Model(schema, Architecture.from_dict(about["architecture"]), config.embedding_dim)
+    model.load_state_dict(tensors)
+    return model

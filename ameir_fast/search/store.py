@@ -21,6 +21,7 @@ except ImportError:  # Windows has no flock; runs there are not guarded against 
     fcntl = None
 
 CHECKPOINT = "checkpoint"
+VERSION = 1  # of the JSON files in it
 
 
 class RunDirectory:
@@ -36,7 +37,7 @@ class RunDirectory:
             raise InputError(f"{self.path}: exists and is not a directory")
         config = self.path / "config.json"
         used = config.exists()
-        if not used and self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
+        if not used and self.path.is_dir() and any(not p.name.startswith(".") for p in self.path.iterdir()):
             raise InputError(f"{self.path}: not empty and not a run directory")
         if used and not (resume or overwrite):
             raise InputError(f"{self.path}: output directory in use; --resume continues its run, "
@@ -66,6 +67,10 @@ class RunDirectory:
             raise InputError(f"{self.path}: output directory in use by another process") from None
 
     def _compare(self, found: dict, identity: dict) -> None:
+        version = found.get("version") if isinstance(found, dict) else None
+        if version != identity["version"]:
+            raise InputError(f"{self.path}: a run of version {version!r} is not supported "
+                             f"(this is version {identity['version']})")
         for key in identity.keys() | found.keys():
             mine, theirs = found.get(key), identity.get(key)
             if mine == theirs:
@@ -78,7 +83,8 @@ class RunDirectory:
                              "resume with the same settings")
 
     def _clear(self) -> None:
-        for entry in self.path.iterdir():
+        # config.json goes last: until then a kill leaves what still counts as a run directory.
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "config.json"):
             if entry.name != ".lock":
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
@@ -141,12 +147,19 @@ class Scope:
 
     def load(self, name: str):
         path = self._path(name, "json")
-        return read_json(path)["result"] if path.exists() else None
+        if not path.exists():
+            return None
+        found = read_json(path)
+        version = found.get("version") if isinstance(found, dict) else None
+        if version != VERSION or "result" not in found:
+            raise InputError(f"{path}: a checkpoint of version {version!r} is not supported "
+                             f"(this is version {VERSION})")
+        return found["result"]
 
     def save(self, name: str, value) -> None:
         path = self._path(name, "json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"version": 1, "result": value}, indent=None)
+        write_json(path, {"version": VERSION, "result": value}, indent=None)
 
     def load_tensors(self, name: str) -> tuple[dict[str, Tensor], dict] | None:
         path = self._path(name, "safetensors")

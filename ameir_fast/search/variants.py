@@ -20,7 +20,9 @@ from .training import Task
 
 FOUND = ("AMEIR-A", "AMEIR-B", "AMEIR-C")
 FIXED_POINTS = ("DNN", "DNN-pool", "Wide&Deep", "DIN")
-CONTROLS = ("AMEIR-B without interactions", "AMEIR-B random interactions", "DIN inherited", "random children")
+WITHOUT, RANDOM = "AMEIR-B without interactions", "AMEIR-B random interactions"
+INHERITED, CHILDREN = "DIN inherited", "random children"
+CONTROLS = (WITHOUT, RANDOM, INHERITED, CHILDREN)
 USER_FIELD = "user"
 
 
