@@ -19,6 +19,7 @@ from ameir_fast.search import EvolutionStrategy, RandomStrategy, evaluate, searc
 from ameir_fast.search.interactions import expand
 from ameir_fast.search.objective import add_embedding_l2, looked_up
 from ameir_fast.search.store import RunDirectory
+from ameir_fast.search.variants import CONTROLS
 from ameir_fast.space.architecture import fixed_mlp
 from ameir_fast.supernet import reads_step1
 
@@ -177,6 +178,25 @@ def test_strategies(data, tmp_path, strategy):
     search(data, tmp_path / "run", quick, strategy=strategy, variants=("AMEIR-A", "AMEIR-C"))
     ranking = json.loads((tmp_path / "run" / "rankings.json").read_text())["behavior"]
     assert len(ranking) == len({json.dumps(r["behavior"]) for r in ranking}) <= 70
+
+
+def test_controls(data, tmp_path):
+    quick = tiny.CONFIG.changed(behavior_children=6, mlp_children=8, cycles=1, epochs=0.5, inherited_epochs=0.5,
+                                behavior_epochs=0.5)
+    result = search(data, tmp_path / "run", quick, variants=("AMEIR-C", *CONTROLS))
+    assert set(result["variants"]) == {"AMEIR-C", *CONTROLS}
+    without = result["variants"]["AMEIR-B without interactions"]["parameters"]
+    assert result["variants"]["AMEIR-B random interactions"]["parameters"] > without
+
+
+def test_variants_that_do_not_apply(data, tmp_path):
+    with pytest.raises(InputError, match="variant 'DIN' needs behavior fields"):
+        search(data.select(behavior=False), tmp_path / "run", tiny.CONFIG, variants=("AMEIR-C", "DIN"))
+    with pytest.raises(InputError, match="unknown variant 'DCN'"):
+        search(data, tmp_path / "run", tiny.CONFIG, variants=("DCN",))
+    with pytest.raises(InputError, match="blocks is 0"):
+        search(data, tmp_path / "run", tiny.CONFIG.changed(blocks=0))
+    assert not (tmp_path / "run").exists()
 
 
 def test_train_and_evaluate(data, tmp_path):

@@ -107,7 +107,8 @@ class MlpStep:
     def finalists(self, ranking: list[dict]) -> list[Architecture]:
         """Spread over the ranking, the fixed MLP always among them."""
         config = self.context.config
-        picks = spread(ranking, min(config.top_k, config.finalists - 1), max(1, config.finalists - 1))
+        others = config.finalists - 1
+        picks = spread(ranking, min(config.top_k, others), others)
         found = [Architecture.from_dict({**self.arch(FIXED).to_dict(), "mlp": r["mlp"]}) for r in picks]
         return [*found, self.arch(FIXED)]
 

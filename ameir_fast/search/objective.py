@@ -36,6 +36,11 @@ class Objective:
         raise NotImplementedError
 
 
+    def test(self, call: Call, batches: Iterable[Batch]) -> dict[str, float]:
+        """``evaluate``, and what the task can say of the error of its metrics."""
+        return self.evaluate(call, batches)
+
+
 class CtrObjective(Objective):
     """Binary log loss; AUC decides."""
 
@@ -51,7 +56,14 @@ class CtrObjective(Objective):
         return torch.cat(logits).numpy(), torch.cat(labels).numpy()
 
     def evaluate(self, call, batches):
+        return self._metrics(*self.scores(call, batches))
+
+    def test(self, call, batches):
         logits, label = self.scores(call, batches)
+        return {**self._metrics(logits, label), "auc_standard_error": metrics.auc_standard_error(logits, label)}
+
+    @staticmethod
+    def _metrics(logits: np.ndarray, label: np.ndarray) -> dict[str, float]:
         return {"auc": metrics.auc(logits, label), "log_loss": metrics.log_loss(logits, label)}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from .. import metrics
 from ..atomic import write_json
 from ..errors import InputError
 from ..model import Model
@@ -15,7 +14,7 @@ from ..space.search_space import validate_for_schema
 from .config import SearchConfig
 from .context import train_model
 from .environment import describe
-from .objective import CtrObjective, make_objective
+from .objective import make_objective
 from .seeds import seeded_initialization
 from .store import RunDirectory
 from .training import Task
@@ -77,16 +76,8 @@ def evaluate(run_dir: str | Path, data, split: str = "test", device: str = "cpu"
         raise InputError(f"{run_dir}: its model was made for another schema than {data.directory}'s")
     config = SearchConfig()
     task = Task(data, make_objective(data.schema, config), config, Progress(), device)
-    batches = task.held_out(split)
-
-    def call(batch, items):
-        return model(batch, items=items)
-
-    result = {"split": split, "rows": data.size(split), **task.objective.evaluate(call, batches)}
-    if isinstance(task.objective, CtrObjective):
-
-        logits, label = task.objective.scores(call, batches)
-        result["auc_standard_error"] = metrics.auc_standard_error(logits, label)
+    result = {"split": split, "rows": data.size(split),
+              **task.objective.test(lambda b, items: model(b, items=items), task.held_out(split))}
     total, outside = model.parameter_counts()
     return {**result, "parameters": total, "parameters_outside_embedding": outside,
             "samples_per_s": samples_per_second(task, model)}

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from .. import metrics
 from ..baselines import AmeirI, PooledDNN
 from ..space import Architecture
 from .context import Context, derives, outside_embedding, train_model
-from .objective import CtrObjective, make_objective
+from .objective import make_objective
 from .seeds import seeded_initialization
 from .store import Scope
 from .training import Task
@@ -31,11 +30,7 @@ def test_row(task: Task, model: nn.Module) -> dict:
     if hasattr(model, "recompute_dice"):
         model.recompute_dice(_Again(task))
     model.eval()
-    batches = task.held_out("test")
-    row = task.objective.evaluate(lambda b, items: model(b, items=items), batches)
-    if isinstance(task.objective, CtrObjective):
-        logits, label = task.objective.scores(lambda b, items: model(b, items=items), batches)
-        row["auc_standard_error"] = metrics.auc_standard_error(logits, label)
+    row = task.objective.test(lambda b, items: model(b, items=items), task.held_out("test"))
     total = model.parameter_counts()[0]
     return {**row, "parameters": total, "parameters_outside_embedding": outside_embedding(model),
             "samples_per_s": samples_per_second(task, model)}
