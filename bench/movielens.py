@@ -267,7 +267,11 @@ def as_markdown(report: dict) -> str:
              f"{env['cpu']}, torch {env['torch']}, {report['jobs']} processes side by side with "
              f"{report['threads_per_job']} thread each, git {env['git']}, {env['date']}.",
              f"Standard error of one model's test AUC: {report['standard_error']['auc']:.4f}. "
-             "± is the deviation over seeds; parameters and samples/s are means.", "",
+             "± is the deviation over seeds; parameters and samples/s are means (one thread a model).", "",
+             f"Every hand-made model is the better of {report['config']['runs']} full trainings by validation, as many as "
+             f"finish a race of the searched ones; a race starts from {report['config']['finalists']} finalists, and "
+             "what that alone brings is the row `random children`. DIN is the all-zero path with sum, last and attention "
+             "pooling; DNN is the only model with the user's id.", "",
              "| model | test AUC | log loss | parameters outside embedding | samples/s | AUC − DIN (paired) | wins |",
              "|---|---|---|---|---|---|---|"]
     for name, e in report["variants"].items():
