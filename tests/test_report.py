@@ -276,3 +276,13 @@ def test_markup_is_escaped_unless_it_is_markup():
     assert node("meta", charset="utf-8") == '<meta charset="utf-8">'
     assert node("path", stroke_width=1.23456) == '<path stroke-width="1.23"></path>'
     assert '<td class="n">1</td>' in table(["a", "b"], [["x", 1]])
+
+
+def test_a_line_written_again_after_a_kill_counts_once(tmp_path):
+    """Later lines replace earlier ones of the same repeat, stage and step; lines without a step all stay."""
+    from ameir_fast.report.read import read_history
+    lines = [{"repeat": 0, "stage": "a", "step": 1, "loss": 2.0}, {"repeat": 0, "stage": "a", "step": 1, "loss": 1.0},
+             {"repeat": 1, "stage": "a", "step": 1, "loss": 3.0}, {"repeat": 0, "stage": "b"}, {"repeat": 0, "stage": "b"}]
+    (tmp_path / "history.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    records, broken = read_history(tmp_path / "history.jsonl")
+    assert [r.get("loss") for r in records] == [1.0, 3.0, None, None] and broken == 0

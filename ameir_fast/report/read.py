@@ -67,7 +67,8 @@ def read_run(directory: str | Path) -> Run:
 def read_history(path: Path) -> tuple[list[dict], int]:
     """The records of ``history.jsonl`` and the number of lines that are not JSON objects.
 
-    A run that was killed while it appended leaves half a line behind, which must not hide all the others.
+    A run that was killed while it appended leaves half a line behind, which must not hide all the others. One
+    that was killed between a line and its checkpoint writes the line again when it goes on: the later one counts.
     """
     if not path.exists():
         return [], 0
@@ -84,7 +85,8 @@ def read_history(path: Path) -> tuple[list[dict], int]:
             records.append(record)
         else:
             broken += 1
-    return records, broken
+    latest = {(r.get("repeat"), r["stage"], r.get("step", number)): r for number, r in enumerate(records)}
+    return list(latest.values()), broken
 
 
 def _object(path: Path) -> dict | None:
