@@ -207,7 +207,7 @@ def test_ones_own_strategy(place, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", list(sys.path))
     arguments = search_arguments(place, tmp_path / "run", "--variants", "AMEIR-A")
     assert call(*arguments, "--strategy", "strategy_of_the_test:Mine") == 0
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["strategy"] == "Mine"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["strategy"] == "strategy_of_the_test.Mine()"
 
 
 def test_tensorboard_gets_every_record(place, finished, tmp_path, monkeypatch):

@@ -80,11 +80,12 @@ class Context:
         plain = self.behavior_child(self.zero_path())
         return outside_embedding(Model(self.space.schema, plain, self.config.embedding_dim))
 
-    def build(self, arch: Architecture, inherit: bool, scope: Scope) -> Model:
-        """A model of ``arch``; weights that are not inherited are a function of the seed and the scope."""
+    def build(self, arch: Architecture, inherit: bool, scope: Scope, fresh_mlp: bool = False) -> Model:
+        """A model of ``arch``; weights that are not inherited are a function of the seed and the scope.
+        ``fresh_mlp`` inherits embedding and behaviour network only."""
         config = self.config
         with seeded_initialization(config.seed, *scope.names, "model"):
-            if inherit and derives(arch):
+            if inherit and derives(arch) and not fresh_mlp:
                 return self.net.derive(arch)
             model = Model(self.space.schema, arch, config.embedding_dim).to(self.task.device)
             if inherit:

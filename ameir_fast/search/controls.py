@@ -13,7 +13,7 @@ from .behavior import train_supernet
 from .context import FIXED, Context, race, trained_finalist
 from .mlp import MlpStep
 from .seeds import generator, seeded_initialization
-from .variants import CHILDREN, RANDOM, WITHOUT, complete, test_row
+from .variants import CHILDREN, RANDOM, WITHOUT, complete, retrained_row
 
 
 def control_rows(context: Context, wanted: list[str], blocks: tuple, products: tuple) -> dict[str, dict]:
@@ -70,9 +70,4 @@ def random_children(context: Context, name: str, blocks: tuple, products: tuple)
         fruitless = 0 if fresh else fruitless + 1
         if fresh:
             children.append(step.arch(mlp))
-    winner = race(context, scope.scope("mlp"), children, config.inherit)[0]
-
-    def run() -> dict:
-        model = trained_finalist(context, scope.scope("mlp"), winner, config.inherit)
-        return {**test_row(context.task, model), "valid": winner.score, "seconds": winner.seconds}
-    return scope.result("row", run)
+    return retrained_row(context, scope.scope("mlp"), race(context, scope.scope("mlp"), children, config.inherit)[0])

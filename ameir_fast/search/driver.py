@@ -23,7 +23,7 @@ from .seeds import seeded_initialization
 from .store import RunDirectory, Scope
 from .strategy import RandomStrategy, Strategy
 from .training import Task
-from .variants import CONTROLS, FIXED_POINTS, FOUND, INHERITED, ameir_i, complete, fixed_point, test_row
+from .variants import CONTROLS, FIXED_POINTS, FOUND, INHERITED, ameir_i, complete, fixed_point, retrained_row, test_row
 
 DEFAULT_VARIANTS = (*FOUND, *FIXED_POINTS)
 
@@ -176,7 +176,7 @@ def mlp_step(context: Context, blocks, products, steps: dict, rankings: dict, ro
     began = time.perf_counter()
     standings = step.hold_race(ranking)
     rankings["race"]["mlp"] = race_report(standings)
-    rows["AMEIR-C"] = finalist_row(context, step.scope.scope("race"), standings[0])
+    rows["AMEIR-C"] = retrained_row(context, step.scope.scope("race"), standings[0])
     found["AMEIR-C"] = standings[0].arch
     own = context.scope.result("cost-mlp-race", lambda: {
         "seconds": round(time.perf_counter() - began, 3), "finalists": len(standings)})

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..baselines import AmeirI, PooledDNN
 from ..space import Architecture
-from .context import Context, derives, outside_embedding, train_model
+from .context import Context, Standing, derives, outside_embedding, train_model, trained_finalist
 from .objective import make_objective
 from .seeds import seeded_initialization
 from .store import Scope
@@ -78,6 +78,27 @@ def full_runs(task: Task, scope: Scope, build: Callable[[Scope], nn.Module], inh
         return {**test_row(task, best[0]), "valid": best[1].score,
                 "seconds": sum(o.seconds for o in outcomes),
                 "device_seconds": sum(o.device_seconds for o in outcomes)}
+    return scope.result("row", run)
+
+
+def retrained_row(context: Context, scope: Scope, winner: Standing) -> dict:
+    """A race's winner, retrained: ``runs`` full trainings of its architecture over the inherited embedding and
+    behaviour network, the MLP fresh, beside the weights it left the race with. Validation picks; the picked
+    weights are stored as ``winner``."""
+    config, task = context.config, context.task
+
+    def run() -> dict:
+        best, score, seconds = trained_finalist(context, scope, winner, config.inherit), winner.score, winner.seconds
+        for number in range(config.runs):
+            place = scope.scope("retrain", number)
+            model = context.build(winner.arch, config.inherit, place, fresh_mlp=True)
+            outcome = train_model(task, model, place)
+            seconds += outcome.seconds
+            if outcome.score > score:
+                best, score = model, outcome.score
+        row = test_row(task, best)
+        scope.save_tensors("winner", best.state_dict(), {"architecture": winner.arch.to_dict()})
+        return {**row, "valid": score, "seconds": seconds}
     return scope.result("row", run)
 
 
