@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side, one thread each")
     parser.add_argument("--rank-runs", type=int, default=2, help="trainings per child of the rank study")
     parser.add_argument("--json", type=Path, default=Path("bench") / "results" / f"{NAME}.json")
+    parser.add_argument("--collect", action="store_true", help="only make the report of what has been run")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.task:
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     tasks = [f"search:{seed}" for seed in range(args.seeds)]
     studies = [f"rank:{step}:{run}" for step in STEPS for run in range(args.rank_runs)]
     with ThreadPoolExecutor(args.jobs) as pool:
-        for wave in (tasks, studies):  # the rank study starts from the first seed's supernets
+        for wave in () if args.collect else (tasks, studies):  # the rank study starts from the first seed's supernets
             for task, code in zip(wave, pool.map(lambda t: call(args, t), wave), strict=True):
                 if code:
                     print(f"error: {task} failed", file=sys.stderr)
@@ -229,8 +230,10 @@ def collect(args: argparse.Namespace) -> dict:
                 differences[f"{name} - {reference}"] = {"mean": mean, "standard_error": error, "wins": wins, "of": count}
     ranks = {}
     for step in STEPS:
-        studies = [json.loads((args.work / f"rank-{step}-{n}" / "rows.json").read_text())
-                   for n in range(args.rank_runs)]
+        files = [args.work / f"rank-{step}-{n}" / "rows.json" for n in range(args.rank_runs)]
+        studies = [json.loads(f.read_text()) for f in files if f.exists()]
+        if not studies:
+            continue
         score = np.array([r["supernet"] for r in studies[0]])
         ranks[step] = {}
         for split in ("valid", "test"):
@@ -238,7 +241,7 @@ def collect(args: argparse.Namespace) -> dict:
             ranks[step][split] = {**rank_correlation(score, alone.mean(0)), "children": len(score),
                                   "deviation_between_children": float(alone.mean(0).std(ddof=1)),
                                   "agreement_of_two_trainings": spearman(alone[0], alone[1]) if len(alone) > 1 else None}
-        if step == "behavior":
+        if step == "behavior" and len(studies) > 1:
             ranks["adaptation"] = adaptation(studies)
     return {"version": 1, "data": runs[0]["data"], "seeds": args.seeds, "jobs": args.jobs, "threads_per_job": 1,
             "standard_error": runs[0]["standard_error"], "config": settings(0).to_dict(), "variants": table,
@@ -289,12 +292,17 @@ def as_markdown(report: dict) -> str:
               "", "| step | on validation | on test | deviation between children (validation AUC) | two trainings agree |",
               "|---|---|---|---|---|"]
     for step in STEPS:
+        if step not in report["rank_correlation"]:
+            lines.append(f"| {step} | not measured | not measured | – | – |")
+            continue
         r = report["rank_correlation"][step]
         v, t = r["valid"], r["test"]
         agree = "–" if v["agreement_of_two_trainings"] is None else f"{v['agreement_of_two_trainings']:+.2f}"
         lines.append(f"| {step} | {v['rho']:+.2f} ± {v['standard_error']:.2f} | {t['rho']:+.2f} ± "
                      f"{t['standard_error']:.2f} | {v['deviation_between_children']:.4f} | {agree} |")
-    a = report["rank_correlation"]["adaptation"]
+    a = report["rank_correlation"].get("adaptation")
+    if a is None:
+        return "\n".join(lines) + "\n"
     lines += ["", "Step 1, before and after adaptation (a quarter epoch of the child's own training from the shared weights, "
               "which is how the race scores it), against trainings of the same children in another data order:", "",
               "| score | derived and retrained, validation | same, test | from scratch, validation | same, test |",
