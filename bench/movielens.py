@@ -271,8 +271,9 @@ def as_markdown(report: dict) -> str:
              f"{report['threads_per_job']} thread each, git {env['git']}, {env['date']}.",
              f"Standard error of one model's test AUC: {report['standard_error']['auc']:.4f}. "
              "± is the deviation over seeds; parameters and samples/s are means (one thread a model).", "",
-             f"Every hand-made model is the better of {report['config']['runs']} full trainings by validation, as many as "
-             f"finish a race of the searched ones; a race starts from {report['config']['finalists']} finalists, and "
+             f"Every hand-made model is the better of {report['config']['runs']} full trainings by validation. AMEIR-A "
+             f"is picked among as many that finish its race; AMEIR-C and random children among their race's winner and as many "
+             f"retrainings of it, so they have had more looks at validation than the hand-made ones. A race starts from {report['config']['finalists']} finalists, and "
              "what that alone brings is the row `random children`. DIN is the all-zero path with sum, last and attention "
              "pooling; DNN is the only model with the user's id.", "",
              "| model | test AUC | log loss | parameters outside embedding | samples/s | AUC − DIN (paired) | wins |",
