@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("runs") / "results", help="run directories of the seeds")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side, one thread each")
-    parser.add_argument("--rank-runs", type=int, default=2, help="trainings per child of the rank study")
+    parser.add_argument("--rank-runs", type=int, default=4, help="trainings per child of step 1's rank study")
+    parser.add_argument("--rank-supernets", type=int, default=4, help="supernets whose scores it averages over")
     parser.add_argument("--json", type=Path, default=Path("bench") / "results" / f"{NAME}.json")
     parser.add_argument("--collect", action="store_true", help="only make the report of what has been run")
     parser.add_argument("--task", help=argparse.SUPPRESS)
@@ -37,9 +39,10 @@ def main(argv: list[str] | None = None) -> int:
         run_task(args)
         return 0
     tasks = [f"search:{seed}" for seed in range(args.seeds)]
-    studies = [f"rank:{step}:{run}" for step in STEPS for run in range(args.rank_runs)]
+    studies = [*(f"rank:behavior:{run}" for run in range(args.rank_runs)), *(f"scores:{s}" for s in supernets(args)),
+               "rank:interactions:0", "rank:interactions:1", "rank:mlp:0", "rank:mlp:1"]
     with ThreadPoolExecutor(args.jobs) as pool:
-        for wave in () if args.collect else (tasks, studies):  # the rank study starts from the first seed's supernets
+        for wave in () if args.collect else (tasks, studies):  # the rank study starts from the seeds' supernets
             for task, code in zip(wave, pool.map(lambda t: call(args, t), wave), strict=True):
                 if code:
                     print(f"error: {task} failed", file=sys.stderr)
@@ -52,6 +55,10 @@ def main(argv: list[str] | None = None) -> int:
     write_text(args.json.with_suffix(".md"), text)
     print(text)
     return 0
+
+
+def supernets(args: argparse.Namespace) -> range:
+    return range(min(args.rank_supernets, args.seeds))
 
 
 def call(args: argparse.Namespace, task: str) -> int:
@@ -76,8 +83,11 @@ def run_task(args: argparse.Namespace) -> None:
     kind, *rest = args.task.split(":")
     if kind == "search":
         search_seed(data, args.work / f"seed-{rest[0]}", int(rest[0]), progress)
+    elif kind == "scores":
+        study(data, args.work, f"scores-{rest[0]}", int(rest[0]), progress, score_rows)
     else:
-        study(data, args.work, rest[0], int(rest[1]), progress)
+        rows = {"behavior": behavior_rows, "interactions": interaction_rows, "mlp": mlp_rows}[rest[0]]
+        study(data, args.work, f"rank-{rest[0]}-{rest[1]}", 0, progress, lambda c: rows(c, int(rest[1])))
 
 
 def settings(seed: int):
@@ -94,77 +104,84 @@ def search_seed(data, run: Path, seed: int, progress) -> None:
 
 # ---- what a supernet's ranking is worth ----------------------------------------------------------------
 
-def study(data, work: Path, step: str, number: int, progress) -> None:
-    """Trains 20 children of one step on their own (seed ``number``) and notes their supernet scores."""
+def study(data, work: Path, name: str, seed: int, progress, make_rows) -> None:
+    """``rows.json`` of a study that reads the supernets of one seed."""
+    from ameir_fast.atomic import write_json
     from ameir_fast.search.driver import make_context
     from ameir_fast.search.store import RunDirectory
-    config = settings(0)
-    # A copy of the first seed's checkpoints, so that the study reads supernets and changes nothing.
-    source, target = work / "seed-0" / "checkpoint", work / f"rank-{step}-{number}"
-    with RunDirectory(target, {"version": 1, "study": step, "number": number}, resume=True) as run:
-        link = target / "checkpoint"
-        if not link.exists():
-            import shutil
-            shutil.copytree(source, link)
-        context = make_context(data, config, run.scope(0), None, progress, "cpu")
-        rows = {"behavior": behavior_rows, "interactions": interaction_rows, "mlp": mlp_rows}[step](context, number)
-        from ameir_fast.atomic import write_json
-        write_json(target / "rows.json", rows)
+    # A copy of the seed's checkpoints, so that the study reads supernets and changes nothing.
+    with RunDirectory(work / name, {"version": 1, "study": name}, resume=True) as run:
+        copy = work / name / "checkpoint"
+        if not copy.exists():
+            shutil.copytree(work / f"seed-{seed}" / "checkpoint", copy)
+        context = make_context(data, settings(seed), run.scope(0), None, progress, "cpu")
+        write_json(work / name / "rows.json", make_rows(context))
+
+
+def behavior_children(context) -> list:
+    """The same 20 paths for every supernet, drawn uniformly."""
+    from ameir_fast.search.seeds import generator
+    g = generator(0, "rank study", "behavior")
+    return [context.behavior_child(context.space.sample_behavior(g)).canonical() for _ in range(CHILDREN)]
 
 
 def behavior_rows(context, number: int) -> list[dict]:
-    """Also what adaptation brings: every child derived, its validation after the race's first quarter epoch
-    (``adapted``) and after a whole retraining (``derived``, ``derived_test``)."""
-    from ameir_fast.search import behavior
-    from ameir_fast.search.context import train_model
-    from ameir_fast.search.seeds import generator
-    from ameir_fast.search.variants import test_row
-    behavior.train_supernet(context)
-    g = generator(0, "rank study", "behavior")
-    archs = [context.behavior_child(context.space.sample_behavior(g)).canonical() for _ in range(CHILDREN)]
-    rows = scored_and_trained(context, archs, number, context.task)
-    for index, (arch, row) in enumerate(zip(archs, rows, strict=True)):
-        place = context.scope.scope("derived", number, index)
+    return trained_alone(context, behavior_children(context), number, context.task)
 
-        def run(arch=arch, place=place) -> dict:
-            model = context.net.derive(arch)
-            outcome = train_model(context.task, model, place, inherit=True)
-            return {"adapted": outcome.curve[0][f"valid_{context.primary}"], "derived": outcome.score,
-                    "derived_test": test_row(context.task, model)[context.primary]}
-        row.update(place.result("row", run))
+
+def score_rows(context) -> list[dict]:
+    """What one supernet says of the children of step 1: with the shared weights as they are (``supernet``), and
+    as its race scores them, the mean of the short trainings that start from the shared weights (``adapted``)."""
+    from ameir_fast.search import behavior
+    from ameir_fast.search.context import Standing, train_finalist
+    behavior.train_supernet(context)
+    archs = behavior_children(context)
+    rows = [{"supernet": f[context.primary]} for f in context.score_children(archs, None)]
+    for index, (arch, row) in enumerate(zip(archs, rows, strict=True)):
+        standing = Standing(arch, index)
+        for epochs in context.config.race_epochs:
+            train_finalist(context, context.scope.scope("adapted", index), standing, epochs)
+        row.update(adapted=standing.score, rounds=standing.rounds)
     return rows
 
 
 def mlp_rows(context, number: int) -> list[dict]:
     from ameir_fast.search import behavior, interactions
+    from ameir_fast.search.context import trained_finalist
     from ameir_fast.search.mlp import MlpStep
     from ameir_fast.search.seeds import generator
     behavior.train_supernet(context)
-    found = behavior.hold_race(context, behavior.rank(context))[0]
+    winner = behavior.hold_race(context, behavior.rank(context))[0]
+    context.net.adopt(trained_finalist(context, context.scope.scope("behavior", "race"), winner))
     products = tuple(tuple(i) for i in interactions.search_interactions(context)["found"])
-    step = MlpStep(context, found.arch.behavior, products)
+    step = MlpStep(context, winner.arch.behavior, products)
     step.train_supernet()
     g = generator(0, "rank study", "mlp")
-    return scored_and_trained(context, [step.arch(context.space.sample_mlp(g)) for _ in range(CHILDREN)], number,
-                              context.task)
+    archs = [step.arch(context.space.sample_mlp(g)) for _ in range(CHILDREN)]
+    return with_scores(context, archs, trained_alone(context, archs, number, context.task))
 
 
-def scored_and_trained(context, archs, number: int, task, scores=None) -> list[dict]:
+def with_scores(context, archs, rows: list[dict], scores=None) -> list[dict]:
+    scores = scores or [f[context.primary] for f in context.score_children(archs, context.config.validation_subset)]
+    return [{**row, "supernet": score} for row, score in zip(rows, scores, strict=True)]
+
+
+def trained_alone(context, archs, number: int, task) -> list[dict]:
+    """Every child trained from scratch, run ``number``."""
     from ameir_fast.model import Model
     from ameir_fast.search.context import train_model
     from ameir_fast.search.seeds import seeded_initialization
-    from ameir_fast.search.variants import test_row
-    scores = scores or [f[context.primary] for f in context.score_children(archs, context.config.validation_subset)]
     rows = []
-    for index, (arch, score) in enumerate(zip(archs, scores, strict=True)):
+    for index, arch in enumerate(archs):
         place = context.scope.scope("alone", number, index)
 
         def run(arch=arch, place=place) -> dict:
             with seeded_initialization(number, "alone", number, index):
                 model = Model(task.data.schema, arch, context.config.embedding_dim)
             outcome = train_model(task, model, place)
-            return {"valid": outcome.score, "test": test_row(task, model)[context.primary]}
-        rows.append({"child": arch.to_dict(), "supernet": score, **place.result("row", run)})
+            test = task.objective.evaluate(lambda b, items: model(b, items=items), task.held_out("test"))
+            return {"valid": outcome.score, "test": test[context.primary]}
+        rows.append({"child": arch.to_dict(), **place.result("row", run)})
     return rows
 
 
@@ -181,15 +198,27 @@ def interaction_rows(context, number: int) -> list[dict]:
     archs = [Architecture((), (tuple(r["fields"]),), FIXED, "none") for r in picks]
     data = context.task.data.select(behavior=False)
     task = Task(data, make_objective(data.schema, context.config), context.config, context.task.progress, "cpu")
-    return scored_and_trained(context, archs, number, task, [r["score"] for r in picks])
+    return with_scores(context, archs, trained_alone(context, archs, number, task), [r["score"] for r in picks])
 
 
-def rank_correlation(x: np.ndarray, y: np.ndarray, draws: int = 2000) -> dict:
-    """Spearman's rho with its bootstrap standard error over children."""
-    rng = np.random.default_rng(0)
-    picks = rng.integers(len(x), size=(draws, len(x)))
-    again = np.array([spearman(x[p], y[p]) for p in picks])
-    return {"rho": spearman(x, y), "standard_error": float(np.nanstd(again, ddof=1))}
+def rank_correlation(scores: np.ndarray, alone: np.ndarray, draws: int = 2000) -> dict:
+    """Spearman's rho of ``scores`` [supernets, children] with ``alone`` [runs, children], the runs averaged: its
+    mean over supernets, each one's, and the bootstrap standard error of the mean over children."""
+    target, rng = alone.mean(0), np.random.default_rng(0)
+
+    def mean(picks) -> float:
+        return float(np.mean([spearman(s[picks], target[picks]) for s in scores]))
+
+    picks = rng.integers(len(target), size=(draws, len(target)))
+    each = [spearman(s, target) for s in scores]
+    return {"rho": float(np.mean(each)), "each": each,
+            "standard_error": float(np.nanstd([mean(p) for p in picks], ddof=1))}
+
+
+def agreement(alone: np.ndarray) -> float | None:
+    """Mean Spearman's rho between two of the runs [runs, children]."""
+    pairs = [spearman(a, b) for i, a in enumerate(alone) for b in alone[i + 1:]]
+    return float(np.mean(pairs)) if pairs else None
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
@@ -228,21 +257,7 @@ def collect(args: argparse.Namespace) -> dict:
             if name != reference:
                 mean, error, wins, count = metrics.paired(entry["auc"]["runs"], table[reference]["auc"]["runs"])
                 differences[f"{name} - {reference}"] = {"mean": mean, "standard_error": error, "wins": wins, "of": count}
-    ranks = {}
-    for step in STEPS:
-        files = [args.work / f"rank-{step}-{n}" / "rows.json" for n in range(args.rank_runs)]
-        studies = [json.loads(f.read_text()) for f in files if f.exists()]
-        if not studies:
-            continue
-        score = np.array([r["supernet"] for r in studies[0]])
-        ranks[step] = {}
-        for split in ("valid", "test"):
-            alone = np.array([[r[split] for r in rows] for rows in studies])
-            ranks[step][split] = {**rank_correlation(score, alone.mean(0)), "children": len(score),
-                                  "deviation_between_children": float(alone.mean(0).std(ddof=1)),
-                                  "agreement_of_two_trainings": spearman(alone[0], alone[1]) if len(alone) > 1 else None}
-        if step == "behavior" and len(studies) > 1:
-            ranks["adaptation"] = adaptation(studies)
+    ranks = rank_studies(args)
     return {"version": 1, "data": runs[0]["data"], "seeds": args.seeds, "jobs": args.jobs, "threads_per_job": 1,
             "standard_error": runs[0]["standard_error"], "config": settings(0).to_dict(), "variants": table,
             "paired_differences": differences, "rank_correlation": ranks,
@@ -250,16 +265,28 @@ def collect(args: argparse.Namespace) -> dict:
             "statistics": data.statistics, "environment": describe()}
 
 
-def adaptation(studies: list[list[dict]]) -> dict:
-    """Step 1's scores before and after a quarter epoch of adaptation, against trainings in another data order."""
-    def column(n: int, name: str) -> np.ndarray:
-        return np.array([r[name] for r in studies[n]])
-    other = len(studies) - 1
+def rank_studies(args: argparse.Namespace) -> dict:
+    """Of every study that has been run."""
+    def rows(pattern: str) -> list[list[dict]]:
+        return [json.loads((f / "rows.json").read_text()) for f in sorted(args.work.glob(pattern))
+                if (f / "rows.json").exists()]
+
+    def column(studies: list[list[dict]], name: str) -> np.ndarray:
+        return np.array([[r[name] for r in study] for study in studies])
+
     found = {}
-    for kind in ("supernet", "adapted"):
-        for target in ("derived", "derived_test", "valid", "test"):
-            found[f"{kind} ~ {target}"] = rank_correlation(column(0, kind), column(other, target))
-    found["derived ~ derived"] = rank_correlation(column(0, "derived"), column(other, "derived"))
+    for step in STEPS:
+        alone = rows(f"rank-{step}-*")
+        scored = rows("scores-*") if step == "behavior" else alone[:1]
+        if not alone or not scored:
+            continue
+        valid = column(alone, "valid")
+        found[step] = {"children": valid.shape[1], "runs": len(alone), "supernets": len(scored),
+                       "deviation_between_children": float(valid.mean(0).std(ddof=1)),
+                       "agreement_of_two_trainings": agreement(valid)}
+        for kind in ("supernet", "adapted") if step == "behavior" else ("supernet",):
+            found[step][kind] = {split: rank_correlation(column(scored, kind), column(alone, split))
+                                 for split in ("valid", "test")}
     return found
 
 
@@ -271,10 +298,10 @@ def as_markdown(report: dict) -> str:
              f"{report['threads_per_job']} thread each, git {env['git']}, {env['date']}.",
              f"Standard error of one model's test AUC: {report['standard_error']['auc']:.4f}. "
              "± is the deviation over seeds; parameters and samples/s are means (one thread a model).", "",
-             f"Every hand-made model is the better of {report['config']['runs']} full trainings by validation. AMEIR-A "
-             f"is picked among as many that finish its race; AMEIR-C and random children among their race's winner and as many "
-             f"retrainings of it, so they have had more looks at validation than the hand-made ones. A race starts from {report['config']['finalists']} finalists, and "
-             "what that alone brings is the row `random children`. DIN is the all-zero path with sum, last and attention "
+             f"Every row is the better of {report['config']['runs']} full trainings from scratch by validation (`DIN "
+             "inherited`: from the supernet's weights); those of AMEIR-A, AMEIR-C and random children belong to the "
+             f"last {report['config']['runs']} of a race that started from {report['config']['finalists']} finalists, and what "
+             "racing alone brings is the row `random children`. DIN is the all-zero path with sum, last and attention "
              "pooling; DNN is the only model with the user's id.", "",
              "| model | test AUC | log loss | parameters outside embedding | samples/s | AUC − DIN (paired) | wins |",
              "|---|---|---|---|---|---|---|"]
@@ -288,32 +315,26 @@ def as_markdown(report: dict) -> str:
     c = report["paired_differences"].get("AMEIR-C - random children")
     d = report["paired_differences"].get("AMEIR-C - DNN")
     lines += ["", f"AMEIR-C − DNN without history: {d['mean']:+.4f} ± {d['standard_error']:.4f}, wins {d['wins']}/{d['of']}.",
-              f"AMEIR-C − random children: {c['mean']:+.4f} ± {c['standard_error']:.4f}, wins {c['wins']}/{c['of']}.", "",
-              "Rank correlation (Spearman, bootstrap standard error) of supernet scores with children trained on their own:",
-              "", "| step | on validation | on test | deviation between children (validation AUC) | two trainings agree |",
-              "|---|---|---|---|---|"]
+              f"AMEIR-C − random children: {c['mean']:+.4f} ± {c['standard_error']:.4f}, wins {c['wins']}/{c['of']}."]
+    lines += ["", "Rank correlation (Spearman, bootstrap standard error over children) of what a search knows of "
+              f"{CHILDREN} children with their validation and test AUC when each is trained on its own from scratch. "
+              "Step 1 has two scores: the shared weights as they are, and after adaptation, which is what its race "
+              "goes by (the mean over short trainings that start from the shared weights, "
+              + ", ".join(f"{e:g}" for e in report["config"]["race_epochs"]) + " epochs).", "",
+              "| step | score | supernets | trainings per child | on validation | on test | deviation between children "
+              "(validation AUC) | two trainings agree |", "|---|---|---|---|---|---|---|---|"]
+    labels = {"supernet": "shared weights", "adapted": "after adaptation"}
     for step in STEPS:
-        if step not in report["rank_correlation"]:
-            lines.append(f"| {step} | not measured | not measured | – | – |")
+        r = report["rank_correlation"].get(step)
+        if r is None:
+            lines.append(f"| {step} | – | – | – | not measured | not measured | – | – |")
             continue
-        r = report["rank_correlation"][step]
-        v, t = r["valid"], r["test"]
-        agree = "–" if v["agreement_of_two_trainings"] is None else f"{v['agreement_of_two_trainings']:+.2f}"
-        lines.append(f"| {step} | {v['rho']:+.2f} ± {v['standard_error']:.2f} | {t['rho']:+.2f} ± "
-                     f"{t['standard_error']:.2f} | {v['deviation_between_children']:.4f} | {agree} |")
-    a = report["rank_correlation"].get("adaptation")
-    if a is None:
-        return "\n".join(lines) + "\n"
-    lines += ["", "Step 1, before and after adaptation (a quarter epoch of the child's own training from the shared weights, "
-              "which is how the race scores it), against trainings of the same children in another data order:", "",
-              "| score | derived and retrained, validation | same, test | from scratch, validation | same, test |",
-              "|---|---|---|---|---|"]
-    for kind, label in (("supernet", "shared weights as they are"), ("adapted", "after adaptation")):
-        cells = [a[f"{kind} ~ {t}"] for t in ("derived", "derived_test", "valid", "test")]
-        lines.append(f"| {label} | " + " | ".join(f"{c['rho']:+.2f} ± {c['standard_error']:.2f}" for c in cells) + " |")
-    d = a["derived ~ derived"]
-    lines += ["", f"Two retrainings of the same derived children agree at {d['rho']:+.2f} ± {d['standard_error']:.2f} "
-              "(validation): what no score can be expected to exceed."]
+        agree = "–" if r["agreement_of_two_trainings"] is None else f"{r['agreement_of_two_trainings']:+.2f}"
+        for kind in (k for k in labels if k in r):
+            v, t = r[kind]["valid"], r[kind]["test"]
+            lines.append(f"| {step} | {labels[kind]} | {r['supernets']} | {r['runs']} | {v['rho']:+.2f} ± "
+                         f"{v['standard_error']:.2f} | {t['rho']:+.2f} ± {t['standard_error']:.2f} | "
+                         f"{r['deviation_between_children']:.4f} | {agree} |")
     return "\n".join(lines) + "\n"
 
 

@@ -89,5 +89,4 @@ def finalists(context: Context, ranking: list[dict]) -> list[Architecture]:
 
 
 def hold_race(context: Context, ranking: list[dict]) -> list[Standing]:
-    return race(context, context.scope.scope("behavior", "race"), finalists(context, ranking),
-                context.config.inherit)
+    return race(context, context.scope.scope("behavior", "race"), finalists(context, ranking))

@@ -27,7 +27,8 @@ class SearchConfig:
     batch_size: int = 512
     learning_rate: float = 2e-3
     inherited_learning_rate: float = 1e-3   # for models that start from the supernet's weights
-    inherit: bool = True                    # derived models start from the supernet's weights
+    inherit: bool = True                    # a race's short trainings start from the supernet's weights
+    inherit_retraining: bool = False        # full trainings of found models too (on small data worse than scratch)
     weight_decay: float = 0.0
     embedding_l2: float = 0.05              # × Σ |e|² over a sample's looked-up rows
     dropout: float = 0.3
@@ -42,9 +43,8 @@ class SearchConfig:
     sampler: str = "fair"                   # or "uniform"
     validation_subset: int = 4096
     top_k: int = 5                          # re-evaluated on all of validation
-    finalists: int = 24                     # of each race
-    race_epochs: tuple[float, ...] = (0.125, 0.25, 0.5)  # halving after these; survivors train to the end
-    parsimony: float = 0.0003               # finalists this close to the best are tied; the smallest wins
+    finalists: int = 12                     # of each race
+    race_epochs: tuple[float, ...] = (0.25, 0.375, 0.5)  # rounds; the last ``runs`` get full trainings
     max_parameters: int | None = None       # outside the embedding; None: those of the all-zero path
     # step 1
     warmup_epochs: float = 1.0              # on the all-zero path
@@ -64,7 +64,7 @@ class SearchConfig:
     def __post_init__(self):
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name in ("max_parameters", "inherit", "sampler", "race_epochs"):
+            if f.name in ("max_parameters", "inherit", "inherit_retraining", "sampler", "race_epochs"):
                 continue
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
                 raise InputError(f"config: {f.name} is {value!r}, not a finite number >= 0")
@@ -79,8 +79,9 @@ class SearchConfig:
             raise InputError("config: dropout and unknown_rate lie in [0, 1)")
         if self.sampler not in ("fair", "uniform"):
             raise InputError(f"config: sampler is {self.sampler!r}, neither 'fair' nor 'uniform'")
-        if not isinstance(self.inherit, bool):
-            raise InputError(f"config: inherit is {self.inherit!r}, not true or false")
+        for name in ("inherit", "inherit_retraining"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"config: {name} is {getattr(self, name)!r}, not true or false")
         if self.max_parameters is not None and (not isinstance(self.max_parameters, int) or self.max_parameters < 1):
             raise InputError(f"config: max_parameters is {self.max_parameters!r}, not an integer >= 1")
         try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import fmean
 
 from torch import nn
 
@@ -80,12 +81,11 @@ class Context:
         plain = self.behavior_child(self.zero_path())
         return outside_embedding(Model(self.space.schema, plain, self.config.embedding_dim))
 
-    def build(self, arch: Architecture, inherit: bool, scope: Scope, fresh_mlp: bool = False) -> Model:
-        """A model of ``arch``; weights that are not inherited are a function of the seed and the scope.
-        ``fresh_mlp`` inherits embedding and behaviour network only."""
+    def build(self, arch: Architecture, inherit: bool, scope: Scope) -> Model:
+        """A model of ``arch``; weights that are not inherited are a function of the seed and the scope."""
         config = self.config
         with seeded_initialization(config.seed, *scope.names, "model"):
-            if inherit and derives(arch) and not fresh_mlp:
+            if inherit and derives(arch):
                 return self.net.derive(arch)
             model = Model(self.space.schema, arch, config.embedding_dim).to(self.task.device)
             if inherit:
@@ -103,15 +103,17 @@ def derives(arch: Architecture) -> bool:
 
 
 def train_model(task: Task, model: nn.Module, scope: Scope, inherit: bool = False,
-                stop_at: int | None = None) -> Outcome:
+                epochs: float | None = None) -> Outcome:
     """Trains a model of its own: dropout, early stop on all of validation, best weights kept.
 
-    One that starts from inherited weights has a schedule of its own, shorter and gentler.
+    One that starts from inherited weights has a schedule of its own, shorter and gentler; ``epochs`` sets
+    another length.
     """
     config = task.config
     model.dropout = config.dropout
-    epochs = config.inherited_epochs if inherit else config.epochs
-    return fit(task, model, scope, total=max(1, round(epochs * task.steps_per_epoch)), stop_at=stop_at,
+    if epochs is None:
+        epochs = config.inherited_epochs if inherit else config.epochs
+    return fit(task, model, scope, total=max(1, round(epochs * task.steps_per_epoch)),
                learning_rate=config.inherited_learning_rate if inherit else config.learning_rate,
                forward=lambda step, batch, items: model(batch, items=items),
                validate=lambda: task.objective.evaluate(lambda b, items: model(b, items=items),
@@ -123,52 +125,64 @@ class Standing:
     """A finalist after a race."""
 
     arch: Architecture
-    score: float
-    rounds: list[dict]
-    parameters: int
     order: int
+    score: float = -math.inf
+    rounds: list[dict] = field(default_factory=list)
+    parameters: int = 0
     seconds: float = 0.0
 
 
-def race(context: Context, scope: Scope, finalists: Sequence[Architecture], inherit: bool) -> list[Standing]:
-    """Successive halving by validation: every finalist trains a little, the better half goes on.
+FULL = "full"  # the scope of a finalist's full training
 
-    Survivors of the last round have had a full training; at least ``runs`` of them do. The winner is the
-    smallest model within ``parsimony`` of the best score; standings come winner first, then by score, those
-    that left earlier after those that left later.
+
+def race(context: Context, scope: Scope, finalists: Sequence[Architecture]) -> list[Standing]:
+    """Successive halving by validation, standings best first.
+
+    In each round all that are left start from the shared weights again, train for one of ``race_epochs`` with
+    a schedule that ends there, and the better half by the mean of its rounds' scores goes on. The last ``runs``
+    of them get one full training each, as many as any hand-made model has, and the best of these wins. Those
+    that left earlier stand after those that left later.
     """
-    config, task = context.config, context.task
-    whole = config.inherited_epochs if inherit else config.epochs
-    stops = [context.epochs(e) for e in config.race_epochs if e < whole] + [None]
-    alive = [Standing(a, -math.inf, [], 0, i) for i, a in enumerate(finalists)]
+    config = context.config
+    alive = [Standing(arch, order) for order, arch in enumerate(finalists)]
     out: list[Standing] = []
-    for number, stop in enumerate(stops):
-        for standing in alive:
-            place = scope.scope(standing.order)
-
-            def run(standing=standing, place=place, stop=stop) -> dict:
-                model = context.build(standing.arch, inherit, place)
-                outcome = train_model(task, model, place, inherit, stop)
-                return {"score": outcome.score, "steps": outcome.steps, "seconds": outcome.seconds,
-                        "parameters": outside_embedding(model)}
-
-            found = place.result(f"round{number}", run)
-            standing.score, standing.parameters = found["score"], found["parameters"]
-            standing.seconds = found["seconds"]
-            standing.rounds.append({"steps": found["steps"], context.primary: found["score"]})
-        alive.sort(key=lambda s: (-s.score, s.parameters, s.order))
-        if stop is not None:
-            keep = max(config.runs, math.ceil(len(alive) / 2))
-            out = alive[keep:] + out
-            alive = alive[:keep]
-    tied = [s for s in alive if s.score >= alive[0].score - config.parsimony]
-    winner = min(tied, key=lambda s: (s.parameters, -s.score, s.order))
-    return [winner, *(s for s in alive if s is not winner), *out]
+    for epochs in (*config.race_epochs, None):
+        if epochs is None or len(alive) > config.runs:
+            for standing in alive:
+                train_finalist(context, scope.scope(standing.order), standing, epochs)
+            alive.sort(key=lambda s: (-s.score, s.parameters, s.order))
+            if epochs is not None:
+                keep = config.runs if epochs == config.race_epochs[-1] else max(config.runs, math.ceil(len(alive) / 2))
+                out = alive[keep:] + out
+                alive = alive[:keep]
+    return alive + out
 
 
-def trained_finalist(context: Context, scope: Scope, standing: Standing, inherit: bool) -> Model:
-    """The model of a finalist that went the whole way, with its best weights (no training is done)."""
-    place = scope.scope(standing.order)
+def train_finalist(context: Context, place: Scope, standing: Standing, epochs: float | None) -> None:
+    """One more training of a finalist, noted in its standing; ``epochs`` None: the full one.
+
+    Single short trainings of neighbouring children differ by less than their noise: hence the mean of rounds.
+    """
+    inherit = context.config.inherit_retraining if epochs is None else context.config.inherit
+    name = FULL if epochs is None else f"{epochs:g}"
+
+    def run() -> dict:
+        model = context.build(standing.arch, inherit, place.scope(name))
+        outcome = train_model(context.task, model, place.scope(name), inherit, epochs)
+        return {"score": outcome.score, "steps": outcome.steps, "seconds": outcome.seconds,
+                "parameters": outside_embedding(model)}
+
+    found = place.result(name, run)
+    standing.parameters = found["parameters"]
+    standing.seconds += found["seconds"]
+    standing.rounds.append({"steps": found["steps"], context.primary: found["score"]})
+    standing.score = found["score"] if epochs is None else fmean(r[context.primary] for r in standing.rounds)
+
+
+def trained_finalist(context: Context, scope: Scope, standing: Standing) -> Model:
+    """The model of a finalist that had its full training, with its best weights (no training is done)."""
+    place = scope.scope(standing.order).scope(FULL)
+    inherit = context.config.inherit_retraining
     model = context.build(standing.arch, inherit, place)
     train_model(context.task, model, place, inherit)
     return model

@@ -13,7 +13,7 @@ from .behavior import train_supernet
 from .context import FIXED, Context, race, trained_finalist
 from .mlp import MlpStep
 from .seeds import generator, seeded_initialization
-from .variants import CHILDREN, RANDOM, WITHOUT, complete, retrained_row
+from .variants import CHILDREN, RANDOM, WITHOUT, complete, race_row
 
 
 def control_rows(context: Context, wanted: list[str], blocks: tuple, products: tuple) -> dict[str, dict]:
@@ -58,8 +58,8 @@ def random_children(context: Context, name: str, blocks: tuple, products: tuple)
         path = Architecture(behavior=space.sample_behavior(g)).canonical().behavior
         if path not in paths:
             paths.append(path)
-    found = race(context, scope.scope("behavior"), [context.behavior_child(p) for p in paths], config.inherit)[0]
-    net.adopt(trained_finalist(context, scope.scope("behavior"), found, config.inherit))
+    found = race(context, scope.scope("behavior"), [context.behavior_child(p) for p in paths])[0]
+    net.adopt(trained_finalist(context, scope.scope("behavior"), found))
     step = MlpStep(context, found.arch.behavior, draw_like(products, space.schema.num_fields, g), name)
     step.train_supernet()
     children = [step.arch(FIXED)]
@@ -70,4 +70,4 @@ def random_children(context: Context, name: str, blocks: tuple, products: tuple)
         fruitless = 0 if fresh else fruitless + 1
         if fresh:
             children.append(step.arch(mlp))
-    return retrained_row(context, scope.scope("mlp"), race(context, scope.scope("mlp"), children, config.inherit)[0])
+    return race_row(context, scope.scope("mlp"), race(context, scope.scope("mlp"), children)[0])

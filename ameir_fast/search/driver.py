@@ -14,7 +14,7 @@ from ..space import Architecture, SearchSpace
 from ..supernet import Supernet
 from . import behavior, interactions
 from .config import SearchConfig
-from .context import FIXED, Context, trained_finalist
+from .context import FIXED, Context
 from .controls import control_rows
 from .environment import describe
 from .mlp import MlpStep
@@ -23,7 +23,7 @@ from .seeds import seeded_initialization
 from .store import RunDirectory, Scope
 from .strategy import RandomStrategy, Strategy
 from .training import Task
-from .variants import CONTROLS, FIXED_POINTS, FOUND, INHERITED, ameir_i, complete, fixed_point, retrained_row, test_row
+from .variants import CONTROLS, FIXED_POINTS, FOUND, INHERITED, ameir_i, complete, fixed_point, race_row
 
 DEFAULT_VARIANTS = (*FOUND, *FIXED_POINTS)
 
@@ -157,7 +157,7 @@ def behavior_step(context: Context, steps: dict, rankings: dict, rows: dict, fou
     standings = behavior.hold_race(context, ranking)
     rankings["race"]["behavior"] = race_report(standings)
     scope = context.scope.scope("behavior", "race")
-    rows["AMEIR-A"] = finalist_row(context, scope, standings[0])
+    rows["AMEIR-A"] = race_row(context, scope, standings[0])
     steps["race"] = context.scope.result("cost-behavior-race", lambda: {
         "seconds": round(time.perf_counter() - began, 3), "finalists": len(standings)})
     found["AMEIR-A"] = standings[0].arch
@@ -176,23 +176,13 @@ def mlp_step(context: Context, blocks, products, steps: dict, rankings: dict, ro
     began = time.perf_counter()
     standings = step.hold_race(ranking)
     rankings["race"]["mlp"] = race_report(standings)
-    rows["AMEIR-C"] = retrained_row(context, step.scope.scope("race"), standings[0])
+    rows["AMEIR-C"] = race_row(context, step.scope.scope("race"), standings[0])
     found["AMEIR-C"] = standings[0].arch
     own = context.scope.result("cost-mlp-race", lambda: {
         "seconds": round(time.perf_counter() - began, 3), "finalists": len(standings)})
     first = steps.get("race", {})
     steps["race"] = {key: first.get(key, 0) + own[key] for key in own}
     return rows["AMEIR-C"]
-
-
-def finalist_row(context: Context, scope: Scope, standing) -> dict:
-    """Test row of a race's winner, whose full training the race has already done."""
-    def run() -> dict:
-        model = trained_finalist(context, scope, standing, context.config.inherit)
-        row = test_row(context.task, model)
-        scope.save_tensors("winner", model.state_dict(), {"architecture": standing.arch.to_dict()})
-        return {**row, "valid": standing.score, "seconds": standing.seconds}
-    return scope.result("row", run)
 
 
 def race_report(standings) -> list[dict]:

@@ -113,4 +113,4 @@ class MlpStep:
         return [*found, self.arch(FIXED)]
 
     def hold_race(self, ranking: list[dict]) -> list[Standing]:
-        return race(self.context, self.scope.scope("race"), self.finalists(ranking), self.context.config.inherit)
+        return race(self.context, self.scope.scope("race"), self.finalists(ranking))

@@ -71,13 +71,11 @@ Forward = Callable[[int, Batch, Tensor | None], Tensor]  # (step, batch, items) 
 
 
 def fit(task: Task, net: nn.Module, scope: Scope, *, total: int, learning_rate: float, forward: Forward,
-        validate: Callable[[], dict[str, float]] | None, stop_at: int | None = None,
-        keep_best: bool = True) -> Outcome:
+        validate: Callable[[], dict[str, float]] | None, keep_best: bool = True) -> Outcome:
     """Trains ``net`` in place with Adam and one cosine schedule over ``total`` steps.
 
-    Stops at ``stop_at`` if given (a later call with the same scope goes on from there), or once ``patience``
-    validations brought nothing better. With ``keep_best`` the weights of the best validation are the ones
-    left in ``net``. Everything random is a function of the run's seed, the scope and the step, and the state
+    Stops early once ``patience`` validations brought nothing better. With ``keep_best`` the weights of the best
+    validation are the ones left in ``net``. Everything random is a function of the run's seed, the scope and the step, and the state
     is saved at every validation: a killed run goes on from its last one with the same result.
     """
     config, objective = task.config, task.objective
@@ -87,12 +85,11 @@ def fit(task: Task, net: nn.Module, scope: Scope, *, total: int, learning_rate: 
                                  fused=all(p.device.type in ("cpu", "cuda") for p in parameters))
     state = _State.load(scope, net, optimizer) or _State()
     every = max(1, round(config.evaluate_every * task.steps_per_epoch))
-    end = total if stop_at is None else min(stop_at, total)
     net.generator = torch.Generator(next(net.parameters()).device)
-    task.progress.start(scope.stage, end, done=min(state.step, end))
+    task.progress.start(scope.stage, total, done=state.step)
     began = time.perf_counter()
     net.train()
-    for step, batch in task.training_batches(seed, state.step, 0 if state.stopped else end):
+    for step, batch in task.training_batches(seed, state.step, 0 if state.stopped else total):
         net.generator.manual_seed(derive_seed(seed, step))
         batch = forget_some_ids(batch, config.unknown_rate, net.generator)
         for group in optimizer.param_groups:
@@ -109,7 +106,7 @@ def fit(task: Task, net: nn.Module, scope: Scope, *, total: int, learning_rate: 
         state.loss_sum, state.loss_count = state.loss_sum + loss.detach(), state.loss_count + 1
         state.device_seconds += time.perf_counter() - mark
         task.progress.update(state.step)
-        if state.step % every == 0 or state.step == end:
+        if state.step % every == 0 or state.step == total:
             mark = time.perf_counter()
             state.record(net, loss=float(state.loss_sum) / state.loss_count, validate=validate, primary=objective.primary,
                          keep_best=keep_best)
@@ -119,7 +116,7 @@ def fit(task: Task, net: nn.Module, scope: Scope, *, total: int, learning_rate: 
                       seconds=round(state.seconds + time.perf_counter() - began, 3))
             task.progress.update(state.step, **{k: v for k, v in state.curve[-1].items() if k != "step"})
             state.stopped = validate is not None and state.bad >= config.patience and keep_best
-            if state.stopped or state.step == end:
+            if state.stopped or state.step == total:
                 break
             spent = time.perf_counter() - began
             state.save(scope, net, optimizer, spent)

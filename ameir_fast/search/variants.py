@@ -81,24 +81,14 @@ def full_runs(task: Task, scope: Scope, build: Callable[[Scope], nn.Module], inh
     return scope.result("row", run)
 
 
-def retrained_row(context: Context, scope: Scope, winner: Standing) -> dict:
-    """A race's winner, retrained: ``runs`` full trainings of its architecture over the inherited embedding and
-    behaviour network, the MLP fresh, beside the weights it left the race with. Validation picks; the picked
-    weights are stored as ``winner``."""
-    config, task = context.config, context.task
-
+def race_row(context: Context, scope: Scope, winner: Standing) -> dict:
+    """Test row of a race's winner, whose full training the race has already done; its weights are stored as
+    ``winner``."""
     def run() -> dict:
-        best, score, seconds = trained_finalist(context, scope, winner, config.inherit), winner.score, winner.seconds
-        for number in range(config.runs):
-            place = scope.scope("retrain", number)
-            model = context.build(winner.arch, config.inherit, place, fresh_mlp=True)
-            outcome = train_model(task, model, place)
-            seconds += outcome.seconds
-            if outcome.score > score:
-                best, score = model, outcome.score
-        row = test_row(task, best)
-        scope.save_tensors("winner", best.state_dict(), {"architecture": winner.arch.to_dict()})
-        return {**row, "valid": score, "seconds": seconds}
+        model = trained_finalist(context, scope, winner)
+        row = test_row(context.task, model)
+        scope.save_tensors("winner", model.state_dict(), {"architecture": winner.arch.to_dict()})
+        return {**row, "valid": winner.score, "seconds": winner.seconds}
     return scope.result("row", run)
 
 
@@ -131,7 +121,7 @@ def without_history(task: Task) -> Task:
 
 def complete(context: Context, name: str, arch: Architecture, inherit: bool | None = None) -> dict:
     """A model of the search space under a name of its own."""
-    inherit = context.config.inherit if inherit is None else inherit
+    inherit = context.config.inherit_retraining if inherit is None else inherit
     return full_runs(context.task, context.scope.scope("retrain", name),
                      lambda place: context.build(arch, inherit, place), inherit and derives(arch))
 
