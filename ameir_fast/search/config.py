@@ -43,7 +43,7 @@ class SearchConfig:
     sampler: str = "fair"                   # or "uniform"
     validation_subset: int = 4096
     top_k: int = 5                          # re-evaluated on all of validation
-    finalists: int = 12                     # of each race
+    finalists: int = 10                     # of each race
     race_epochs: tuple[float, ...] = (0.25, 0.375, 0.5)  # rounds; the last ``runs`` get full trainings
     max_parameters: int | None = None       # outside the embedding; None: those of the all-zero path
     # step 1
