@@ -21,6 +21,7 @@ NAME = "movielens-100k"
 REFERENCES = ("DIN", "DNN", "random children")
 STEPS = ("behavior", "interactions", "mlp")
 CHILDREN = 20
+OTHER_RUNS = 2  # trainings per child in the rank studies of steps 2 and 3
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     tasks = [f"search:{seed}" for seed in range(args.seeds)]
     studies = [*(f"rank:behavior:{run}" for run in range(args.rank_runs)), *(f"scores:{s}" for s in supernets(args)),
-               "rank:interactions:0", "rank:interactions:1", "rank:mlp:0", "rank:mlp:1"]
+               *(f"rank:{step}:{run}" for step in STEPS[1:] for run in range(OTHER_RUNS))]
     with ThreadPoolExecutor(args.jobs) as pool:
         for wave in () if args.collect else (tasks, studies):  # the rank study starts from the seeds' supernets
             for task, code in zip(wave, pool.map(lambda t: call(args, t), wave), strict=True):
@@ -109,12 +110,15 @@ def study(data, work: Path, name: str, seed: int, progress, make_rows) -> None:
     from ameir_fast.atomic import write_json
     from ameir_fast.search.driver import make_context
     from ameir_fast.search.store import RunDirectory
-    # A copy of the seed's checkpoints, so that the study reads supernets and changes nothing.
-    with RunDirectory(work / name, {"version": 1, "study": name}, resume=True) as run:
-        copy = work / name / "checkpoint"
+    config = settings(seed)
+    with RunDirectory(work / name, {"version": 1, "study": name, "config": config.to_dict()}, resume=True) as run:
+        # A copy of the seed's checkpoints, so that the study reads supernets and changes nothing.
+        copy, partial = work / name / "checkpoint", work / name / "checkpoint.partial"
         if not copy.exists():
-            shutil.copytree(work / f"seed-{seed}" / "checkpoint", copy)
-        context = make_context(data, settings(seed), run.scope(0), None, progress, "cpu")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(work / f"seed-{seed}" / "checkpoint", partial)
+            partial.rename(copy)
+        context = make_context(data, config, run.scope(0), None, progress, "cpu")
         write_json(work / name / "rows.json", make_rows(context))
 
 
@@ -131,28 +135,29 @@ def behavior_rows(context, number: int) -> list[dict]:
 
 def score_rows(context) -> list[dict]:
     """What one supernet says of the children of step 1: with the shared weights as they are (``supernet``), and
-    as its race scores them, the mean of the short trainings that start from the shared weights (``adapted``)."""
+    a finalist that stays to the last round is scored in step 1's race, the mean of the short trainings that start
+    from the shared weights (``adapted``)."""
     from ameir_fast.search import behavior
-    from ameir_fast.search.context import Standing, train_finalist
+    from ameir_fast.search.race import Standing, train_shortly
     behavior.train_supernet(context)
     archs = behavior_children(context)
     rows = [{"supernet": f[context.primary]} for f in context.score_children(archs, None)]
     for index, (arch, row) in enumerate(zip(archs, rows, strict=True)):
         standing = Standing(arch, index)
         for epochs in context.config.race_epochs:
-            train_finalist(context, context.scope.scope("adapted", index), standing, epochs)
+            train_shortly(context, context.scope.scope("adapted"), standing, epochs, inherit=True)
         row.update(adapted=standing.score, rounds=standing.rounds)
     return rows
 
 
 def mlp_rows(context, number: int) -> list[dict]:
     from ameir_fast.search import behavior, interactions
-    from ameir_fast.search.context import trained_finalist
+    from ameir_fast.search.driver import load_winner
     from ameir_fast.search.mlp import MlpStep
     from ameir_fast.search.seeds import generator
     behavior.train_supernet(context)
-    winner = behavior.hold_race(context, behavior.rank(context))[0]
-    context.net.adopt(trained_finalist(context, context.scope.scope("behavior", "race"), winner))
+    winner = load_winner(context.scope.scope("behavior", "race"), context.space.schema, context.config)
+    context.net.adopt(winner)
     products = tuple(tuple(i) for i in interactions.search_interactions(context)["found"])
     step = MlpStep(context, winner.arch.behavior, products)
     step.train_supernet()
@@ -171,6 +176,7 @@ def trained_alone(context, archs, number: int, task) -> list[dict]:
     from ameir_fast.model import Model
     from ameir_fast.search.context import train_model
     from ameir_fast.search.seeds import seeded_initialization
+    from ameir_fast.search.variants import recompute_dice
     rows = []
     for index, arch in enumerate(archs):
         place = context.scope.scope("alone", number, index)
@@ -179,6 +185,7 @@ def trained_alone(context, archs, number: int, task) -> list[dict]:
             with seeded_initialization(number, "alone", number, index):
                 model = Model(task.data.schema, arch, context.config.embedding_dim)
             outcome = train_model(task, model, place)
+            recompute_dice(task, model)
             test = task.objective.evaluate(lambda b, items: model(b, items=items), task.held_out("test"))
             return {"valid": outcome.score, "test": test[context.primary]}
         rows.append({"child": arch.to_dict(), **place.result("row", run)})
@@ -203,16 +210,12 @@ def interaction_rows(context, number: int) -> list[dict]:
 
 def rank_correlation(scores: np.ndarray, alone: np.ndarray, draws: int = 2000) -> dict:
     """Spearman's rho of ``scores`` [supernets, children] with ``alone`` [runs, children], the runs averaged: its
-    mean over supernets, each one's, and the bootstrap standard error of the mean over children."""
+    mean over supernets, each one's, and the bootstrap standard error of the mean over children and supernets."""
     target, rng = alone.mean(0), np.random.default_rng(0)
-
-    def mean(picks) -> float:
-        return float(np.mean([spearman(s[picks], target[picks]) for s in scores]))
-
-    picks = rng.integers(len(target), size=(draws, len(target)))
     each = [spearman(s, target) for s in scores]
-    return {"rho": float(np.mean(each)), "each": each,
-            "standard_error": float(np.nanstd([mean(p) for p in picks], ddof=1))}
+    again = [np.mean([spearman(scores[n][picks], target[picks]) for n in rng.integers(len(scores), size=len(scores))])
+             for picks in rng.integers(len(target), size=(draws, len(target)))]
+    return {"rho": float(np.mean(each)), "each": each, "standard_error": float(np.nanstd(again, ddof=1))}
 
 
 def agreement(alone: np.ndarray) -> float | None:
@@ -267,17 +270,17 @@ def collect(args: argparse.Namespace) -> dict:
 
 def rank_studies(args: argparse.Namespace) -> dict:
     """Of every study that has been run."""
-    def rows(pattern: str) -> list[list[dict]]:
-        return [json.loads((f / "rows.json").read_text()) for f in sorted(args.work.glob(pattern))
-                if (f / "rows.json").exists()]
+    def rows(names) -> list[list[dict]]:
+        files = [args.work / name / "rows.json" for name in names]
+        return [json.loads(f.read_text()) for f in files if f.exists()]
 
     def column(studies: list[list[dict]], name: str) -> np.ndarray:
         return np.array([[r[name] for r in study] for study in studies])
 
     found = {}
     for step in STEPS:
-        alone = rows(f"rank-{step}-*")
-        scored = rows("scores-*") if step == "behavior" else alone[:1]
+        alone = rows(f"rank-{step}-{n}" for n in range(args.rank_runs if step == "behavior" else OTHER_RUNS))
+        scored = rows(f"scores-{s}" for s in supernets(args)) if step == "behavior" else alone[:1]
         if not alone or not scored:
             continue
         valid = column(alone, "valid")
@@ -299,9 +302,9 @@ def as_markdown(report: dict) -> str:
              f"Standard error of one model's test AUC: {report['standard_error']['auc']:.4f}. "
              "± is the deviation over seeds; parameters and samples/s are means (one thread a model).", "",
              f"Every row is the better of {report['config']['runs']} full trainings from scratch by validation (`DIN "
-             "inherited`: from the supernet's weights); those of AMEIR-A, AMEIR-C and random children belong to the "
-             f"last {report['config']['runs']} of a race that started from {report['config']['finalists']} finalists, and what "
-             "racing alone brings is the row `random children`. DIN is the all-zero path with sum, last and attention "
+             "inherited`: from the supernet's weights, a third as long at half the learning rate); those of AMEIR-A, AMEIR-C and random children belong to the "
+             f"last {report['config']['runs']} of a race that started from {report['config']['finalists']} finalists in step 1 "
+             f"and {report['config']['mlp_finalists']} in step 3, and what racing alone brings is the row `random children`. DIN is the all-zero path with sum, last and attention "
              "pooling; DNN is the only model with the user's id.", "",
              "| model | test AUC | log loss | parameters outside embedding | samples/s | AUC − DIN (paired) | wins |",
              "|---|---|---|---|---|---|---|"]
@@ -316,11 +319,11 @@ def as_markdown(report: dict) -> str:
     d = report["paired_differences"].get("AMEIR-C - DNN")
     lines += ["", f"AMEIR-C − DNN without history: {d['mean']:+.4f} ± {d['standard_error']:.4f}, wins {d['wins']}/{d['of']}.",
               f"AMEIR-C − random children: {c['mean']:+.4f} ± {c['standard_error']:.4f}, wins {c['wins']}/{c['of']}."]
-    lines += ["", "Rank correlation (Spearman, bootstrap standard error over children) of what a search knows of "
+    lines += ["", "Rank correlation (Spearman, bootstrap standard error over children and supernets) of what a search knows of "
               f"{CHILDREN} children with their validation and test AUC when each is trained on its own from scratch. "
-              "Step 1 has two scores: the shared weights as they are, and after adaptation, which is what its race "
-              "goes by (the mean over short trainings that start from the shared weights, "
-              + ", ".join(f"{e:g}" for e in report["config"]["race_epochs"]) + " epochs).", "",
+              "Step 1 has two scores: the shared weights as they are, and after adaptation, the score of a finalist "
+              "that stays to the last round of its race (the mean over short trainings that start from the shared "
+              "weights, " + ", ".join(f"{e:g}" for e in report["config"]["race_epochs"]) + " epochs).", "",
               "| step | score | supernets | trainings per child | on validation | on test | deviation between children "
               "(validation AUC) | two trainings agree |", "|---|---|---|---|---|---|---|---|"]
     labels = {"supernet": "shared weights", "adapted": "after adaptation"}

@@ -200,7 +200,7 @@ def history(repeats: int = 2, seed: int = 0) -> list[dict]:
     records = []
     stages = [
         "behavior.train",
-        *(f"behavior.race.{i}" for i in range(4)),
+        *(f"behavior.race.{i}.{length}" for i in range(4) for length in ("0.5", "full")),
         "interactions.train.c1",
         "interactions.train.c2",
         "mlp.train",

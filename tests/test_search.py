@@ -15,11 +15,15 @@ import torch
 import ameir_fast as af
 from ameir_fast.data import Dataset, prepare_table
 from ameir_fast.errors import InputError
+from ameir_fast.progress import Progress
 from ameir_fast.search import EvolutionStrategy, RandomStrategy, evaluate, search, train
+from ameir_fast.search.driver import make_context
 from ameir_fast.search.interactions import expand
+from ameir_fast.search.race import race, trained_finalist
 from ameir_fast.search.objective import add_embedding_l2, looked_up
 from ameir_fast.search.store import RunDirectory
 from ameir_fast.search.variants import CONTROLS
+from ameir_fast.space import Architecture
 from ameir_fast.space.architecture import fixed_mlp
 from ameir_fast.supernet import reads_step1
 
@@ -92,6 +96,33 @@ def test_rankings(finished):
     assert zero in [r["finalist"]["behavior"] for r in rankings["race"]["behavior"]]
     fixed = [{"width": 200, "activation": "relu"}, {"width": 80, "activation": "relu"}]
     assert fixed in [r["finalist"]["mlp"] for r in rankings["race"]["mlp"]]
+
+
+def test_race(data, tmp_path):
+    """Halving by the mean of the rounds' scores, ``runs`` full trainings at the end, the best of them first."""
+    config = tiny.CONFIG.changed(epochs=0.5, runs=2)
+    with RunDirectory(tmp_path / "run", {"version": 1}) as run:
+        context = make_context(data, config, run.scope(0), None, Progress(), "cpu")
+        g = torch.Generator().manual_seed(1)
+        paths = dict.fromkeys(Architecture(behavior=context.space.sample_behavior(g)).canonical().behavior for _ in range(8))
+        finalists = [context.behavior_child(p) for p in list(paths)[:7]]
+        scope = context.scope.scope("behavior", "race")
+        standings = race(context, scope, finalists, (0.1, 0.2), inherit=True)
+        assert sorted(s.order for s in standings) == list(range(7))
+        assert [len(s.rounds) for s in standings] == [3, 3, 2, 2, 1, 1, 1]
+        assert [r["steps"] for r in standings[0].rounds] == [context.epochs(0.1), context.epochs(0.2), context.epochs(0.5)]
+        full, short = standings[:2], standings[2:]
+        assert [s.score for s in full] == [s.rounds[-1]["auc"] for s in full] and full[0].score >= full[1].score
+        assert all(s.score == pytest.approx(np.mean([r["auc"] for r in s.rounds])) for s in short)
+        last_cut = [np.mean([r["auc"] for r in s.rounds[:2]]) for s in full]
+        assert min(last_cut) >= short[0].score >= short[1].score and short[2].score >= short[3].score >= short[4].score
+        winner = trained_finalist(context, scope, full[0])
+        found = context.task.objective.evaluate(lambda b, items: winner(b, items=items), context.task.held_out("valid"))
+        assert found["auc"] == full[0].score
+        # The same trainings under a limit that only the smallest of the last four keeps: it wins.
+        limit = min(s.parameters for s in standings[:4])
+        assert limit < max(s.parameters for s in standings[:4])
+        assert race(context, scope, finalists, (0.1, 0.2), True, limit)[0].parameters == limit
 
 
 def test_same_seed_same_result(finished, data, tmp_path):

@@ -300,8 +300,7 @@ def _race(run: Run) -> Html | None:
         if not isinstance(finalists, list) or not finalists:
             continue
         series, rows = [], []
-        ordered = sorted(finalists, key=_race_order)
-        for index, one in enumerate(ordered, 1):
+        for index, one in enumerate(finalists, 1):
             rounds = one.get("rounds") or []
             points = tuple((r["steps"], _race_score(r)) for r in rounds)
             kept = bool(one.get("kept"))
@@ -325,11 +324,6 @@ def _race(run: Run) -> Html | None:
         "weights; after each round the weaker half leaves, and the last ones get a full training of their own. "
         "The zero path and the fixed MLP always take part.",
     )
-
-
-def _race_order(one: dict) -> tuple:
-    rounds = one.get("rounds") or []
-    return (not one.get("kept"), -len(rounds), -_race_score(rounds[-1]) if rounds else 0.0)
 
 
 def _race_score(entry: dict) -> float:
@@ -374,8 +368,8 @@ def _curves(run: Run) -> Html | None:
     return section(
         "Learning curves",
         grid(*cards, small=True),
-        note="Validation while the supernet trains is the mean over a fixed set of children. In races there "
-        "is one line a finalist, in retraining one a run.",
+        note="Validation while the supernet trains is the mean over a fixed set of children. In races and "
+        "in retraining there is one line a training.",
     )
 
 
@@ -391,13 +385,16 @@ def _curve_name(key: str) -> str:
 
 def _series(group: str, member: str, repeat: int, points: tuple, several: bool) -> Series:
     """A line of the chart of ``group``, coloured by variant in retraining and by cycle in step 2."""
+    if group.endswith(".race"):
+        number, _, length = member.partition(".")
+        member = f"finalist {number}, " + ("full training" if length == "full" else f"{length} epochs")
     name = f"{member}, repeat {repeat}" if several else member
     if group == "retrain":
         variant = member.split(".")[0]
         color = COLORS.get(variant, 0)
         return Series(name, points, color, color == 0, variant if color else "controls")
     if group.endswith(".race"):
-        return Series(f"finalist {name}", points, 0, True)
+        return Series(name, points, 0, True)
     cycle = int(member[1:]) if member[:1] == "c" and member[1:].isdecimal() else 0
     label = f"cycle {cycle}" if cycle else ""
     return Series(name or group, points, (cycle - 1) % 8 + 1 if cycle else 1, several, label)

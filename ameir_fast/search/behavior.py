@@ -7,8 +7,9 @@ import torch
 from ..batch import Batch
 from ..space import ACTIVATIONS, NORMS, Architecture, Block
 from ..supernet import Supernet
-from .context import Context, Standing, race, spread
+from .context import Context
 from .proposals import rank_children
+from .race import Standing, race, spread
 from .samplers import make_draws
 from .seeds import generator
 from .training import fit
@@ -89,4 +90,9 @@ def finalists(context: Context, ranking: list[dict]) -> list[Architecture]:
 
 
 def hold_race(context: Context, ranking: list[dict]) -> list[Standing]:
-    return race(context, context.scope.scope("behavior", "race"), finalists(context, ranking))
+    return race_of(context, context.scope.scope("behavior", "race"), finalists(context, ranking))
+
+
+def race_of(context: Context, scope, archs: list[Architecture]) -> list[Standing]:
+    """Step 1's race of any finalists."""
+    return race(context, scope, archs, context.config.race_epochs, context.config.inherit)

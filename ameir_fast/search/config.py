@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from ..errors import InputError
 
 VERSION = 1
+_SWITCHES = ("inherit", "mlp_inherit", "inherit_retraining")
+_RACES = ("race_epochs", "mlp_race_epochs")
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,7 @@ class SearchConfig:
     batch_size: int = 512
     learning_rate: float = 2e-3
     inherited_learning_rate: float = 1e-3   # for models that start from the supernet's weights
-    inherit: bool = True                    # a race's short trainings start from the supernet's weights
-    inherit_retraining: bool = False        # full trainings of found models too (on small data worse than scratch)
+    inherit_retraining: bool = False        # found models start from the supernet's weights (on small data worse)
     weight_decay: float = 0.0
     embedding_l2: float = 0.05              # × Σ |e|² over a sample's looked-up rows
     dropout: float = 0.3
@@ -43,9 +44,13 @@ class SearchConfig:
     sampler: str = "fair"                   # or "uniform"
     validation_subset: int = 4096
     top_k: int = 5                          # re-evaluated on all of validation
-    finalists: int = 10                     # of each race
-    race_epochs: tuple[float, ...] = (0.25, 0.375, 0.5)  # rounds; the last ``runs`` get full trainings
-    max_parameters: int | None = None       # outside the embedding; None: those of the all-zero path
+    finalists: int = 10                     # of step 1's race
+    race_epochs: tuple[float, ...] = (0.25, 0.375, 0.5)  # its rounds; the last ``runs`` get full trainings
+    inherit: bool = True                    # its rounds start from the supernet's weights
+    mlp_finalists: int = 6                  # the same of step 3's race
+    mlp_race_epochs: tuple[float, ...] = (1.0,)
+    mlp_inherit: bool = False               # shared weights favour MLPs that adapt fast, identity layers
+    max_parameters: int | None = None       # of step 3's result, outside the embedding; None: those of the all-zero path
     # step 1
     warmup_epochs: float = 1.0              # on the all-zero path
     behavior_epochs: float = 3.0
@@ -64,14 +69,14 @@ class SearchConfig:
     def __post_init__(self):
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name in ("max_parameters", "inherit", "inherit_retraining", "sampler", "race_epochs"):
+            if f.name in ("max_parameters", "sampler", *_SWITCHES, *_RACES):
                 continue
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
                 raise InputError(f"config: {f.name} is {value!r}, not a finite number >= 0")
             if f.type == "int" and not isinstance(value, int):
                 raise InputError(f"config: {f.name} is {value!r}, not an integer")
         for name in ("embedding_dim", "mlp_layers", "batch_size", "epochs", "inherited_epochs", "evaluate_every", "runs", "finalists",
-                     "validation_subset", "behavior_children", "mlp_children", "interactions_per_step", "paths_per_step",
+                     "mlp_finalists", "validation_subset", "behavior_children", "mlp_children", "interactions_per_step", "paths_per_step",
                      "top_k", "keep_interactions"):
             if getattr(self, name) <= 0:
                 raise InputError(f"config: {name} is {getattr(self, name)!r}, not positive")
@@ -79,20 +84,26 @@ class SearchConfig:
             raise InputError("config: dropout and unknown_rate lie in [0, 1)")
         if self.sampler not in ("fair", "uniform"):
             raise InputError(f"config: sampler is {self.sampler!r}, neither 'fair' nor 'uniform'")
-        for name in ("inherit", "inherit_retraining"):
+        for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"config: {name} is {getattr(self, name)!r}, not true or false")
         if self.max_parameters is not None and (not isinstance(self.max_parameters, int) or self.max_parameters < 1):
             raise InputError(f"config: max_parameters is {self.max_parameters!r}, not an integer >= 1")
-        try:
-            object.__setattr__(self, "race_epochs", tuple(float(e) for e in self.race_epochs))
-        except (TypeError, ValueError):
-            raise InputError(f"config: race_epochs is {self.race_epochs!r}, not a list of numbers") from None
-        if list(self.race_epochs) != sorted(set(self.race_epochs)) or any(not 0 < e < math.inf for e in self.race_epochs):
-            raise InputError(f"config: race_epochs {list(self.race_epochs)} do not rise from above 0")
+        for name in _RACES:
+            try:
+                epochs = tuple(float(e) for e in getattr(self, name))
+            except (TypeError, ValueError):
+                raise InputError(f"config: {name} is {getattr(self, name)!r}, not a list of numbers") from None
+            object.__setattr__(self, name, epochs)
+            if not epochs or list(epochs) != sorted(set(epochs)) or any(not 0 < e < math.inf for e in epochs):
+                raise InputError(f"config: {name} {list(epochs)} do not rise from above 0")
+        for name in ("finalists", "mlp_finalists"):
+            if getattr(self, name) < self.runs:
+                raise InputError(f"config: {name} is {getattr(self, name)}, fewer than runs ({self.runs}): found models "
+                                 "would be trained less often than hand-made ones")
 
     def to_dict(self) -> dict:
-        return {"version": VERSION, **asdict(self), "race_epochs": list(self.race_epochs)}
+        return {"version": VERSION, **asdict(self), **{name: list(getattr(self, name)) for name in _RACES}}
 
     @classmethod
     def from_dict(cls, data: dict) -> SearchConfig:
@@ -111,5 +122,6 @@ class SearchConfig:
 
 
 QUICK = dict(behavior_children=64, behavior_epochs=1.0, mlp_epochs=1.0, epochs=1.0, inherited_epochs=0.5,
-             finalists=4, cycles=2, keep_interactions=12, updates_per_interaction=10, runs=1, race_epochs=(0.25, 0.5), mlp_children=200)
+             finalists=4, race_epochs=(0.25, 0.5), mlp_finalists=3, mlp_race_epochs=(0.5,), runs=1, cycles=2,
+             keep_interactions=12, updates_per_interaction=10, mlp_children=200)
 """Changes for a first look in a minute or so; its results are not meant to be quoted."""

@@ -1,11 +1,9 @@
-"""What the steps of one search share, and how children are scored, trained and raced."""
+"""What the steps of one search share, and how children are scored and trained."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from statistics import fmean
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -75,7 +73,7 @@ class Context:
     # ---- models of their own -----------------------------------------------------------------------
 
     def max_parameters(self) -> int:
-        """Most parameters outside the embedding that a found model may have."""
+        """Most parameters outside the embedding that step 3's result may have."""
         if self.config.max_parameters is not None:
             return self.config.max_parameters
         plain = self.behavior_child(self.zero_path())
@@ -102,100 +100,19 @@ def derives(arch: Architecture) -> bool:
     return not arch.has_fixed_mlp or reads_step1(arch)
 
 
-def train_model(task: Task, model: nn.Module, scope: Scope, inherit: bool = False,
-                epochs: float | None = None) -> Outcome:
+def train_model(task: Task, model: nn.Module, scope: Scope, inherit: bool = False, epochs: float | None = None,
+                seeds: Scope | None = None) -> Outcome:
     """Trains a model of its own: dropout, early stop on all of validation, best weights kept.
 
     One that starts from inherited weights has a schedule of its own, shorter and gentler; ``epochs`` sets
-    another length.
+    another length, ``seeds`` another scope to draw batches and dropout from.
     """
     config = task.config
     model.dropout = config.dropout
     if epochs is None:
         epochs = config.inherited_epochs if inherit else config.epochs
-    return fit(task, model, scope, total=max(1, round(epochs * task.steps_per_epoch)),
+    return fit(task, model, scope, total=max(1, round(epochs * task.steps_per_epoch)), seeds=seeds,
                learning_rate=config.inherited_learning_rate if inherit else config.learning_rate,
                forward=lambda step, batch, items: model(batch, items=items),
                validate=lambda: task.objective.evaluate(lambda b, items: model(b, items=items),
                                                         task.held_out("valid")))
-
-
-@dataclass
-class Standing:
-    """A finalist after a race."""
-
-    arch: Architecture
-    order: int
-    score: float = -math.inf
-    rounds: list[dict] = field(default_factory=list)
-    parameters: int = 0
-    seconds: float = 0.0
-
-
-FULL = "full"  # the scope of a finalist's full training
-
-
-def race(context: Context, scope: Scope, finalists: Sequence[Architecture]) -> list[Standing]:
-    """Successive halving by validation, standings best first.
-
-    In each round all that are left start from the shared weights again, train for one of ``race_epochs`` with
-    a schedule that ends there, and the better half by the mean of its rounds' scores goes on. The last ``runs``
-    of them get one full training each, as many as any hand-made model has, and the best of these wins. Those
-    that left earlier stand after those that left later.
-    """
-    config = context.config
-    alive = [Standing(arch, order) for order, arch in enumerate(finalists)]
-    out: list[Standing] = []
-    for epochs in (*config.race_epochs, None):
-        if epochs is None or len(alive) > config.runs:
-            for standing in alive:
-                train_finalist(context, scope.scope(standing.order), standing, epochs)
-            alive.sort(key=lambda s: (-s.score, s.parameters, s.order))
-            if epochs is not None:
-                keep = config.runs if epochs == config.race_epochs[-1] else max(config.runs, math.ceil(len(alive) / 2))
-                out = alive[keep:] + out
-                alive = alive[:keep]
-    return alive + out
-
-
-def train_finalist(context: Context, place: Scope, standing: Standing, epochs: float | None) -> None:
-    """One more training of a finalist, noted in its standing; ``epochs`` None: the full one.
-
-    Single short trainings of neighbouring children differ by less than their noise: hence the mean of rounds.
-    """
-    inherit = context.config.inherit_retraining if epochs is None else context.config.inherit
-    name = FULL if epochs is None else f"{epochs:g}"
-
-    def run() -> dict:
-        model = context.build(standing.arch, inherit, place.scope(name))
-        outcome = train_model(context.task, model, place.scope(name), inherit, epochs)
-        return {"score": outcome.score, "steps": outcome.steps, "seconds": outcome.seconds,
-                "parameters": outside_embedding(model)}
-
-    found = place.result(name, run)
-    standing.parameters = found["parameters"]
-    standing.seconds += found["seconds"]
-    standing.rounds.append({"steps": found["steps"], context.primary: found["score"]})
-    standing.score = found["score"] if epochs is None else fmean(r[context.primary] for r in standing.rounds)
-
-
-def trained_finalist(context: Context, scope: Scope, standing: Standing) -> Model:
-    """The model of a finalist that had its full training, with its best weights (no training is done)."""
-    place = scope.scope(standing.order).scope(FULL)
-    inherit = context.config.inherit_retraining
-    model = context.build(standing.arch, inherit, place)
-    train_model(context.task, model, place, inherit)
-    return model
-
-
-def spread(ranking: Sequence, top: int, count: int) -> list:
-    """``count`` entries: the first ``top`` and others evenly spaced over the rest of the ranking."""
-    if count >= len(ranking):
-        return list(ranking)
-    top = min(top, count)
-    rest = count - top
-    picks = list(range(top))
-    if rest:
-        gap = (len(ranking) - top) / rest
-        picks += [top + int(gap * (i + 0.5)) for i in range(rest)]
-    return [ranking[i] for i in dict.fromkeys(picks)]

@@ -9,9 +9,10 @@ import torch
 from ..space import Architecture
 from ..space.architecture import interaction_key
 from ..supernet import Supernet
-from .behavior import train_supernet
-from .context import FIXED, Context, race, trained_finalist
+from .behavior import race_of, train_supernet
+from .context import FIXED, Context
 from .mlp import MlpStep
+from .race import trained_finalist
 from .seeds import generator, seeded_initialization
 from .variants import CHILDREN, RANDOM, WITHOUT, complete, race_row
 
@@ -58,16 +59,17 @@ def random_children(context: Context, name: str, blocks: tuple, products: tuple)
         path = Architecture(behavior=space.sample_behavior(g)).canonical().behavior
         if path not in paths:
             paths.append(path)
-    found = race(context, scope.scope("behavior"), [context.behavior_child(p) for p in paths])[0]
+    found = race_of(context, scope.scope("behavior"), [context.behavior_child(p) for p in paths])[0]
     net.adopt(trained_finalist(context, scope.scope("behavior"), found))
     step = MlpStep(context, found.arch.behavior, draw_like(products, space.schema.num_fields, g), name)
-    step.train_supernet()
+    if config.mlp_inherit:
+        step.train_supernet()
     children = [step.arch(FIXED)]
     fruitless = 0  # draws in a row that brought nothing new: fewer MLPs may be allowed than finalists wanted
-    while len(children) < config.finalists and fruitless < 10_000:
+    while len(children) < config.mlp_finalists and fruitless < 10_000:
         mlp = space.sample_mlp(g)
         fresh = step.allowed(mlp) and step.arch(mlp) not in children
         fruitless = 0 if fresh else fruitless + 1
         if fresh:
             children.append(step.arch(mlp))
-    return race_row(context, scope.scope("mlp"), race(context, scope.scope("mlp"), children)[0])
+    return race_row(context, scope.scope("mlp"), step.race_of(scope.scope("mlp"), children)[0])

@@ -26,6 +26,7 @@ from .training import Task
 from .variants import CONTROLS, FIXED_POINTS, FOUND, INHERITED, ameir_i, complete, fixed_point, race_row
 
 DEFAULT_VARIANTS = (*FOUND, *FIXED_POINTS)
+RACED = ("AMEIR-A", "AMEIR-C")
 
 
 def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, repeats: int = 1, resume: bool = False,
@@ -54,7 +55,8 @@ def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, rep
             context = make_context(data, seeded, run.scope(repeat), strategy, progress, device)
             found.append(search_once(context, variants))
         result = summarize(found, variants, config, data, device)
-        result["seconds"] = round(time.perf_counter() - began, 3)
+        spent = sum(step["seconds"] for f in found for step in f["steps"].values())
+        result["seconds"] = round(max(time.perf_counter() - began, spent), 3)  # of all sessions of a resumed run
         best = max(range(repeats), key=lambda r: found[r]["valid"])
         publish(run, run.scope(best), data, config, found[best], result)
     return result
@@ -135,12 +137,9 @@ def search_once(context: Context, variants: tuple[str, ...]) -> dict:
             rows["AMEIR-I"] = ameir_i(context, products)
         winner = mlp_step(context, blocks, products, steps, rankings, rows, found)
         rows.update(control_rows(context, controls, blocks, products))
-    began, spent = time.perf_counter(), 0.0
-    for name in (v for v in variants if v in FIXED_POINTS):
-        rows[name] = fixed_point(context, name)
-        spent += rows[name]["device_seconds"]
-    steps["retrain"] = context.scope.result("cost-retrain", lambda: {
-        "seconds": round(time.perf_counter() - began, 3), "device_seconds": round(spent, 3)})
+    rows.update({name: fixed_point(context, name) for name in variants if name in FIXED_POINTS})
+    others = [row for name, row in rows.items() if name not in RACED]  # the races' trainings are counted there
+    steps["retrain"] = {key: round(sum(row[key] for row in others), 3) for key in ("seconds", "device_seconds")}
     return {"found": found, "steps": steps, "rankings": rankings, "valid": winner["valid"],
             "rows": {v: rows[v] for v in variants if v in rows}, "primary": primary}
 
@@ -153,13 +152,11 @@ def behavior_step(context: Context, steps: dict, rankings: dict, rows: dict, fou
     steps["behavior"] = context.scope.result("cost-behavior", lambda: {
         **timing(began, trained), "children_ranked": len(ranking), "train_steps": trained["train_steps"],
         "best_score": ranking[0]["score"]})
-    began = time.perf_counter()
     standings = behavior.hold_race(context, ranking)
     rankings["race"]["behavior"] = race_report(standings)
     scope = context.scope.scope("behavior", "race")
     rows["AMEIR-A"] = race_row(context, scope, standings[0])
-    steps["race"] = context.scope.result("cost-behavior-race", lambda: {
-        "seconds": round(time.perf_counter() - began, 3), "finalists": len(standings)})
+    steps["race"] = race_cost(standings)
     found["AMEIR-A"] = standings[0].arch
     return standings[0].arch.behavior, rows["AMEIR-A"]
 
@@ -173,14 +170,11 @@ def mlp_step(context: Context, blocks, products, steps: dict, rankings: dict, ro
     steps["mlp"] = context.scope.result("cost-mlp", lambda: {
         **timing(began, trained), "children_ranked": len(ranking), "train_steps": trained["train_steps"],
         "best_score": ranking[0]["score"]})
-    began = time.perf_counter()
     standings = step.hold_race(ranking)
     rankings["race"]["mlp"] = race_report(standings)
     rows["AMEIR-C"] = race_row(context, step.scope.scope("race"), standings[0])
     found["AMEIR-C"] = standings[0].arch
-    own = context.scope.result("cost-mlp-race", lambda: {
-        "seconds": round(time.perf_counter() - began, 3), "finalists": len(standings)})
-    first = steps.get("race", {})
+    own, first = race_cost(standings), steps.get("race", {})
     steps["race"] = {key: first.get(key, 0) + own[key] for key in own}
     return rows["AMEIR-C"]
 
@@ -191,7 +185,15 @@ def race_report(standings) -> list[dict]:
 
 
 def timing(began: float, trained: dict) -> dict:
-    return {"seconds": round(time.perf_counter() - began, 3), "device_seconds": round(trained["device_seconds"], 3)}
+    """Seconds since ``began``, or where earlier sessions of a resumed run did a part, at least the trainings'."""
+    return {"seconds": round(max(time.perf_counter() - began, trained["seconds"]), 3),
+            "device_seconds": round(trained["device_seconds"], 3)}
+
+
+def race_cost(standings) -> dict:
+    """Of all trainings in a race, by how many sessions they were done."""
+    return {"seconds": round(sum(s.seconds for s in standings), 3),
+            "device_seconds": round(sum(s.device_seconds for s in standings), 3), "finalists": len(standings)}
 
 
 def summarize(found: list[dict], variants, config: SearchConfig, data, device: str) -> dict:

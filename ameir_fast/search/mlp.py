@@ -10,8 +10,9 @@ import torch
 from ..model import Model
 from ..space import MLP_ACTIVATIONS, Architecture, MlpLayer
 from ..space.choices import RATIOS
-from .context import FIXED, Context, Standing, outside_embedding, race, spread
+from .context import FIXED, Context, outside_embedding
 from .proposals import rank_children
+from .race import Standing, race, spread
 from .seeds import generator
 from .training import fit
 
@@ -107,10 +108,16 @@ class MlpStep:
     def finalists(self, ranking: list[dict]) -> list[Architecture]:
         """Spread over the ranking, the fixed MLP always among them."""
         config = self.context.config
-        others = config.finalists - 1
+        others = config.mlp_finalists - 1
         picks = spread(ranking, min(config.top_k, others), others)
         found = [Architecture.from_dict({**self.arch(FIXED).to_dict(), "mlp": r["mlp"]}) for r in picks]
         return [*found, self.arch(FIXED)]
 
     def hold_race(self, ranking: list[dict]) -> list[Standing]:
-        return race(self.context, self.scope.scope("race"), self.finalists(ranking))
+        return self.race_of(self.scope.scope("race"), self.finalists(ranking))
+
+    def race_of(self, scope, archs: list[Architecture]) -> list[Standing]:
+        """Step 3's race of any finalists."""
+        config = self.context.config
+        return race(self.context, scope, archs, config.mlp_race_epochs, config.mlp_inherit,
+                    self.context.max_parameters())

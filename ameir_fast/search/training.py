@@ -71,7 +71,8 @@ Forward = Callable[[int, Batch, Tensor | None], Tensor]  # (step, batch, items) 
 
 
 def fit(task: Task, net: nn.Module, scope: Scope, *, total: int, learning_rate: float, forward: Forward,
-        validate: Callable[[], dict[str, float]] | None, keep_best: bool = True) -> Outcome:
+        validate: Callable[[], dict[str, float]] | None, keep_best: bool = True,
+        seeds: Scope | None = None) -> Outcome:
     """Trains ``net`` in place with Adam and one cosine schedule over ``total`` steps.
 
     Stops early once ``patience`` validations brought nothing better. With ``keep_best`` the weights of the best
@@ -79,7 +80,7 @@ def fit(task: Task, net: nn.Module, scope: Scope, *, total: int, learning_rate: 
     is saved at every validation: a killed run goes on from its last one with the same result.
     """
     config, objective = task.config, task.objective
-    seed = derive_seed(config.seed, *scope.names)
+    seed = derive_seed(config.seed, *(seeds or scope).names)
     parameters = list(net.parameters())
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=config.weight_decay,
                                  fused=all(p.device.type in ("cpu", "cuda") for p in parameters))

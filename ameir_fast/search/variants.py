@@ -11,8 +11,9 @@ from torch import nn
 
 from ..baselines import AmeirI, PooledDNN
 from ..space import Architecture
-from .context import Context, Standing, derives, outside_embedding, train_model, trained_finalist
+from .context import Context, derives, outside_embedding, train_model
 from .objective import make_objective
+from .race import Standing, trained_finalist
 from .seeds import seeded_initialization
 from .store import Scope
 from .training import Task
@@ -27,13 +28,18 @@ USER_FIELD = "user"
 
 def test_row(task: Task, model: nn.Module) -> dict:
     """Test metrics, sizes and speed of a trained model; Dice statistics are recomputed on training data first."""
-    if hasattr(model, "recompute_dice"):
-        model.recompute_dice(_Again(task))
-    model.eval()
+    recompute_dice(task, model)
     row = task.objective.test(lambda b, items: model(b, items=items), task.held_out("test"))
     total = model.parameter_counts()[0]
     return {**row, "parameters": total, "parameters_outside_embedding": outside_embedding(model),
             "samples_per_s": samples_per_second(task, model)}
+
+
+def recompute_dice(task: Task, model: nn.Module) -> None:
+    """Dice's statistics from all training rows, where the model has any; leaves the model ready for evaluation."""
+    if hasattr(model, "recompute_dice"):
+        model.recompute_dice(_Again(task))
+    model.eval()
 
 
 class _Again:
@@ -88,7 +94,8 @@ def race_row(context: Context, scope: Scope, winner: Standing) -> dict:
         model = trained_finalist(context, scope, winner)
         row = test_row(context.task, model)
         scope.save_tensors("winner", model.state_dict(), {"architecture": winner.arch.to_dict()})
-        return {**row, "valid": winner.score, "seconds": winner.seconds}
+        return {**row, "valid": winner.score, "seconds": winner.seconds,
+                "device_seconds": winner.device_seconds}
     return scope.result("row", run)
 
 

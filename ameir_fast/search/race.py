@@ -1,0 +1,117 @@
+"""Races between finalists: short trainings, halving, full trainings of the last ones (DESIGN's step 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from ..model import Model
+from ..space import Architecture
+from .context import Context, derives, outside_embedding, train_model
+from .store import Scope
+from .training import Outcome
+
+FULL = "full"  # the name of a finalist's full training; that of a short one is its length
+
+
+@dataclass
+class Standing:
+    """A finalist in a race; ``order`` is its place among those that started."""
+
+    arch: Architecture
+    order: int
+    score: float = -math.inf
+    rounds: list[dict] = field(default_factory=list)
+    parameters: int = 0          # outside the embedding
+    seconds: float = 0.0
+    device_seconds: float = 0.0
+
+
+def race(context: Context, scope: Scope, finalists: Sequence[Architecture], rounds: Sequence[float], inherit: bool,
+         max_parameters: int | None = None) -> list[Standing]:
+    """Successive halving by validation, standings best first.
+
+    In each round all that are left are trained for so many epochs with a schedule that ends there, from the
+    shared weights (``inherit``) or from scratch, and the better half by the mean of its rounds' scores goes on.
+    The last ``runs`` of them get one full training each, as many as any hand-made model has, and the best of
+    these wins. Those that left earlier stand after those that left later. Finalists with more than
+    ``max_parameters`` outside the embedding race for comparison: they leave before the full trainings, or stand
+    behind all others.
+    """
+    runs = context.config.runs
+    alive = [Standing(arch, order) for order, arch in enumerate(finalists)]
+    out: list[Standing] = []
+
+    def sort(deciding: bool) -> None:
+        def key(s: Standing) -> tuple:
+            too_large = max_parameters is not None and s.parameters > max_parameters
+            return deciding and too_large, -s.score, s.parameters, s.order
+        alive.sort(key=key)
+
+    for number, epochs in enumerate(rounds, start=1):
+        if len(alive) <= runs:
+            break
+        keep = runs if number == len(rounds) else max(runs, math.ceil(len(alive) / 2))
+        for standing in alive:
+            train_shortly(context, scope, standing, epochs, inherit)
+        sort(deciding=keep == runs)
+        alive, out = alive[:keep], alive[keep:] + out
+    for standing in alive:
+        found = _result(context, scope, standing, FULL, None, context.config.inherit_retraining)
+        standing.score = found["score"]
+    sort(deciding=True)
+    return alive + out
+
+
+def train_shortly(context: Context, scope: Scope, standing: Standing, epochs: float, inherit: bool) -> None:
+    """One more round of a finalist. Single short trainings of neighbouring children differ by less than their
+    noise: hence the score is the mean over rounds."""
+    _result(context, scope, standing, f"{epochs:g}", epochs, inherit)
+    standing.score = fmean(r[context.primary] for r in standing.rounds)
+
+
+def trained_finalist(context: Context, scope: Scope, standing: Standing) -> Model:
+    """The model of a finalist that had its full training, with its best weights (no training is done)."""
+    return _train(context, scope, standing, FULL, None, context.config.inherit_retraining)[0]
+
+
+def _result(context: Context, scope: Scope, standing: Standing, name: str, epochs: float | None,
+            inherit: bool) -> dict:
+    """One training's result, noted in the standing."""
+    def run() -> dict:
+        model, outcome = _train(context, scope, standing, name, epochs, inherit)
+        return {"score": outcome.score, "steps": outcome.steps, "seconds": outcome.seconds,
+                "device_seconds": outcome.device_seconds, "parameters": outside_embedding(model)}
+
+    found = scope.scope(standing.order).result(name, run)
+    standing.parameters = found["parameters"]
+    standing.seconds += found["seconds"]
+    standing.device_seconds += found["device_seconds"]
+    standing.rounds.append({"steps": found["steps"], context.primary: found["score"]})
+    return found
+
+
+def _train(context: Context, scope: Scope, standing: Standing, name: str, epochs: float | None,
+           inherit: bool) -> tuple[Model, Outcome]:
+    """All finalists of a round see the same batches, and start alike as far as their shapes agree: what sets them
+    apart is what they are."""
+    shared = scope.scope(name)
+    model = context.build(standing.arch, inherit, shared)
+    outcome = train_model(context.task, model, scope.scope(standing.order, name), inherit and derives(standing.arch),
+                          epochs, shared)
+    return model, outcome
+
+
+def spread(ranking: Sequence, top: int, count: int) -> list:
+    """``count`` entries: the first ``top`` and others evenly spaced over the rest of the ranking."""
+    if count >= len(ranking):
+        return list(ranking)
+    top = min(top, count)
+    rest = count - top
+    picks = list(range(top))
+    if rest:
+        gap = (len(ranking) - top) / rest
+        picks += [top + int(gap * (i + 0.5)) for i in range(rest)]
+    return [ranking[i] for i in dict.fromkeys(picks)]
