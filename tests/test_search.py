@@ -16,7 +16,7 @@ import ameir_fast as af
 from ameir_fast.data import Dataset, prepare_table
 from ameir_fast.errors import InputError
 from ameir_fast.progress import Progress
-from ameir_fast.search import EvolutionStrategy, RandomStrategy, evaluate, search, train
+from ameir_fast.search import EvolutionStrategy, RandomStrategy, SearchConfig, evaluate, search, train
 from ameir_fast.search.driver import make_context
 from ameir_fast.search.interactions import expand
 from ameir_fast.search.race import race, trained_finalist
@@ -212,8 +212,9 @@ def test_strategies(data, tmp_path, strategy):
 
 
 def test_controls(data, tmp_path):
+    """Also with everything inherited, which the other tests leave out."""
     quick = tiny.CONFIG.changed(behavior_children=6, mlp_children=8, cycles=1, epochs=0.5, inherited_epochs=0.5,
-                                behavior_epochs=0.5)
+                                behavior_epochs=0.5, mlp_inherit=True, inherit_retraining=True)
     result = search(data, tmp_path / "run", quick, variants=("AMEIR-C", *CONTROLS))
     assert set(result["variants"]) == {"AMEIR-C", *CONTROLS}
     without = result["variants"]["AMEIR-B without interactions"]["parameters"]
@@ -261,6 +262,18 @@ def test_damaged_files(data, tmp_path):
     (tmp_path / "run" / "checkpoint" / "0" / "train" / "training.safetensors").write_bytes(b"not tensors at all")
     with pytest.raises(InputError, match="training.safetensors"):
         train(data, tmp_path / "run", arch, tiny.CONFIG, resume=True)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"race_epochs": ()}, "race_epochs"), ({"race_epochs": (0.5, 0.25)}, "race_epochs"),
+    ({"mlp_race_epochs": "long"}, "mlp_race_epochs"), ({"mlp_race_epochs": (-1,)}, "mlp_race_epochs"),
+    ({"finalists": 1, "runs": 2}, "finalists is 1, fewer than runs"),
+    ({"mlp_finalists": 1, "runs": 2}, "mlp_finalists is 1, fewer than runs"),
+    ({"mlp_inherit": 1}, "mlp_inherit"), ({"dropout": 1.0}, "dropout"), ({"epochs": math.nan}, "epochs"),
+    ({"sampler": "best"}, "sampler"), ({"runs": 1.5}, "runs"), ({"speed": 3}, "unknown setting 'speed'")])
+def test_wrong_settings_are_named(change, message):
+    with pytest.raises(InputError, match=message):
+        SearchConfig().changed(**change)
 
 
 def test_expand():

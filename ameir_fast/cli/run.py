@@ -92,10 +92,11 @@ def search(
 ) -> None:
     """Search a complete model: behaviour blocks, interactions, MLP; then score it on the test split.
 
-    Three steps share one supernet. In each, children are ranked with the shared weights, and the best race
-    by short trainings of their own; validation decides. The table at the end compares the found models
-    (AMEIR-A after step 1, B after step 2, C after all) with hand-made ones trained by the same rules. The
-    run directory gets metrics.json, architecture.json, the model, and report.html, a page to look at.
+    Three steps share one supernet. In each, children are ranked with the shared weights; finalists spread
+    over the ranking race by short trainings of their own, and the last ones are trained in full, from
+    scratch. Validation decides. The table at the end compares the found models (AMEIR-A after step 1, B
+    after step 2, C after all) with hand-made ones, trained by the same rules and as often. The run
+    directory gets metrics.json, architecture.json, the model, and report.html, a page to look at.
 
     \b
     ameir-fast search --data data/movielens-100k --run runs/first
