@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, default=Path("data") / NAME, help="prepared data (prepare movielens)")
     parser.add_argument("--work", type=Path, default=Path("runs") / "results", help="run directories of the seeds")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side, one thread each")
     parser.add_argument("--rank-runs", type=int, default=4, help="trainings per child of step 1's rank study")
     parser.add_argument("--rank-supernets", type=int, default=4, help="supernets whose scores it averages over")
@@ -240,7 +240,6 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
 def collect(args: argparse.Namespace) -> dict:
     from ameir_fast import metrics
     from ameir_fast.data import Dataset
-    from ameir_fast.search.environment import describe
     data = Dataset.open(args.data)
     runs = [json.loads((args.work / f"seed-{s}" / "metrics.json").read_text()) for s in range(args.seeds)]
     table, differences = {}, {}
@@ -265,7 +264,9 @@ def collect(args: argparse.Namespace) -> dict:
             "standard_error": runs[0]["standard_error"], "config": settings(0).to_dict(), "variants": table,
             "paired_differences": differences, "rank_correlation": ranks,
             "found": [r["found"][0] for r in runs], "seconds_per_search": [r["seconds"] for r in runs],
-            "statistics": data.statistics, "environment": describe()}
+            "statistics": data.statistics,
+            "environment": {**runs[-1]["environment"],  # the revisions that searched, not the one that reports
+                            "git": ", ".join(sorted({r["environment"]["git"] for r in runs}))}}
 
 
 def rank_studies(args: argparse.Namespace) -> dict:
