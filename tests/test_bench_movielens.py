@@ -27,8 +27,10 @@ def test_rank_correlation_averages_runs_and_supernets():
     scores = np.array([[0.0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [0, 1, 2, 3, 4]])
     found = movielens.rank_correlation(scores, alone)
     assert found["each"] == pytest.approx([1, -1, 1]) and found["rho"] == pytest.approx(1 / 3)
-    # Every draw of children orders them alike, so that the mean over supernets never moves.
-    assert found["standard_error"] == pytest.approx(0, abs=1e-12)
+    # Every draw of children orders them alike: what moves are the draws of three supernets, of which each agrees
+    # (+1) or not (-1) with probability 2/3 and 1/3, so a mean of three has deviation sqrt(8/9 / 3).
+    assert found["standard_error"] == pytest.approx((8 / 27) ** 0.5, rel=0.05)
+    assert movielens.rank_correlation(scores[:1], alone)["standard_error"] == pytest.approx(0, abs=1e-12)
     noisy = np.random.default_rng(0).normal(size=(1, 20))
     error = movielens.rank_correlation(noisy, np.random.default_rng(1).normal(size=(3, 20)))["standard_error"]
     assert 0.15 < error < 0.35  # about 1 / sqrt(19) without any relation
@@ -40,12 +42,14 @@ def test_rank_studies_take_what_has_been_run(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "rows.json").write_text(json.dumps(rows))
 
-    assert movielens.rank_studies(Namespace(work=tmp_path)) == {}
+    args = Namespace(work=tmp_path, seeds=1, rank_runs=2, rank_supernets=4)
+    assert movielens.rank_studies(args) == {}
     for run in range(2):
         write(f"rank-behavior-{run}", [{"valid": v, "test": -v} for v in range(5)])
+    write("rank-behavior-2", [{"valid": -v, "test": v} for v in range(5)])  # of an earlier, longer study
     write("scores-0", [{"supernet": -v, "adapted": v} for v in range(5)])
     write("rank-mlp-0", [{"valid": v, "test": v, "supernet": v} for v in range(5)])
-    found = movielens.rank_studies(Namespace(work=tmp_path))
+    found = movielens.rank_studies(args)
     assert set(found) == {"behavior", "mlp"} and found["behavior"]["runs"] == 2
     assert found["behavior"]["supernet"]["valid"]["rho"] == pytest.approx(-1)
     assert found["behavior"]["adapted"]["valid"]["rho"] == pytest.approx(1)
