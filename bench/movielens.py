@@ -21,7 +21,7 @@ NAME = "movielens-100k"
 REFERENCES = ("DIN", "DNN", "random children")
 STEPS = ("behavior", "interactions", "mlp")
 CHILDREN = 20
-OTHER_RUNS = 2  # trainings per child in the rank studies of steps 2 and 3
+OTHER_RUNS = {"interactions": 2, "mlp": 1}  # trainings per child in the rank studies of steps 2 and 3
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side, one thread each")
     parser.add_argument("--rank-runs", type=int, default=4, help="trainings per child of step 1's rank study")
-    parser.add_argument("--rank-supernets", type=int, default=4, help="supernets whose scores it averages over")
+    parser.add_argument("--rank-supernets", type=int, default=3, help="supernets whose scores it averages over")
     parser.add_argument("--json", type=Path, default=Path("bench") / "results" / f"{NAME}.json")
     parser.add_argument("--collect", action="store_true", help="only make the report of what has been run")
     parser.add_argument("--task", help=argparse.SUPPRESS)
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     tasks = [f"search:{seed}" for seed in range(args.seeds)]
     studies = [*(f"rank:behavior:{run}" for run in range(args.rank_runs)), *(f"scores:{s}" for s in supernets(args)),
-               *(f"rank:{step}:{run}" for step in STEPS[1:] for run in range(OTHER_RUNS))]
+               *(f"rank:{step}:{run}" for step, runs in OTHER_RUNS.items() for run in range(runs))]
     with ThreadPoolExecutor(args.jobs) as pool:
         for wave in () if args.collect else (tasks, studies):  # the rank study starts from the seeds' supernets
             for task, code in zip(wave, pool.map(lambda t: call(args, t), wave), strict=True):
@@ -280,7 +280,7 @@ def rank_studies(args: argparse.Namespace) -> dict:
 
     found = {}
     for step in STEPS:
-        alone = rows(f"rank-{step}-{n}" for n in range(args.rank_runs if step == "behavior" else OTHER_RUNS))
+        alone = rows(f"rank-{step}-{n}" for n in range(OTHER_RUNS.get(step, args.rank_runs)))
         scored = rows(f"scores-{s}" for s in supernets(args)) if step == "behavior" else alone[:1]
         if not alone or not scored:
             continue
