@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 NAME = "movielens-100k"
-REFERENCES = ("DIN", "DNN", "random children")
+REFERENCES = ("DIN", "DNN", "AMEIR-B", "random children")
 STEPS = ("behavior", "interactions", "mlp")
 CHILDREN = 20
 OTHER_RUNS = {"interactions": 2, "mlp": 1}  # trainings per child in the rank studies of steps 2 and 3
@@ -294,6 +294,12 @@ def rank_studies(args: argparse.Namespace) -> dict:
     return found
 
 
+def sizes(counts: list[int]) -> str:
+    """Their mean, and the range where they differ."""
+    spread = f" ({min(counts):,}–{max(counts):,})" if min(counts) < max(counts) else ""
+    return f"{np.mean(counts):,.0f}{spread}"
+
+
 def as_markdown(report: dict) -> str:
     """The tables that the README quotes."""
     env = report["environment"]
@@ -301,7 +307,7 @@ def as_markdown(report: dict) -> str:
              f"{env['cpu']}, torch {env['torch']}, {report['jobs']} processes side by side with "
              f"{report['threads_per_job']} thread each, git {env['git']}, {env['date']}.",
              f"Standard error of one model's test AUC: {report['standard_error']['auc']:.4f}. "
-             "± is the deviation over seeds; parameters and samples/s are means (one thread a model).", "",
+             "± is the deviation over seeds; parameters (with their range) and samples/s are means over seeds, samples/s of one thread.", "",
              f"Every row is the better of {report['config']['runs']} full trainings from scratch by validation (`DIN "
              "inherited`: from the supernet's weights, a third as long at half the learning rate); those of AMEIR-A, AMEIR-C and random children belong to the "
              f"last {report['config']['runs']} of a race that started from {report['config']['finalists']} finalists in step 1 "
@@ -316,10 +322,11 @@ def as_markdown(report: dict) -> str:
         lines.append(f"| {name} | {e['auc']['mean']:.4f} ± {e['auc']['std']:.4f} | {e['log_loss']['mean']:.4f} ± "
                      f"{e['log_loss']['std']:.4f} | {np.mean(e['parameters_outside_embedding']):,.0f} | "
                      f"{np.mean(e['samples_per_s']):,.0f} | {paired} | {wins} |")
-    c = report["paired_differences"].get("AMEIR-C - random children")
-    d = report["paired_differences"].get("AMEIR-C - DNN")
-    lines += ["", f"AMEIR-C − DNN without history: {d['mean']:+.4f} ± {d['standard_error']:.4f}, wins {d['wins']}/{d['of']}.",
-              f"AMEIR-C − random children: {c['mean']:+.4f} ± {c['standard_error']:.4f}, wins {c['wins']}/{c['of']}."]
+    lines.append("")
+    for label, key in (("DNN without history", "DNN"), ("DIN", "DIN"), ("AMEIR-B", "AMEIR-B"),
+                       ("random children", "random children")):
+        d = report["paired_differences"][f"AMEIR-C - {key}"]
+        lines.append(f"AMEIR-C − {label}: {d['mean']:+.4f} ± {d['standard_error']:.4f}, wins {d['wins']}/{d['of']}.")
     lines += ["", "Rank correlation (Spearman, bootstrap standard error over children and supernets) of what a search knows of "
               f"{CHILDREN} children with their validation and test AUC when each is trained on its own from scratch. "
               "Step 1 has two scores: the shared weights as they are, and after adaptation, the score of a finalist "

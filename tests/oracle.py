@@ -1,4 +1,4 @@
-"""An obvious second implementation of DESIGN sections 2, 3 and 9, written sample by sample.
+"""An obvious second implementation of the model (paper sections 2.1 to 2.3), written sample by sample.
 
 No padding, no masks, no batching, nothing from the package: one row at a time over its true elements, with
 PyTorch's own Conv1d / GRU / MultiheadAttention conventions. Schemas and architectures are their JSON

@@ -671,7 +671,7 @@ def test_weights_of_another_architecture(tmp_path):
 
 
 def test_a_state_dict_loads_into_pytorchs_own_modules():
-    """A Model loads into an equivalent plain-PyTorch module written by anyone from DESIGN (section 6)."""
+    """A Model loads into an equivalent plain-PyTorch module written by anyone from the documented names and shapes."""
     schema = make_schema(fields=3)
     arch = arch_of([block("dconv5"), block("bi_gru"), block("self_attn4")])
     state = make_model(schema, arch, 4).state_dict()

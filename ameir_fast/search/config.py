@@ -95,12 +95,15 @@ class SearchConfig:
             except (TypeError, ValueError):
                 raise InputError(f"config: {name} is {getattr(self, name)!r}, not a list of numbers") from None
             object.__setattr__(self, name, epochs)
-            if not epochs or list(epochs) != sorted(set(epochs)) or any(not 0 < e < math.inf for e in epochs):
+            if not epochs:
+                raise InputError(f"config: {name} is empty; it needs at least one length in epochs")
+            if list(epochs) != sorted(set(epochs)) or any(not 0 < e < math.inf for e in epochs):
                 raise InputError(f"config: {name} {list(epochs)} do not rise from above 0")
-        for name in ("finalists", "mlp_finalists"):
-            if getattr(self, name) < self.runs:
-                raise InputError(f"config: {name} is {getattr(self, name)}, fewer than runs ({self.runs}): found models "
-                                 "would be trained less often than hand-made ones")
+        # Found models have as many full trainings as hand-made ones. The fixed MLP, which may be too large to win,
+        # is one of step 3's finalists.
+        for name, least in (("finalists", self.runs), ("mlp_finalists", self.runs + 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"config: {name} is {getattr(self, name)}, but runs={self.runs} needs at least {least}")
 
     def to_dict(self) -> dict:
         return {"version": VERSION, **asdict(self), **{name: list(getattr(self, name)) for name in _RACES}}
@@ -122,6 +125,6 @@ class SearchConfig:
 
 
 QUICK = dict(behavior_children=64, behavior_epochs=1.0, mlp_epochs=1.0, epochs=1.0, inherited_epochs=0.5,
-             finalists=4, race_epochs=(0.25, 0.5), mlp_finalists=3, mlp_race_epochs=(0.5,), runs=1, cycles=2,
+             top_k=2, finalists=4, race_epochs=(0.25, 0.5), mlp_finalists=3, mlp_race_epochs=(0.5,), runs=1, cycles=2,
              keep_interactions=12, updates_per_interaction=10, mlp_children=200)
 """Changes for a first look in a minute or so; its results are not meant to be quoted."""

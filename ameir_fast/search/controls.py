@@ -72,4 +72,4 @@ def random_children(context: Context, name: str, blocks: tuple, products: tuple)
         fruitless = 0 if fresh else fruitless + 1
         if fresh:
             children.append(step.arch(mlp))
-    return race_row(context, scope.scope("mlp"), step.race_of(scope.scope("mlp"), children)[0])
+    return race_row(context, scope.scope("mlp"), step.race_of(scope.scope("mlp"), children))

@@ -155,7 +155,7 @@ def behavior_step(context: Context, steps: dict, rankings: dict, rows: dict, fou
     standings = behavior.hold_race(context, ranking)
     rankings["race"]["behavior"] = race_report(standings)
     scope = context.scope.scope("behavior", "race")
-    rows["AMEIR-A"] = race_row(context, scope, standings[0])
+    rows["AMEIR-A"] = race_row(context, scope, standings)
     steps["race"] = race_cost(standings)
     found["AMEIR-A"] = standings[0].arch
     return standings[0].arch.behavior, rows["AMEIR-A"]
@@ -172,7 +172,7 @@ def mlp_step(context: Context, blocks, products, steps: dict, rankings: dict, ro
         "best_score": ranking[0]["score"]})
     standings = step.hold_race(ranking)
     rankings["race"]["mlp"] = race_report(standings)
-    rows["AMEIR-C"] = race_row(context, step.scope.scope("race"), standings[0])
+    rows["AMEIR-C"] = race_row(context, step.scope.scope("race"), standings)
     found["AMEIR-C"] = standings[0].arch
     own, first = race_cost(standings), steps.get("race", {})
     steps["race"] = {key: first.get(key, 0) + own[key] for key in own}

@@ -1,4 +1,4 @@
-"""Races between finalists: short trainings, halving, full trainings of the last ones (DESIGN's step 4)."""
+"""Races between finalists: short trainings, halving, full trainings of the last ones."""
 
 from __future__ import annotations
 
@@ -114,4 +114,4 @@ def spread(ranking: Sequence, top: int, count: int) -> list:
     if rest:
         gap = (len(ranking) - top) / rest
         picks += [top + int(gap * (i + 0.5)) for i in range(rest)]
-    return [ranking[i] for i in dict.fromkeys(picks)]
+    return [ranking[i] for i in picks]
