@@ -307,12 +307,13 @@ def as_markdown(report: dict) -> str:
              f"{env['cpu']}, torch {env['torch']}, {report['jobs']} processes side by side with "
              f"{report['threads_per_job']} thread each, git {env['git']}, {env['date']}.",
              f"Standard error of one model's test AUC: {report['standard_error']['auc']:.4f}. "
-             "± is the deviation over seeds; parameters (with their range) and samples/s are means over seeds, samples/s of one thread.", "",
+             "± is the deviation over seeds; parameters (with their range) and samples/s are means over seeds, samples/s "
+             "of one thread.", "",
              f"Every row is the better of {report['config']['runs']} full trainings from scratch by validation (`DIN "
-             "inherited`: from the supernet's weights, a third as long at half the learning rate); those of AMEIR-A, AMEIR-C and random children belong to the "
-             f"last {report['config']['runs']} of a race that started from {report['config']['finalists']} finalists in step 1 "
-             f"and {report['config']['mlp_finalists']} in step 3, and what racing alone brings is the row `random children`. DIN is the all-zero path with sum, last and attention "
-             "pooling; DNN is the only model with the user's id.", "",
+             "inherited`: from the supernet's weights, a third as long at half the learning rate); those of AMEIR-A, "
+             f"AMEIR-C and random children belong to the last {report['config']['runs']} of a race that started from {report['config']['finalists']} finalists in step 1 "
+             f"and {report['config']['mlp_finalists']} in step 3, and what racing alone brings is the row `random "
+             "children`. DIN is the all-zero path with sum, last and attention pooling; DNN is the only model with the user's id.", "",
              "| model | test AUC | log loss | parameters outside embedding | samples/s | AUC − DIN (paired) | wins |",
              "|---|---|---|---|---|---|---|"]
     for name, e in report["variants"].items():
@@ -320,7 +321,7 @@ def as_markdown(report: dict) -> str:
         paired = f"{d['mean']:+.4f} ± {d['standard_error']:.4f}" if d else "–"
         wins = f"{d['wins']}/{d['of']}" if d else "–"
         lines.append(f"| {name} | {e['auc']['mean']:.4f} ± {e['auc']['std']:.4f} | {e['log_loss']['mean']:.4f} ± "
-                     f"{e['log_loss']['std']:.4f} | {np.mean(e['parameters_outside_embedding']):,.0f} | "
+                     f"{e['log_loss']['std']:.4f} | {sizes(e['parameters_outside_embedding'])} | "
                      f"{np.mean(e['samples_per_s']):,.0f} | {paired} | {wins} |")
     lines.append("")
     for label, key in (("DNN without history", "DNN"), ("DIN", "DIN"), ("AMEIR-B", "AMEIR-B"),
