@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..allocator import keep_freed_memory
 from ..errors import InputError
 
 #: Exit code of a process ended by Ctrl-C (128 + SIGINT).
@@ -115,9 +114,8 @@ def one_line(message: str) -> str:
     return " ".join(message.split())
 
 
-def set_up_process(threads: int | None) -> None:
-    """Give PyTorch ``threads`` threads for the rest of the process, and let it keep its memory."""
-    keep_freed_memory()
+def set_threads(threads: int | None) -> None:
+    """Give PyTorch ``threads`` threads for the rest of the process."""
     if threads is not None:
         import torch
 

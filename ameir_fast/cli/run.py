@@ -21,7 +21,7 @@ from .common import (
     Threads,
     check_json_file,
     say,
-    set_up_process,
+    set_threads,
     show_table,
     write_result,
 )
@@ -116,7 +116,7 @@ def search(
     settings_of_run = make_config(config, settings, seed=seed, quick=quick)
     chosen = choose_strategy(strategy)
     wanted = choose_variants(variants)
-    set_up_process(threads)
+    set_threads(threads)
     check_device(device)
     dataset = open_data(data)
     with _progress(run, tensorboard) as progress, resumable():
@@ -171,7 +171,7 @@ def train(
 
     settings_of_run = make_config(config, settings, seed=seed)
     arch = Architecture.load(architecture)
-    set_up_process(threads)
+    set_threads(threads)
     check_device(device)
     dataset = open_data(data)
     with _progress(run, tensorboard) as progress, resumable():
@@ -209,7 +209,7 @@ def evaluate(
     from ..progress import show_value
     from ..search import evaluate as run_evaluate
 
-    set_up_process(threads)
+    set_threads(threads)
     check_device(device)
     dataset = open_data(data)
     found = run_evaluate(run, dataset, split=split, device=device)

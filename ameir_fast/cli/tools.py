@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .common import JsonFile, Threads, check_json_file, say, set_up_process, show_table, write_result, write_rows
+from .common import JsonFile, Threads, check_json_file, say, set_threads, show_table, write_result, write_rows
 
 Quick = Annotated[bool, typer.Option("--quick", help="A first look in under 45 seconds; not for quoting.")]
 Repeats = Annotated[int | None, typer.Option("--repeats", min=1, metavar="R", help="Measure R times over.")]
@@ -60,7 +60,7 @@ def profile(
     sizes = whole_numbers("--batch", batch)
     from ..profile import profile_run
 
-    set_up_process(threads)
+    set_threads(threads)
     rows = profile_run(run, sizes, device, seconds)
     show_table(
         json_file,
@@ -136,7 +136,7 @@ def bench_cpu(
     ameir-fast bench cpu --suite alimama --cases din,gru --lengths ragged --threads 2 --json rows.jsonl
     """
     check_json_file(json_file)
-    set_up_process(threads)
+    set_threads(threads)
     suite_module = bench_module("cpu")
     rows = suite_module.run(
         suites=listed(suite),
@@ -173,7 +173,7 @@ def bench_native(threads: Threads = None, quick: Quick = False, json_file: JsonF
     ameir-fast bench native --json rows.jsonl
     """
     check_json_file(json_file)
-    set_up_process(threads)
+    set_threads(threads)
     suite_module = bench_module("native")
     rows = suite_module.run(quick=quick)
     say(json_file, suite_module.table(rows))
