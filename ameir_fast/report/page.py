@@ -320,9 +320,8 @@ def _race(run: Run) -> Html | None:
     return section(
         "Race of finalists",
         grid(*cards),
-        note="Finalists are spread over the ranking and trained for a short while, round by round from the shared "
-        "weights; after each round the weaker half leaves, and the last ones get a full training of their own. "
-        "The zero path and the fixed MLP always take part.",
+        note="Finalists are spread over the ranking and trained for a short while, each round anew; after each the "
+        "weaker half leaves, and the last ones get a full training. The zero path and the fixed MLP always take part.",
     )
 
 

@@ -60,9 +60,9 @@ def random_children(context: Context, name: str, blocks: tuple, products: tuple)
         if path not in paths:
             paths.append(path)
     found = race_of(context, scope.scope("behavior"), [context.behavior_child(p) for p in paths])[0]
-    net.adopt(trained_finalist(context, scope.scope("behavior"), found))
     step = MlpStep(context, found.arch.behavior, draw_like(products, space.schema.num_fields, g), name)
-    if config.mlp_inherit:
+    if config.mlp_inherit or config.inherit_retraining:  # otherwise nothing reads step 3's shared weights
+        net.adopt(trained_finalist(context, scope.scope("behavior"), found))
         step.train_supernet()
     children = [step.arch(FIXED)]
     fruitless = 0  # draws in a row that brought nothing new: fewer MLPs may be allowed than finalists wanted
