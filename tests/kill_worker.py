@@ -58,7 +58,7 @@ def attempt(data: Dataset, run: Path) -> tuple[int, int]:
 
 
 def main(data_dir: str, run_dir: str, kills: int, seed: int) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)  # trainings side by side are killed as well
     data, run, rng = Dataset.open(data_dir), Path(run_dir), random.Random(seed)
     killed: list[str] = []
     while True:

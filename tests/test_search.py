@@ -131,28 +131,41 @@ def test_same_seed_same_result(finished, data, tmp_path):
     assert (tmp_path / "again" / "architecture.json").read_bytes() == (finished[0] / "architecture.json").read_bytes()
 
 
-def _killed_run(data, finished, tmp_path, kills: int, seed: int) -> list[str]:
-    run = tmp_path / "killed"
+def _run_in_worker(data, run: Path, kills: int, seed: int = 0) -> list[str]:
     worker = subprocess.run([sys.executable, str(HERE / "kill_worker.py"), str(data.directory), str(run), str(kills),
                              str(seed)], capture_output=True, text=True, cwd=HERE.parent, timeout=1500, check=False)
     assert worker.returncode == 0, worker.stderr[-2000:]
     told = json.loads(worker.stdout.splitlines()[-1])
-    assert (run / "architecture.json").read_bytes() == (finished[0] / "architecture.json").read_bytes()
-    assert comparable(json.loads((run / "metrics.json").read_text())) == comparable(finished[1])
-    assert not list(run.rglob(".ameir-fast-*.tmp"))
     assert told["kills"] == kills, f"the run ended after {told['kills']} kills"
     return told["stages"]
 
 
-def test_killed_run_resumes_to_the_same_result(data, finished, tmp_path):
-    stages = _killed_run(data, finished, tmp_path, kills=20, seed=1)
+@pytest.fixture(scope="module")
+def unkilled(data, tmp_path_factory) -> Path:
+    """A run in the worker, whose trainings go side by side, that nothing interrupts."""
+    run = tmp_path_factory.mktemp("unkilled") / "run"
+    _run_in_worker(data, run, kills=0)
+    return run
+
+
+def _killed_run(data, unkilled: Path, run: Path, kills: int, seed: int) -> list[str]:
+    stages = _run_in_worker(data, run, kills, seed)
+    assert (run / "architecture.json").read_bytes() == (unkilled / "architecture.json").read_bytes()
+    mine, theirs = (comparable(json.loads((r / "metrics.json").read_text())) for r in (run, unkilled))
+    assert mine == theirs
+    assert not list(run.rglob(".ameir-fast-*.tmp"))
+    return stages
+
+
+def test_killed_run_resumes_to_the_same_result(data, unkilled, tmp_path):
+    stages = _killed_run(data, unkilled, tmp_path / "run", kills=20, seed=1)
     assert {s.split(".")[0] for s in stages} == {"behavior", "interactions", "mlp", "retrain"}, stages
 
 
 @pytest.mark.slow
-def test_killed_200_times(data, finished, tmp_path):
+def test_killed_200_times(data, unkilled, tmp_path):
     for seed in range(2, 12):
-        _killed_run(data, finished, tmp_path / str(seed), kills=20, seed=seed)
+        _killed_run(data, unkilled, tmp_path / str(seed), kills=20, seed=seed)
 
 
 def test_resume_of_a_finished_run_changes_nothing(data, finished):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from ..model import Model
 from ..space import Architecture
 from .context import Context, derives, outside_embedding, train_model
 from .store import Scope
+from .together import together
 from .training import Outcome
 
 FULL = "full"  # the name of a finalist's full training; that of a short one is its length
@@ -54,13 +55,11 @@ def race(context: Context, scope: Scope, finalists: Sequence[Architecture], roun
         if len(alive) <= runs:
             break
         keep = runs if number == len(rounds) else max(runs, math.ceil(len(alive) / 2))
-        for standing in alive:
-            train_shortly(context, scope, standing, epochs, inherit)
+        _side_by_side(context, scope, f"{epochs:g}", alive, lambda c, s, epochs=epochs: train_shortly(
+            c, scope, s, epochs, inherit))
         sort(deciding=keep == runs)
         alive, out = alive[:keep], alive[keep:] + out
-    for standing in alive:
-        found = _result(context, scope, standing, FULL, None, context.config.inherit_retraining)
-        standing.score = found["score"]
+    _side_by_side(context, scope, FULL, alive, lambda c, s: _train_fully(c, scope, s))
     sort(deciding=True)
     return alive + out
 
@@ -70,6 +69,17 @@ def train_shortly(context: Context, scope: Scope, standing: Standing, epochs: fl
     noise: hence the score is the mean over rounds."""
     _result(context, scope, standing, f"{epochs:g}", epochs, inherit)
     standing.score = fmean(r[context.primary] for r in standing.rounds)
+
+
+def _train_fully(context: Context, scope: Scope, standing: Standing) -> None:
+    found = _result(context, scope, standing, FULL, None, context.config.inherit_retraining)
+    standing.score = found["score"]
+
+
+def _side_by_side(context: Context, scope: Scope, name: str, standings: list[Standing],
+                  train: Callable[[Context, Standing], None]) -> None:
+    together(context.task, f"{scope.stage}.{name}",
+             [lambda task, s=s: train(replace(context, task=task), s) for s in standings])
 
 
 def trained_finalist(context: Context, scope: Scope, standing: Standing) -> Model:

@@ -27,6 +27,7 @@ class Task:
     config: SearchConfig
     progress: Progress
     device: str = "cpu"
+    clock: Callable[[], float] = time.perf_counter  # seconds; trainings side by side share one (together.py)
     _cache: dict = field(default_factory=dict)
 
     @property
@@ -88,14 +89,15 @@ def fit(task: Task, net: nn.Module, scope: Scope, *, total: int, learning_rate: 
     every = max(1, round(config.evaluate_every * task.steps_per_epoch))
     net.generator = torch.Generator(next(net.parameters()).device)
     task.progress.start(scope.stage, total, done=state.step)
-    began = time.perf_counter()
+    clock = task.clock
+    began = clock()
     net.train()
     for step, batch in task.training_batches(seed, state.step, 0 if state.stopped else total):
         net.generator.manual_seed(derive_seed(seed, step))
         batch = forget_some_ids(batch, config.unknown_rate, net.generator)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / total))
-        mark = time.perf_counter()
+        mark = clock()
         optimizer.zero_grad(set_to_none=True)
         loss = objective.loss(lambda b, items, step=step: forward(step, b, items), batch)
         loss.backward()
@@ -105,23 +107,23 @@ def fit(task: Task, net: nn.Module, scope: Scope, *, total: int, learning_rate: 
         optimizer.step()
         state.step = step + 1
         state.loss_sum, state.loss_count = state.loss_sum + loss.detach(), state.loss_count + 1
-        state.device_seconds += time.perf_counter() - mark
+        state.device_seconds += clock() - mark
         task.progress.update(state.step)
         if state.step % every == 0 or state.step == total:
-            mark = time.perf_counter()
+            mark = clock()
             state.record(net, loss=float(state.loss_sum) / state.loss_count, validate=validate, primary=objective.primary,
                          keep_best=keep_best)
-            state.device_seconds += time.perf_counter() - mark
+            state.device_seconds += clock() - mark
             state.loss_sum, state.loss_count = 0.0, 0
             scope.log(total=total, **state.curve[-1],
-                      seconds=round(state.seconds + time.perf_counter() - began, 3))
+                      seconds=round(state.seconds + clock() - began, 3))
             task.progress.update(state.step, **{k: v for k, v in state.curve[-1].items() if k != "step"})
             state.stopped = validate is not None and state.bad >= config.patience and keep_best
             if state.stopped or state.step == total:
                 break
-            spent = time.perf_counter() - began
+            spent = clock() - began
             state.save(scope, net, optimizer, spent)
-    spent = time.perf_counter() - began
+    spent = clock() - began
     state.seconds += spent
     state.save(scope, net, optimizer, 0.0)
     if keep_best and state.best:

@@ -16,7 +16,8 @@ from .objective import make_objective
 from .race import Standing, trained_finalist
 from .seeds import seeded_initialization
 from .store import Scope
-from .training import Task
+from .together import together
+from .training import Outcome, Task
 
 FOUND = ("AMEIR-A", "AMEIR-B", "AMEIR-C")
 FIXED_POINTS = ("DNN", "DNN-pool", "Wide&Deep", "DIN")
@@ -71,19 +72,17 @@ def samples_per_second(task: Task, model: nn.Module, rows: int = 1024, repeats: 
 
 def full_runs(task: Task, scope: Scope, build: Callable[[Scope], nn.Module], inherit: bool = False) -> dict:
     """``runs`` full trainings from different seeds; validation picks one, whose test row is returned."""
+    def train(task: Task, place: Scope) -> tuple[nn.Module, Outcome]:
+        model = build(place)
+        return model, train_model(task, model, place, inherit)
+
     def run() -> dict:
-        best = None
-        outcomes = []
-        for number in range(task.config.runs):
-            place = scope.scope(number)
-            model = build(place)
-            outcome = train_model(task, model, place, inherit)
-            outcomes.append(outcome)
-            if best is None or outcome.score > best[1].score:
-                best = model, outcome
-        return {**test_row(task, best[0]), "valid": best[1].score,
-                "seconds": sum(o.seconds for o in outcomes),
-                "device_seconds": sum(o.device_seconds for o in outcomes)}
+        done = together(task, scope.stage, [lambda task, place=scope.scope(number): train(task, place)
+                                            for number in range(task.config.runs)])
+        model, outcome = max(done, key=lambda one: one[1].score)
+        return {**test_row(task, model), "valid": outcome.score,
+                "seconds": sum(o.seconds for _, o in done),
+                "device_seconds": sum(o.device_seconds for _, o in done)}
     return scope.result("row", run)
 
 
