@@ -16,6 +16,7 @@ CORE = {
     "polars": "reading csv and parquet",
     "rich": "terminal",
     "typer": "command line",
+    "zstandard": "reading .zst files",
 }
 #: Packages that add something: distribution name, extra and what it is for.
 OPTIONAL = {

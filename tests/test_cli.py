@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ameir_fast import cli
+from ameir_fast.cli import prepare
 from ameir_fast.cli import run as run_commands
 from ameir_fast.errors import InputError
 from tests import fake_run
@@ -63,13 +64,16 @@ def test_help_names_every_command(capsys):
         assert "ameir-fast prepare movielens --output" in out
 
 
-@pytest.mark.parametrize("command", [[name] for name in COMMANDS] + [["bench", "cpu"], ["bench", "native"]])
+KINDS = [["prepare", kind.NAME] for kind in prepare.KINDS]
+
+
+@pytest.mark.parametrize("command", [*([name] for name in COMMANDS), ["bench", "cpu"], ["bench", "native"], *KINDS])
 def test_every_command_teaches_by_example_and_takes_json(capsys, command):
     assert call(*command, "--help") == 0
     out = capsys.readouterr().out
-    if command != ["bench"]:
+    if command not in (["bench"], ["prepare"]):
         assert "--json FILE" in out
-    if command not in (["bench"], ["doctor"]):
+    if command not in (["bench"], ["prepare"], ["doctor"]):
         assert out.count(f"ameir-fast {' '.join(command)} ") >= 2  # the usage line and an example
 
 
@@ -146,8 +150,7 @@ def test_the_installed_form_of_the_command():
         (["bench", "cpu", "--engines", "abacus"], "unknown engine 'abacus'"),
         (["bench", "population", "--step", "1"], "bench population is not available yet"),
         (["bench", "nonsense"], "nonsense"),
-        (["prepare", "criteo", "--output", "x"], "not available yet: criteo; available: movielens, table"),
-        (["prepare", "nonsense", "--output", "x"], "unknown kind of data 'nonsense'"),
+        (["prepare", "nonsense", "--output", "x"], "No such command 'nonsense' (see ameir-fast prepare --help)"),
         (["prepare", "movielens", "--input", "missing", "--output", "x"], "missing"),
         (["prepare", "table", "--output", "x"], "--input"),
         (["prepare", "table", "--input", "missing.csv", "--output", "x"], "--schema"),

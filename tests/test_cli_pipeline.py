@@ -444,7 +444,7 @@ def test_missing_columns_files_and_broken_schemas(refused, tmp_path):  # noqa: F
     (tmp_path / "table.json").write_text(json.dumps(TABLE))
     (tmp_path / "table.csv").unlink()
     refused(*arguments, says="table.csv")
-    refused(*arguments, "--max-history", "5", says="belong to movielens")
+    refused(*arguments, "--max-history", "5", says="--max-history")
 
 
 def test_a_disk_that_fills_up_while_preparing(capsys, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import typer
 
 from ..errors import InputError
-from . import data, run, tools
+from . import prepare, run, tools
 from .common import INTERRUPTED, Interrupted, one_line
 
 app = typer.Typer(
@@ -55,7 +55,6 @@ def _root(
 
 
 for _command in (
-    data.prepare,
     run.search,
     run.train,
     run.evaluate,
@@ -64,6 +63,7 @@ for _command in (
     tools.profile,
 ):
     app.command()(_command)
+app.add_typer(prepare.app, name="prepare")
 app.add_typer(tools.bench, name="bench")
 
 

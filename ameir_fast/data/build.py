@@ -8,41 +8,42 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ..atomic import new_dir
+from ..atomic import check_output_dir, new_dir
 from ..errors import InputError
 from . import order, split, vocabulary
 from .files import SPLITS, VERSION, DirectoryWriter, file_name
 from .plan import TablePlan
+from .source import Source
 
 Progress = Callable[[str], None]
 
 
 def build(
-    frame: pl.DataFrame,
+    source: Source,
     plan: TablePlan,
     output: str | Path,
     *,
     kind: str,
     options: dict,
-    dropped: dict[str, int],
     named_split: np.ndarray | None = None,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> dict:
     """Writes the prepared directory ``output`` and returns its statistics.
 
-    ``frame`` has the columns that ``plan`` names, checked: a label of 0 and 1, a time without gaps, lists
-    where the plan wants lists. Its row order breaks ties between equal times. ``dropped`` (reason → rows) is
-    what the reader left out before. ``options`` goes into ``dataset.json``. The directory appears whole or
+    ``source``'s chunks have the columns that ``plan`` names, checked: a label of 0 and 1, a time without gaps, lists
+    where the plan wants lists. Its row order breaks ties between equal times. ``options`` goes into ``dataset.json``. The directory appears whole or
     not at all.
 
     Raises ``InputError`` when the output is in use or a split has no rows, ``OSError`` when the disk is full.
     """
     say = on_progress or (lambda text: None)
     output = Path(output)
+    check_output_dir(output, overwrite)
+    frame = pl.concat(source.chunks())
     with new_dir(output, overwrite) as directory:
         writer = DirectoryWriter(directory, output)
-        rows = _Rows(frame, plan, named_split, dict(dropped))
+        rows = _Rows(frame, plan, named_split, dict(source.dropped))
         say(f"{frame.height} rows; learning vocabularies from {int((rows.part == 0).sum())} training rows")
         encoders = vocabulary.learn(frame, rows.part == 0, plan)
         rows.settle(encoders)

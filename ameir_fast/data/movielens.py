@@ -16,6 +16,7 @@ from .fetch import PREFIX, check_members
 from .files import sha256
 from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
 from .reading import Table, read_text
+from .source import FrameSource
 
 #: A rating from here on is a positive.
 POSITIVE = 4
@@ -66,12 +67,11 @@ def prepare_movielens(
         "source": hashes,
     }
     return build(
-        _frame(tables),
+        FrameSource(_frame(tables)),
         plan(user_field, max_history),
         output_dir,
         kind="movielens",
         options=options,
-        dropped={},
         overwrite=overwrite,
         on_progress=on_progress,
     )

@@ -16,6 +16,7 @@ from .build import Progress, build
 from .files import SPLITS
 from .plan import TablePlan
 from .reading import Table, data_files, read_tables
+from .source import FrameSource
 from .table_schema import load_plan
 from .vocabulary import flat, is_list, offsets
 
@@ -61,12 +62,11 @@ def prepare_table(
     table = read_tables(paths, _columns(plan), separator)
     frame, plan, named, dropped = _checked(table, plan)
     return build(
-        frame,
+        FrameSource(frame, tuple(paths), dropped),
         plan,
         output_dir,
         kind="table",
         options={"schema": read_json(schema_path)},
-        dropped=dropped,
         named_split=named,
         overwrite=overwrite,
         on_progress=on_progress,

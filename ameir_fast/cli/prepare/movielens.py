@@ -1,0 +1,53 @@
+"""``prepare movielens``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...atomic import check_output_dir
+from ..common import JsonFile, check_json_file
+from .common import Notes, Output, Overwrite, finish
+
+NAME = "movielens"
+#: Where downloaded ratings are kept, beside the prepared data.
+DOWNLOADED = "ml-100k"
+
+
+def prepare(
+    output: Output,
+    source: Annotated[
+        str | None,
+        typer.Option("--input", metavar="PATH", help="Folder to read. Without it MovieLens-100K is downloaded."),
+    ] = None,
+    max_history: Annotated[
+        int | None, typer.Option("--max-history", min=1, metavar="T", help="Newest T ratings. Default: 20.")
+    ] = None,
+    user_field: Annotated[
+        bool, typer.Option("--user-field", help="The user's id as a field of the default view.")
+    ] = False,
+    overwrite: Overwrite = False,
+    json_file: JsonFile = None,
+) -> None:
+    """MovieLens: ratings with user and item attributes and time; a rating from 4 on is a positive.
+
+    Without --input MovieLens-100K is taken from the recbole wheel on the package index, which is downloaded once,
+    checked by its hash, and kept beside the output.
+
+    \b
+    ameir-fast prepare movielens --output data/movielens-100k
+    ameir-fast prepare movielens --input ml-100k --output data/movielens-100k --max-history 50
+    """
+    check_json_file(json_file)
+    from ...data import fetch_movielens, prepare_movielens
+
+    check_output_dir(output, overwrite)  # before the download, not after it
+    options = {} if max_history is None else {"max_history": max_history}
+    with Notes() as notes:
+        path = source or fetch_movielens(Path(output).parent / DOWNLOADED, on_progress=notes)
+        prepare_movielens(
+            path, output, user_field=user_field, overwrite=overwrite, on_progress=notes, **options
+        )
+    finish(output, json_file)

@@ -1,0 +1,34 @@
+"""``prepare table``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..common import JsonFile, check_json_file
+from .common import Inputs, Notes, Output, Overwrite, finish
+
+NAME = "table"
+
+
+def prepare(
+    source: Inputs,
+    output: Output,
+    schema: Annotated[
+        str, typer.Option("--schema", metavar="FILE", help="What the columns mean, as JSON (docs/data.md).")
+    ],
+    overwrite: Overwrite = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Any parquet or csv files, with a schema that says what their columns mean.
+
+    \b
+    ameir-fast prepare table --input clicks.parquet --schema clicks.json --output data/clicks
+    """
+    check_json_file(json_file)
+    from ...data import prepare_table
+
+    with Notes() as notes:
+        prepare_table(source, output, schema, overwrite=overwrite, on_progress=notes)
+    finish(output, json_file)

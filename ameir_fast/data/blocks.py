@@ -1,0 +1,158 @@
+"""Text files of any size, plain or compressed, in blocks of whole lines with their line numbers."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import zstandard
+
+from ..errors import InputError
+
+BLOCK = 16 << 20
+#: A longer line is a damaged file, or one of another kind.
+LONGEST_LINE = 1 << 20
+_LONGEST_QUOTED = 8 * LONGEST_LINE
+_PACKED = 1 << 16
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole lines of ``path``, each ended by a newline; ``line`` is the number of the first one, from 1."""
+
+    path: Path
+    line: int
+    data: bytes
+
+    def refuse(self, index: int, what: str) -> None:
+        """Raises ``InputError`` that names the block's line at position ``index``."""
+        raise InputError(f"{self.path}: line {self.line + index} {what}")
+
+
+class Reading:
+    """How far the reading of ``paths`` has come, in bytes as they lie on the disk."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self.total = sum(p.stat().st_size for p in paths)
+        self._before = 0
+        self._file: BinaryIO | None = None
+
+    @property
+    def done(self) -> int:
+        return self._before + (self._file.tell() if self._file is not None and not self._file.closed else 0)
+
+
+def blocks(paths: Sequence[Path], quoted: bool = False, size: int = BLOCK,
+           reading: Reading | None = None) -> Iterator[Block]:
+    """The lines of plain, gzip and zstandard files (told by their first bytes), one file after another.
+
+    A newline is added where the last line has none, a byte order mark and carriage returns at line ends are taken
+    away. With ``quoted`` no block ends within ``"…"``, so that a quoted value may hold newlines.
+
+    Raises ``InputError`` naming the file for one that is empty, missing, damaged or cut off, and its line for bytes
+    that are not UTF-8, NUL bytes, and lines of more than ``LONGEST_LINE`` bytes.
+    """
+    for path in paths:
+        path = Path(path)
+        empty = True
+        for block in _blocks_of(path, quoted, size, reading):
+            empty = False
+            yield block
+        if empty:
+            raise InputError(f"{path}: the file is empty")
+
+
+def _blocks_of(path: Path, quoted: bool, size: int, reading: Reading | None) -> Iterator[Block]:
+    line, rest = 1, b""
+    for read in _pieces(path, size, reading):
+        end = _end(rest, read, quoted)
+        if end < 0:
+            rest += read
+            if len(rest) > LONGEST_LINE and b"\n" not in rest:
+                raise InputError(f"{path}: line {line} has more than {LONGEST_LINE:,} bytes")
+            if len(rest) > max(size, _LONGEST_QUOTED):
+                raise InputError(f"{path}: line {line} or one soon after it opens a quote that is not closed")
+            continue
+        block = _checked(Block(path, line, rest + read[:end]))
+        rest = read[end:]
+        line += block.data.count(b"\n")
+        yield block
+    if rest:
+        yield _checked(Block(path, line, rest + b"\n"))
+
+
+def _end(rest: bytes, read: bytes, quoted: bool) -> int:
+    """Where the last whole line of ``read`` ends, or -1."""
+    end = read.rfind(b"\n") + 1
+    if quoted:
+        quotes = rest.count(b'"') + read.count(b'"', 0, end)
+        while end and quotes % 2:
+            before = read.rfind(b"\n", 0, end - 1) + 1
+            quotes -= read.count(b'"', before, end)
+            end = before
+    return end or -1
+
+
+def _pieces(path: Path, size: int, reading: Reading | None) -> Iterator[bytes]:
+    try:
+        with open(path, "rb") as file:
+            if reading is not None:
+                reading._file = file
+            start = file.read(4)
+            file.seek(0)
+            if start == _ZSTD:
+                yield from _unpacked(file)
+            else:
+                stream = gzip.GzipFile(fileobj=file) if start.startswith(_GZIP) else file
+                while piece := stream.read(size):
+                    yield piece
+            if reading is not None:
+                reading._before += file.tell()
+                reading._file = None
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a directory") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise InputError(f"{path}: damaged or cut off ({error})") from None
+
+
+def _unpacked(file: BinaryIO) -> Iterator[bytes]:
+    """Zstandard's ``stream_reader`` takes a file that is cut off for a whole one; this does not."""
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    packed, started = file.read(_PACKED), True
+    while packed:
+        if piece := frame.decompress(packed):
+            yield piece
+        packed, started = frame.unused_data, True
+        if frame.eof:
+            frame, started = zstandard.ZstdDecompressor().decompressobj(), False
+        packed = packed or file.read(_PACKED)
+    if started:
+        raise EOFError("the compressed data ends too early")
+
+
+def _checked(block: Block) -> Block:
+    data = block.data.removeprefix(_BOM) if block.line == 1 else block.data
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n")
+    if b"\0" in data:
+        block.refuse(data.count(b"\n", 0, data.index(b"\0")), "holds a NUL byte")
+    if not data.isascii():
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            block.refuse(data.count(b"\n", 0, error.start), f"is not UTF-8 ({error.reason})")
+    start = 0
+    while len(data) - start > LONGEST_LINE:  # jumps from line to line only where one could be too long
+        end = data.rfind(b"\n", start, start + LONGEST_LINE + 1)
+        if end < 0:
+            block.refuse(data.count(b"\n", 0, start), f"has more than {LONGEST_LINE:,} bytes")
+        start = end + 1
+    return Block(block.path, block.line, data)

@@ -1,0 +1,153 @@
+"""Delimited text (csv, tsv and their relatives) as frames of text columns, errors naming file and line."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from ..errors import InputError
+from .blocks import BLOCK, Block, Reading, blocks
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a file: columns of text (an empty cell is null) and the number of each one's line."""
+
+    path: Path
+    frame: pl.DataFrame
+    lines: range | list[int]
+
+    def where(self, row: int) -> str:
+        return f"{self.path}: line {self.lines[row]}"
+
+    def refuse(self, wrong: pl.Series, column: str, what: Callable[[object], str]) -> None:
+        """Raises ``InputError`` for the first row where ``wrong`` holds; ``what(value)`` says what its value is."""
+        rows = wrong.fill_null(True).arg_true()
+        if len(rows):
+            raise InputError(f"{self.where(rows[0])}: column {column!r} {what(self.frame[column][rows[0]])}")
+
+    def number(self, column: str, missing: bool = False) -> pl.Series:
+        """A column as finite Float64; with ``missing`` an empty cell is null, otherwise an error."""
+        values = self.frame[column]
+        found = values.cast(pl.Float64, strict=False)
+        wrong = ~found.is_finite().fill_null(False)
+        self.refuse(wrong & values.is_not_null() if missing else wrong, column,
+                    lambda v: "is missing" if v is None else f"is {shown(v)}, not a number")
+        return found
+
+    def integer(self, column: str, missing: bool = False) -> pl.Series:
+        """A column as Int64; with ``missing`` an empty cell is null, otherwise an error."""
+        values = self.frame[column]
+        found = values.cast(pl.Int64, strict=False)
+        wrong = found.is_null()
+        self.refuse(wrong & values.is_not_null() if missing else wrong, column,
+                    lambda v: "is missing" if v is None else f"is {shown(v)}, not a whole number")
+        return found
+
+
+def shown(value: object) -> str:
+    """A value for an error message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_delimited(paths: Sequence[Path], separator: str, columns: Sequence[str] | None = None, *,
+                   quoted: bool = False, reading: Reading | None = None, size: int = BLOCK) -> Iterator[Rows]:
+    """The rows of ``paths`` in pieces, never more than ``size`` bytes of text at a time. Blank lines are skipped.
+
+    Without ``columns`` each file's first line names them, and all files must agree; ``columns`` names those of files
+    without such a line. ``separator`` is one character, or two that stand for one (``::``). ``quoted``: values may
+    stand in double quotes.
+
+    Raises ``InputError`` naming the file (and line) for another number of columns than the first line's or
+    ``columns``', a repeated column name, a header that comes again, and what ``blocks`` refuses.
+    """
+    sep = separator.encode()
+    first: tuple[Path, list[str]] | None = None
+    for path in paths:
+        names, header = (list(columns) if columns is not None else None), None
+        for block in blocks([path], quoted, size, reading):
+            line, data = block.line, block.data
+            if names is None:
+                header, data = data[: data.index(b"\n") + 1], data[data.index(b"\n") + 1:]
+                line, names = line + 1, _names(path, header, separator, quoted)
+                if first is None:
+                    first = path, names
+                elif names != first[1]:
+                    raise InputError(f"{path}: its columns {', '.join(names)} are not those of {first[0]}: "
+                                     f"{', '.join(first[1])}")
+            if header is not None and (data.startswith(header) or b"\n" + header in data):
+                at = 0 if data.startswith(header) else data.index(b"\n" + header) + 1
+                Block(path, line, data).refuse(data.count(b"\n", 0, at), "repeats the header")
+            if data:
+                yield _parse(Block(path, line, data), sep, names, quoted)
+
+
+def _names(path: Path, header: bytes, separator: str, quoted: bool) -> list[str]:
+    text = header.decode().rstrip("\n")
+    names = next(csv.reader([text], delimiter=separator)) if quoted and len(separator) == 1 else text.split(separator)
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{path}: line 1 names the column {name!r} twice")
+    return names
+
+
+def _parse(block: Block, sep: bytes, names: list[str], quoted: bool) -> Rows:
+    data, count = block.data, block.data.count(b"\n")
+    lines: range | list[int] = range(block.line, block.line + count)
+    if quoted and b'"' in data:
+        return _parse_quoted(block, sep, names)
+    blank = data.startswith(b"\n") or b"\n\n" in data
+    if blank or data.count(sep) != (len(names) - 1) * count:
+        kept = []
+        data = data.split(b"\n")[:-1]
+        for index, line in enumerate(data):
+            if line and line.count(sep) + 1 != len(names):
+                block.refuse(index, f"has {line.count(sep) + 1} columns, not {len(names)}")
+            if line:
+                kept.append(index)
+        lines = [block.line + index for index in kept]
+        data = b"".join(data[index] + b"\n" for index in kept)
+    single = sep
+    if len(sep) > 1:
+        single = b"\x1f"
+        if single in data:
+            block.refuse(data.count(b"\n", 0, data.index(single)), "holds the control character 0x1f")
+        data = data.replace(sep, single)
+    if not data:
+        return Rows(block.path, pl.DataFrame(schema=dict.fromkeys(names, pl.String)), lines)
+    try:
+        frame = pl.read_csv(io.BytesIO(data), has_header=False, schema=dict.fromkeys(names, pl.String),
+                            separator=single.decode(), quote_char=None)
+    except pl.exceptions.PolarsError:
+        # Every line has so many separators on average but not each: say which.
+        for index, line in enumerate(block.data.split(b"\n")[:-1]):
+            if line and line.count(sep) + 1 != len(names):
+                block.refuse(index, f"has {line.count(sep) + 1} columns, not {len(names)}")
+        raise
+    return Rows(block.path, frame, lines)
+
+
+def _parse_quoted(block: Block, sep: bytes, names: list[str]) -> Rows:
+    """The slow way, for blocks that do hold quotes."""
+    reader = csv.reader(io.StringIO(block.data.decode(), newline=""), delimiter=sep.decode(), strict=True)
+    values: list[list[str]] = []
+    lines: list[int] = []
+    start = 0
+    try:
+        for row in reader:
+            if row:
+                if len(row) != len(names):
+                    block.refuse(start, f"has {len(row)} columns, not {len(names)}")
+                values.append(row)
+                lines.append(block.line + start)
+            start = reader.line_num
+    except csv.Error as error:
+        block.refuse(start, f"cannot be read ({error})")
+    frame = pl.DataFrame(values, schema=dict.fromkeys(names, pl.String), orient="row")
+    return Rows(block.path, frame.with_columns(pl.all().replace("", None)), lines)
