@@ -93,14 +93,17 @@ def open_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def replace_dir(
-    temporary: str | os.PathLike[str], destination: str | os.PathLike[str], overwrite: bool = False
+    temporary: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    overwrite: bool = False,
+    aside: Path | None = None,
 ) -> Path:
     """Move the finished directory ``temporary`` to ``destination`` (same file system) and return the
     destination.
 
     ``destination`` may be absent or an empty directory. With ``overwrite`` it may also be a filled
-    directory: the old one is first renamed aside and removed once the new one stands, and put back if the
-    move fails.
+    directory: the old one is first renamed to ``aside`` (default: a temporary name beside it) and removed once
+    the new one stands, and put back if the move fails.
 
     Raises:
         InputError: ``destination`` is in use and ``overwrite`` is off, or it is not a directory.
@@ -109,21 +112,22 @@ def replace_dir(
     temporary, destination = Path(temporary), Path(destination)
     check_output_dir(destination, overwrite=overwrite)
     sync_tree(temporary)
-    aside: Path | None = None
+    aside = aside or temporary_beside(destination)
+    replaced = False
     if destination.exists():
         if any(destination.iterdir()):
-            aside = temporary_beside(destination)
             os.rename(destination, aside)
+            replaced = True
         else:
             destination.rmdir()
     try:
         os.rename(temporary, destination)
     except OSError:
-        if aside is not None:
+        if replaced:
             os.rename(aside, destination)
         raise
     sync_directory(destination.parent)
-    if aside is not None:
+    if replaced:
         shutil.rmtree(aside)
     return destination
 

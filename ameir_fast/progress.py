@@ -25,7 +25,7 @@ class Progress:
         self.stages = 0
         self.planned = 0
         self.stage = ""
-        self.total = 0
+        self.total: int | None = 0
         self.unit = "step"
         self.done = 0
         self.metrics: dict[str, float] = {}
@@ -37,15 +37,18 @@ class Progress:
         """Say how many stages are to come in all, those already started included."""
         self.planned = stages
 
-    def start(self, stage: str, total: int, unit: str = "step", done: int = 0) -> None:
+    def start(self, stage: str, total: int | None, unit: str = "step", done: int = 0) -> None:
         """Open a stage of ``total`` units, ``done`` of which were finished before (a resumed run).
+
+        A ``total`` of ``None`` is unknown; the attribute may be set when more is known.
 
         An earlier stage that is still open is closed without a summary.
         """
         if self._open:
             self.finish()
         self.stages += 1
-        self.stage, self.total, self.unit = stage, max(0, int(total)), unit
+        self.stage, self.unit = stage, unit
+        self.total = None if total is None else max(0, int(total))
         self.done = self._first = int(done)
         self.metrics = {}
         self._began = self._clock()
@@ -94,11 +97,14 @@ class Progress:
     def left(self) -> float | None:
         """Seconds to the end of the stage at the present rate, or None while that is unknown."""
         rate = self.rate
-        return (self.total - self.done) / rate if rate > 0 and self.total >= self.done else None
+        return (self.total - self.done) / rate if rate > 0 and self.total is not None and self.total >= self.done else None
 
     def prefix(self) -> str:
         """``[3/9] ``, or ``[3] `` while the number of stages is unknown."""
         return f"[{self.stages}/{self.planned}] " if self.planned >= self.stages else f"[{self.stages}] "
+
+    def _count(self) -> str:
+        return f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
 
     def _show_start(self) -> None: ...
 
@@ -124,7 +130,8 @@ class PlainProgress(Progress):
     def _show_start(self) -> None:
         self._printed = self._clock()
         self._line(
-            f"{self.prefix()}{self.stage}: {count(self.total, self.unit)}"
+            f"{self.prefix()}{self.stage}"
+            + (f": {count(self.total, self.unit)}" if self.total is not None else "")
             + (f", {self.done:,} done before" if self.done else "")
         )
 
@@ -135,7 +142,7 @@ class PlainProgress(Progress):
         self._printed = now
         percent = f" {100 * self.done / self.total:3.0f}%" if self.total else ""
         parts = [
-            f"{self.prefix()}{self.stage}{percent} {self.done:,}/{self.total:,}",
+            f"{self.prefix()}{self.stage}{percent} {self._count()}",
             show_rate(self.rate, self.unit),
         ]
         if self.metrics:
@@ -153,6 +160,18 @@ class PlainProgress(Progress):
 
     def _line(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
+
+
+class LineProgress(PlainProgress):
+    """The same lines for a function that takes them one by one, or for nobody."""
+
+    def __init__(self, say: Callable[[str], None] | None, interval: float = 5.0):
+        super().__init__(interval=interval)
+        self._say = say
+
+    def _line(self, text: str) -> None:
+        if self._say is not None:
+            self._say(text)
 
 
 class RichProgress(Progress):
@@ -193,9 +212,9 @@ class RichProgress(Progress):
         # Square brackets are markup to rich; the stage's prefix has some.
         self._task = self._bars.add_task(
             f"{self.prefix()}{self.stage}".replace("[", r"\["),
-            total=max(1, self.total),
+            total=max(1, self.total or 0),
             completed=self.done,
-            numbers=count(self.total, self.unit),
+            numbers="" if self.total is None else count(self.total, self.unit),
         )
 
     def _show_update(self) -> None:
@@ -203,12 +222,13 @@ class RichProgress(Progress):
             return
         left = "" if self.left is None else f"{show_seconds(self.left)} left"
         parts = [
-            f"{self.done:,}/{self.total:,}",
+            self._count(),
             show_rate(self.rate, self.unit),
             show_metrics(self.metrics),
             left,
         ]
-        self._bars.update(self._task, completed=self.done, numbers=" · ".join(part for part in parts if part))
+        numbers = " · ".join(part for part in parts if part)
+        self._bars.update(self._task, total=max(1, self.total or 0), completed=self.done, numbers=numbers)
 
     def _show_finish(self, summary: str) -> None:
         from rich.text import Text

@@ -1,21 +1,38 @@
-"""From a checked table to a prepared directory."""
+"""From the chunks of a source to a prepared directory, in stages that never hold all rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from ..atomic import check_output_dir, new_dir
 from ..errors import InputError
-from . import order, split, vocabulary
-from .files import SPLITS, VERSION, DirectoryWriter, file_name
+from ..progress import LineProgress, count, show_rate
+from ..progress import Progress as Stages
+from . import vocabulary
+from .arrays import ArrayFile
+from .files import SPLITS, VERSION, file_name
+from .output import Columns
+from .pieces import Pieces, regrouped
 from .plan import TablePlan
+from .rows import LABEL, SPLIT, TIME, Rows, arrange, place
 from .source import Source
+from .statistics import statistics
+from .work import Work, identity_of, open_work
+from .writer import DirectoryWriter
 
 Progress = Callable[[str], None]
+
+STAGES = ("read", "split", "vocabularies", "order", "write")
+_THREADS = min(8, os.cpu_count() or 1)
 
 
 def build(
@@ -32,182 +49,183 @@ def build(
     """Writes the prepared directory ``output`` and returns its statistics.
 
     ``source``'s chunks have the columns that ``plan`` names, checked: a label of 0 and 1, a time without gaps, lists
-    where the plan wants lists. Its row order breaks ties between equal times. ``options`` goes into ``dataset.json``. The directory appears whole or
-    not at all.
+    where the plan wants lists, and train, valid or test in the column of a split by column (unless ``named_split``
+    int8 [R] says 0, 1 or 2 for each row). Its row order breaks ties between equal times. ``options`` goes into
+    ``dataset.json``. ``on_progress`` gets lines of text, or is a ``progress.Progress`` that is shown the stages.
+
+    The chunks are read once, into pieces on the disk beside the output, and memory doesn't grow with the rows except
+    where there are users or times: some 30 bytes a row then. The directory appears whole or not at all. Work that was
+    killed or interrupted goes on at the first unfinished stage when ``build`` is called with the same kind, options
+    and plan, and ``source.files`` have not changed; whatever else decides what ``source`` yields must therefore be
+    among ``options``. For a source without files it always begins anew.
 
     Raises ``InputError`` when the output is in use or a split has no rows, ``OSError`` when the disk is full.
     """
-    say = on_progress or (lambda text: None)
     output = Path(output)
-    check_output_dir(output, overwrite)
-    frame = pl.concat(source.chunks())
-    with new_dir(output, overwrite) as directory:
-        writer = DirectoryWriter(directory, output)
-        rows = _Rows(frame, plan, named_split, dict(source.dropped))
-        say(f"{frame.height} rows; learning vocabularies from {int((rows.part == 0).sum())} training rows")
-        encoders = vocabulary.learn(frame, rows.part == 0, plan)
-        rows.settle(encoders)
-        say("writing columns")
-        lengths = _write_columns(writer, rows, encoders)
-        schema, default = plan.schemas({name: e.size for name, e in encoders.items()})
-        statistics = _statistics(rows, encoders, lengths)
-        for name, encoder in encoders.items():
-            if (tokens := encoder.values()) is not None:
-                writer.json(f"vocabularies/{file_name(name)}.json", tokens)
-        writer.json("schema.json", default.to_dict())
-        writer.json("statistics.json", statistics)
-        about = schema.to_dict()
-        checksums = dict(sorted(writer.checksums.items()))
-        writer.json(
-            "dataset.json",
-            {
-                "version": VERSION,
-                "kind": kind,
-                "task": plan.task,
-                "rows": rows.count,
-                "splits": {name: [int(a), int(b)] for name, (a, b) in rows.splits.items()},
-                "all_fields": about["fields"],
-                "vocabularies": about["vocabularies"],
-                "options": options,
-                "checksums": checksums,
-            },
-        )
-    return statistics
+    progress = on_progress if isinstance(on_progress, Stages) else LineProgress(on_progress)
+    named = None if named_split is None else hashlib.sha256(np.ascontiguousarray(named_split)).hexdigest()
+    identity = identity_of(
+        source.files, version=VERSION, output=output.name, kind=kind, options=options, plan=asdict(plan), named=named
+    )
+    with open_work(output, identity, STAGES[-1], overwrite) as work, ThreadPoolExecutor(_THREADS) as pool:
+        building = _Build(work, source, plan, named_split, progress, pool)
+        try:
+            return building.run({"kind": kind, "task": plan.task}, options)
+        except KeyboardInterrupt:
+            if identity is not None:
+                progress.note("interrupted; the same command again goes on with the unfinished stage")
+            raise
+        finally:
+            building.stop.set()
 
 
-class _Rows:
-    """The rows of a table in their stored order: by split, then time, then position in the input."""
-
+class _Build:
     def __init__(
-        self, frame: pl.DataFrame, plan: TablePlan, named_split: np.ndarray | None, dropped: dict[str, int]
+        self,
+        work: Work,
+        source: Source,
+        plan: TablePlan,
+        named_split: np.ndarray | None,
+        progress: Stages,
+        pool: ThreadPoolExecutor,
     ):
-        self.frame, self.plan, self.dropped = frame, plan, dropped
-        if frame.is_empty():
-            raise InputError("there are no rows")
-        self.time = None if plan.time is None else frame[plan.time].to_numpy()
-        self.user = None if plan.user is None else _dense(frame[plan.user])
-        self.part = split.assign(plan.split, self.user, self.time, named_split, frame.height)
-        self.events = self.begin = self.end = None
-        if plan.history and not plan.history[0].ready:
-            self.events, self.begin, self.end = order.timeline(self.user, self.time)
+        self.work, self.source, self.plan, self.named_split = work, source, plan, named_split
+        self.progress, self.pool = progress, pool
+        self.encoder = functools.lru_cache(maxsize=_THREADS)(self._load_encoder)
+        self.stop = threading.Event()
+        self._lock, self._moved = threading.Lock(), 0
+        self._coded = tuple(dict.fromkeys(c for name in plan.vocabulary_names for c in plan.columns_of(name)))
+        # What is counted or numbered, but not encoded.
+        others = (plan.user, next((f.column for f in plan.fields if f.name in plan.target), None))
+        self._coded += tuple(c for c in dict.fromkeys(others) if c is not None and c not in self._coded)
+        self._plain = {LABEL: plan.label, TIME: plan.time}
+        if plan.split.by == "column" and named_split is None:
+            self._plain[SPLIT] = plan.split.column
+        self._plain = {name: column for name, column in self._plain.items() if column is not None}
 
-    def settle(self, encoders: dict[str, vocabulary.Encoder]) -> None:
-        """Leaves out rows that cannot serve and fixes the stored order; ``kept`` int64 holds input positions.
-        """
-        plan, keep = self.plan, np.ones(self.frame.height, bool)
-        if plan.history and plan.history[0].ready:
-            ends = vocabulary.offsets(self.frame[plan.history[0].column])
-            self.begin, self.end = ends[:-1], ends[1:]
-        if plan.min_history:
-            long_enough = self.end - self.begin >= plan.min_history
-            self.drop(keep, long_enough, f"history shorter than {plan.min_history}")
-        if plan.task == "retrieval":
-            # An item that training never saw cannot be ranked, nor learnt as an answer.
-            known = encoders[plan.item_vocabulary].encode(self.frame[plan.item]) > 0
-            self.drop(keep, known, "unknown item")
-        by = (
-            np.lexsort((self.time, self.part))
-            if self.time is not None
-            else np.argsort(self.part, kind="stable")
-        )
-        self.kept = by[keep[by]]
-        ends = np.searchsorted(self.part[self.kept], np.arange(len(SPLITS) + 1))
-        self.splits = dict(zip(SPLITS, zip(ends, ends[1:], strict=False), strict=True))
-        for name, (first, last) in self.splits.items():
-            if first == last:
-                raise InputError(f"the {name} split is empty after leaving out rows: {self.dropped}")
+    def run(self, about: dict, options: dict) -> dict:
+        work = self.work
+        self.progress.plan(self.progress.stages + sum(not work.finished(s) for s in STAGES if s != "order"))
+        read = work.stage("read", self._read)
+        self.pieces = Pieces(work.path("read"), self._coded, self._plain, read["heights"])
+        users = work.stage("split", self._split)["users"]
+        self.rows = Rows(work.path("split"))
+        self.sizes = work.stage("vocabularies", self._vocabularies)
+        placed = work.stage("order", functools.partial(self._order, read["dropped"]))
+        found = work.stage("write", functools.partial(self._write, placed, users, about, options))
+        work.move("write", STAGES[:-1])
+        return found
 
-    def drop(self, keep: np.ndarray, good: np.ndarray, reason: str) -> None:
-        self.dropped[reason] = int((keep & ~good).sum())
-        keep &= good
+    # ---- stages ---------------------------------------------------------------------------------
 
-    @property
-    def count(self) -> int:
-        return self.kept.shape[0]
+    def _read(self, directory: Path) -> dict:
+        pieces, shown = Pieces(directory, self._coded, self._plain), self.work.output
+        self.progress.start("read", None, "row")
+        with ThreadPoolExecutor(1) as writer:
+            # The next piece is read while the one before is coded and written.
+            last = None
+            for frame in regrouped(self._chunks()):
+                if last is not None:
+                    last.result()
+                last = writer.submit(pieces.add, frame, self.pool, shown)
+            if last is None:
+                raise InputError("there are no rows")
+            last.result()
+        self._finish(pieces.rows)
+        return {"heights": [stop - start for start, stop in pieces.bounds], "dropped": dict(self.source.dropped)}
 
+    def _chunks(self) -> Iterator[pl.DataFrame]:
+        rows = 0
+        for frame in self.source.chunks():
+            rows += frame.height
+            share = self.source.done
+            self.progress.total = round(rows / share) if share > 0 else None
+            self.progress.update(rows)
+            yield frame.select(*self._coded, *(_numbers(frame, name, c) for name, c in self._plain.items()))
 
-def _dense(values: pl.Series) -> np.ndarray:
-    """int32 numbers from 0, by first appearance."""
-    distinct = values.unique(maintain_order=True)
-    return values.replace_strict(
-        distinct, pl.Series(range(len(distinct)), dtype=pl.Int32), return_dtype=pl.Int32
-    ).to_numpy()
+    def _split(self, directory: Path) -> dict:
+        self.progress.start("split", self.pieces.rows, "row")
+        found = arrange(self.pieces, self.plan, directory, self.named_split, self.work.output)
+        self._finish(self.pieces.rows)
+        return found
 
+    def _vocabularies(self, directory: Path) -> dict:
+        names = self.plan.vocabulary_names
+        moved = self._start("vocabularies", len(names))
 
-def _write_columns(
-    writer: DirectoryWriter, rows: _Rows, encoders: dict[str, vocabulary.Encoder]
-) -> np.ndarray | None:
-    """Returns the length of each stored row's whole history."""
-    plan, frame, kept = rows.plan, rows.frame, rows.kept
-    for f in plan.fields:
-        name, encoder = f"field.{file_name(f.name)}", encoders[f.vocabulary]
-        if f.kind == "categorical":
-            writer.column(name, encoder.encode(frame[f.column])[kept])
-        else:
-            ids, offsets = encoder.encode_lists(frame[f.column])
-            first, last = offsets[:-1][kept], offsets[1:][kept]
-            writer.column(f"{name}.ids", ids[order.ranges(first, last)])
-            writer.column(f"{name}.offsets", np.concatenate([[0], np.cumsum(last - first)]).astype(np.int64))
-    if plan.task == "ctr":
-        writer.column("label", frame[plan.label].cast(pl.Float32).to_numpy()[kept])
-    else:
-        writer.column("items", encoders[plan.item_vocabulary].encode(frame[plan.item])[kept])
-    # Without users every row is somebody of its own.
-    writer.column("row_user", np.arange(rows.count, dtype=np.int32) if rows.user is None else rows.user[kept])
-    for h in plan.history:
-        encoder = encoders[h.vocabulary]
-        column = frame[h.column]
-        ids = (
-            encoder.encode_lists(column, missing=True)[0] if h.ready else encoder.encode(column)[rows.events]
-        )
-        writer.column(f"events.{file_name(h.name)}", ids)
-    if not plan.history:
-        return None
-    begin, end = rows.begin[kept], rows.end[kept]
-    writer.column("history_begin", begin)
-    writer.column("history_end", end)
-    return end - begin
+        def learn(number_and_name: tuple[int, str]) -> int:
+            number, name = number_and_name
+            encoder = vocabulary.learn(name, self.plan, self.pieces, self.rows.part, moved)
+            encoder.save(directory / f"{number}.arrow", self.work.output)
+            return encoder.size
 
+        sizes = dict(zip(names, self.pool.map(learn, enumerate(names)), strict=True))
+        self._finish(self.pieces.rows)
+        return sizes
 
-def _statistics(rows: _Rows, encoders: dict[str, vocabulary.Encoder], lengths: np.ndarray | None) -> dict:
-    plan, frame = rows.plan, rows.frame
-    label = frame[plan.label].cast(pl.Float64).to_numpy()[rows.kept] if plan.task == "ctr" else None
-    item = plan.item or next((f.column for f in plan.fields if f.name in plan.target), None)
-    found = {
-        "rows": rows.count,
-        "label_rate": None if label is None else float(label.mean()),
-        "users": None if rows.user is None else int(rows.user.max()) + 1,
-        "items": None if item is None else frame[item].drop_nulls().n_unique(),
-        "dropped": rows.dropped,
-        "vocabularies": {name: e.size for name, e in encoders.items()},
-        "history": None if lengths is None else _lengths(lengths, plan.max_history),
-        "splits": {},
-    }
-    users = None if rows.user is None else rows.user[rows.kept]
-    time = None if rows.time is None else rows.time[rows.kept]
-    first, last = rows.splits["train"]
-    known = None if users is None else np.bincount(users[first:last], minlength=int(rows.user.max()) + 1) > 0
-    for name, (first, last) in rows.splits.items():
-        part = slice(first, last)
-        found["splits"][name] = {
-            "rows": int(last - first),
-            "label_rate": None if label is None else float(label[part].mean()),
-            "users": None if users is None else int(np.count_nonzero(np.bincount(users[part]))),
-            # Of the rows: how many have a user without a training row.
-            "new_user_share": None if users is None else float(1 - known[users[part]].mean()),
-            "first_time": None if time is None else time[part].min().item(),
-            "last_time": None if time is None else time[part].max().item(),
-            "history": None if lengths is None else _lengths(lengths[part], plan.max_history),
+    def _order(self, dropped: dict[str, int], directory: Path) -> dict:
+        return place(self.pieces, self.plan, self.rows, self.encoder, directory, dropped, self.work.output)
+
+    def _write(self, placed: dict, users: int | None, about: dict, options: dict, directory: Path) -> dict:
+        pieces, plan, sizes = self.pieces, self.plan, self.sizes
+        writer, places = DirectoryWriter(directory, self.work.output), ArrayFile.open(self.work.path("order") / "place.npy")
+        found = statistics(pieces, plan, self.rows, places, users, {**placed, "vocabularies": sizes})
+        columns = Columns(writer, pieces, plan, self.rows, places, found["rows"], self.encoder)
+        columns.write(self.pool, self._start("write", len(columns)))
+        for name in plan.vocabulary_names:
+            if (tokens := self.encoder(name).values()) is not None:
+                writer.json(f"vocabularies/{file_name(name)}.json", tokens)
+        full, default = (schema.to_dict() for schema in plan.schemas(sizes))
+        writer.json("schema.json", default)
+        writer.json("statistics.json", found)
+        about = {
+            "version": VERSION,
+            **about,
+            "rows": found["rows"],
+            "splits": placed["splits"],
+            "all_fields": full["fields"],
+            "vocabularies": full["vocabularies"],
+            "options": options,
+            "checksums": dict(sorted(writer.checksums.items())),
         }
-    return found
+        writer.json("dataset.json", about)
+        self._finish(found["rows"])
+        return found
+
+    def _load_encoder(self, name: str) -> vocabulary.Encoder:
+        number = self.plan.vocabulary_names.index(name)
+        return vocabulary.Encoder.load(self.work.path("vocabularies") / f"{number}.arrow", self.sizes[name])
+
+    # ---- progress -------------------------------------------------------------------------------
+
+    def _start(self, stage: str, times: int) -> Callable[[int], None]:
+        """Opens a stage that goes through all rows several times; what is returned is told of rows done."""
+        self.progress.start(stage, self.pieces.rows, "row")
+        self._moved = 0
+
+        def moved(rows: int) -> None:
+            if self.stop.is_set():
+                raise RuntimeError("stopped")
+            with self._lock:
+                self._moved += rows
+                self.progress.update(self._moved // times)
+
+        return moved
+
+    def _finish(self, rows: int) -> None:
+        """Closes a stage with its number of rows and rate."""
+        self.progress.update(rows)
+        self.progress.finish(f"{count(rows, 'row')}, {show_rate(self.progress.rate, 'row')}")
 
 
-def _lengths(lengths: np.ndarray, limit: int) -> dict:
-    """Of the whole histories, and ``mean_used`` of what is left of them at ``limit`` events."""
-    return {
-        "mean": float(lengths.mean()),
-        "median": float(np.median(lengths)),
-        "max": int(lengths.max()),
-        "mean_used": float(np.minimum(lengths, limit).mean()),
-        "empty_share": float((lengths == 0).mean()),
-    }
+def _numbers(frame: pl.DataFrame, name: str, column: str) -> pl.Series:
+    """Labels as Float32, times as they are, splits as Int8."""
+    values = frame[column]
+    if name == LABEL:
+        values = values.cast(pl.Float32)
+    elif name == SPLIT:
+        texts = values.cast(pl.String)
+        if len(wrong := (~texts.is_in(SPLITS)).fill_null(True).arg_true()):
+            raise InputError(f"column {column!r} is {texts[wrong[0]]!r}, none of {', '.join(SPLITS)}")
+        values = texts.replace_strict(SPLITS, range(len(SPLITS)), return_dtype=pl.Int8)
+    return values.alias(name)

@@ -1,15 +1,17 @@
 """Files of a prepared directory: one ``.npy`` file a column, written with its checksum, read in place.
 
 The format is described in docs/data.md. Everything this package writes into a prepared directory goes through
-:func:`write`, everything it reads through :func:`read_column` or :func:`checked`.
+:func:`write` or the mappings of ``arrays.ArrayFile``, everything it reads through :func:`read_column` or
+:func:`checked`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from urllib.parse import quote
 
 import numpy as np
@@ -30,55 +32,17 @@ def file_name(name: str) -> str:
 
 
 def write(file: BinaryIO, data: bytes) -> None:
-    """The one place where bytes of a prepared directory reach the disk."""
+    """The one place where bytes of a prepared directory, and of the work on it, reach the disk."""
     file.write(data)
 
 
-class DirectoryWriter:
-    """Writes the files of a prepared directory and keeps their checksums.
-
-    ``directory`` is the temporary one of ``atomic.new_dir``; errors speak of ``destination``, where it will
-    go.
-    """
-
-    def __init__(self, directory: Path, destination: Path):
-        self.directory, self.destination = directory, destination
-        self.checksums: dict[str, str] = {}
-        (directory / "columns").mkdir()
-        (directory / "vocabularies").mkdir()
-
-    def column(self, name: str, values: np.ndarray) -> None:
-        """``columns/{name}.npy``."""
-        values = np.ascontiguousarray(values)
-        self._write(
-            f"columns/{name}.npy",
-            lambda file: np.lib.format.write_array(file, values, version=(1, 0), allow_pickle=False),
-        )
-
-    def json(self, name: str, value: Any) -> None:
-        """``{name}``, one JSON value."""
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
-        self._write(name, lambda file: file.write(text.encode()))
-
-    def _write(self, name: str, fill) -> None:
-        try:
-            with open(self.directory / name, "xb") as file:
-                hashed = _HashedFile(file)
-                fill(hashed)
-        except OSError as error:
-            # What failed is named by where it was to go; the temporary directory means nothing to the user.
-            raise OSError(error.errno, error.strerror, str(self.destination / name)) from error
-        self.checksums[name] = hashed.hash.hexdigest()
-
-
-class _HashedFile:
-    def __init__(self, file: BinaryIO):
-        self.file, self.hash = file, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.hash.update(data)
-        write(self.file, data)
-        return len(data)
+@contextmanager
+def shown_as(path: Path) -> Iterator[None]:
+    """What failed is named by where it was to go; a temporary directory means nothing to the user."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_column(directory: Path, name: str, dtype: type, length: int | None = None) -> np.ndarray:

@@ -29,28 +29,31 @@ def subset(count: int, limit: int, name: str) -> np.ndarray:
     return np.sort(permutation(count, "subset", name)[:limit]).astype(np.int64)
 
 
-def timeline(user: np.ndarray, time: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def timeline(
+    user: np.ndarray, time: np.ndarray, event: np.ndarray, begin: np.ndarray, end: np.ndarray, block: int = 1 << 20
+) -> None:
     """Every row's strictly earlier rows of the same user, as a range of one order of all rows.
 
-    Args: ``user`` integers [R]; ``time`` [R], comparable and without NaN.
+    That order of rows is: grouped by user and ascending in time, equal times in row order.
 
-    Returns: ``events`` int64 [R], the rows grouped by user and ascending in time (equal times in row order),
-    and ``begin``, ``end`` int64 [R]: the history of row r is ``events[begin[r]:end[r]]``. It ends before the
-    first row of the same user and the same time, so neither the row itself nor anything simultaneous is in
-    it.
+    Args: ``user`` integers [R]; ``time`` [R], comparable and without NaN. Filled are ``event`` [R], the place of row
+    r in that order, and ``begin``, ``end`` [R]: the history of row r is at the places ``begin[r]`` to ``end[r]``. It
+    ends before the first row of the same user and the same time, so neither the row itself nor anything simultaneous
+    is in it. All may be memory-mapped; apart from the order (8 bytes a row) only ``block`` rows are held at a time.
     """
-    rows = user.shape[0]
-    events = np.lexsort((time, user))
-    place = np.arange(rows)
-    user, time = user[events], time[events]
-    new_user = np.ones(rows, bool)
-    new_user[1:] = user[1:] != user[:-1]
-    new_time = new_user.copy()
-    new_time[1:] |= time[1:] != time[:-1]
-    begin, end = np.empty(rows, np.int64), np.empty(rows, np.int64)
-    begin[events] = np.maximum.accumulate(np.where(new_user, place, 0))
-    end[events] = np.maximum.accumulate(np.where(new_time, place, 0))
-    return events, begin, end
+    rows = np.lexsort((time, user))
+    last = first_of_user = first_of_time = -1
+    for start in range(0, rows.shape[0], block):
+        here = rows[start : start + block]
+        place = np.arange(start, start + here.shape[0])
+        before = np.append(last if start else here[0], here[:-1])
+        new_user = user[here] != user[before]
+        new_user[0] |= start == 0
+        new_time = new_user | (time[here] != time[before])
+        begins = np.maximum.accumulate(np.append(first_of_user, np.where(new_user, place, 0)))[1:]
+        ends = np.maximum.accumulate(np.append(first_of_time, np.where(new_time, place, 0)))[1:]
+        event[here], begin[here], end[here] = place, begins, ends
+        last, first_of_user, first_of_time = here[-1], begins[-1], ends[-1]
 
 
 def ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:

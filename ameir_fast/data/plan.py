@@ -53,7 +53,9 @@ class VocabularyPlan:
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """``by``: time, random, leave_one_out or column; ``parts``: of the rows, for train, valid and test."""
+    """``by``: time, order (of the input, which is that of time), random, leave_one_out or column; ``parts``: of the
+    rows, for train, valid and test.
+    """
 
     by: str = "time"
     parts: tuple[float, float, float] = (0.8, 0.1, 0.1)
@@ -110,8 +112,8 @@ class TablePlan:
 
     def _check_split(self) -> None:
         split = self.split
-        if split.by not in ("time", "random", "leave_one_out", "column"):
-            raise InputError(f"split by {split.by!r} is none of time, random, leave_one_out, column")
+        if split.by not in ("time", "order", "random", "leave_one_out", "column"):
+            raise InputError(f"split by {split.by!r} is none of time, order, random, leave_one_out, column")
         if split.by == "time" and self.time is None:
             raise InputError('a split by time needs "time"')
         if split.by == "leave_one_out" and (self.time is None or self.user is None):

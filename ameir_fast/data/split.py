@@ -6,56 +6,69 @@ import numpy as np
 
 from ..errors import InputError
 from . import order
+from .arrays import blocks
 from .files import SPLITS
 from .plan import SplitPlan
 
+def by_order(part: np.ndarray, parts: tuple[float, ...]) -> None:
+    """Fills ``part`` int8 [R] by position, for rows that are in the order of time."""
+    for i, (first, last) in enumerate(_ends(part.shape[0], parts), start=1):
+        part[first:last] = i
 
-def boundaries(time: np.ndarray, parts: tuple[float, ...]) -> list[int]:
-    """Where the parts of rows ascending in ``time`` end, rows of equal time never being parted.
 
-    A boundary that falls among equal times moves to the nearer end of them, to the earlier one if both are as
-    near.
+def at_random(part: np.ndarray, parts: tuple[float, ...], seed: int) -> None:
+    sequence = order.permutation(part.shape[0], "split", seed)
+    for i, (first, last) in enumerate(_ends(part.shape[0], parts), start=1):
+        part[sequence[first:last]] = i
+
+
+def by_time(part: np.ndarray, parts: tuple[float, ...], time: np.ndarray) -> None:
+    """Rows of equal time are never parted: a boundary that falls among them moves to the nearer end of them, to the
+    earlier one if both are as near.
     """
-    rows = time.shape[0]
-    ends = []
-    for share in np.cumsum(parts)[:-1]:
-        at = int(round(share * rows))
-        if 0 < at < rows and time[at - 1] == time[at]:
-            first = int(np.searchsorted(time, time[at], "left"))
-            last = int(np.searchsorted(time, time[at], "right"))
-            at = first if at - first <= last - at else last
-        ends.append(at)
-    return [*ends, rows]
+    rows = part.shape[0]
+    ends = [first for first, _ in _ends(rows, parts)]
+    places = sorted({p for at in ends if 0 < at < rows for p in (at - 1, at)})
+    ascending = dict(zip(places, np.partition(time, places)[places] if places else (), strict=True))
+    for at in ends:
+        if at <= 0:
+            part += 1
+        elif at < rows:
+            bound, from_bound_on = ascending[at], True
+            if ascending[at - 1] == bound:
+                first = sum(int(np.count_nonzero(time[b] < bound)) for b in blocks(rows))
+                last = sum(int(np.count_nonzero(time[b] <= bound)) for b in blocks(rows))
+                from_bound_on = at - first <= last - at
+            for b in blocks(rows):
+                part[b] += time[b] >= bound if from_bound_on else time[b] > bound
 
 
-def assign(
-    plan: SplitPlan, user: np.ndarray | None, time: np.ndarray | None, named: np.ndarray | None, rows: int
-) -> np.ndarray:
-    """int8 [R]: 0 train, 1 valid, 2 test. ``named``: the same from a column, for ``by="column"``.
+def leave_one_out(part: np.ndarray, user: np.ndarray, event: np.ndarray, begin: np.ndarray, users: int) -> None:
+    """Each user's last row is for test, the one before for validation, where at least one is left to train on.
 
-    Raises ``InputError`` when a split gets no row.
+    ``event`` and ``begin`` [R]: the place of each row, and of its user's first one, in ``order.timeline``; ``user``
+    is numbered below ``users``.
     """
-    part = np.zeros(rows, np.int8)
-    if plan.by == "column":
-        part = named
-    elif plan.by == "leave_one_out":
-        # Each user's last row is for test, the one before for validation, where at least one is left to train
-        # on.
-        events, begin, _ = order.timeline(user, time)
-        begin = begin[events]
-        last = np.append(np.flatnonzero(np.diff(begin)), rows - 1) if rows else np.zeros(0, np.int64)
-        last = last[last - begin[last] >= 2]
-        part[events[last]], part[events[last - 1]] = 2, 1
-    else:
-        if plan.by == "time":
-            sequence = np.argsort(time, kind="stable")
-            ends = boundaries(time[sequence], plan.parts)
-        else:
-            sequence = order.permutation(rows, "split", plan.seed)
-            ends = [int(round(share * rows)) for share in np.cumsum(plan.parts)]
-        for i, (first, last) in enumerate(zip(ends, ends[1:], strict=False), start=1):
-            part[sequence[first:last]] = i
-    for i, name in enumerate(SPLITS):
-        if not (part == i).any():
+    rows = part.shape[0]
+    count = np.zeros(users, np.int64)
+    for b in blocks(rows):
+        count += np.bincount(user[b], minlength=users)
+    for b in blocks(rows):
+        own = count[user[b]]
+        after = own - 1 - (event[b] - begin[b])  # rows of the user that come later
+        part[b] = np.where(own < 3, 0, np.where(after == 0, 2, after == 1))
+
+
+def check(part: np.ndarray, plan: SplitPlan) -> None:
+    """Raises ``InputError`` when a split gets no row."""
+    rows = part.shape[0]
+    counts = sum(np.bincount(part[b], minlength=len(SPLITS)) for b in blocks(rows))
+    for name, count in zip(SPLITS, counts, strict=True):
+        if not count:
             raise InputError(f"the {name} split is empty: {rows} rows, split by {plan.by}")
-    return part
+
+
+def _ends(rows: int, parts: tuple[float, ...]) -> list[tuple[int, int]]:
+    """First and last row (exclusive) of every part but the first."""
+    ends = [int(round(share * rows)) for share in np.cumsum(parts)]
+    return list(zip(ends, [*ends[1:-1], rows], strict=False))

@@ -14,11 +14,11 @@ from ..errors import InputError
 from ..schema import read_json
 from .build import Progress, build
 from .files import SPLITS
+from .lists import flat, is_list, offsets
 from .plan import TablePlan
 from .reading import Table, data_files, read_tables
 from .source import FrameSource
 from .table_schema import load_plan
-from .vocabulary import flat, is_list, offsets
 
 _LABEL, _TIME = "\0label", "\0time"
 _TEXTS = (pl.String, pl.Boolean, pl.Categorical, pl.Enum)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from ..errors import InputError
+from . import files
+from .arrays import ArrayFile
+from .pieces import Coded, Pieces
 from .plan import TablePlan, VocabularyPlan
 
 #: What fits into 64 bits with a sign; larger ones (hashes, mostly) are taken as text.
 _INTEGERS = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32)
+#: Counts of so many values are kept apart before equal values are added up.
+_APART = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -32,20 +41,31 @@ class Encoder:
             return known.cast(pl.Int32).to_numpy()
         if self.tokens.is_empty():
             return np.zeros(len(values), np.int32)
-        values = _plain(values, self.tokens.dtype)
         return (
-            values.replace_strict(self.tokens, self.ids, default=0, return_dtype=pl.Int32)
+            _plain(values, self.tokens.dtype)
+            .replace_strict(self.tokens, self.ids, default=0, return_dtype=pl.Int32)
             .fill_null(0)
             .to_numpy()
         )
 
-    def encode_lists(self, lists: pl.Series, missing: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """``ids`` int32 and ``offsets`` int64 [R+1] of lists. Missing elements are left out, or with
-        ``missing`` keep their place as id 0.
-        """
-        if not missing:
-            lists = lists.list.drop_nulls()
-        return self.encode(flat(lists)), offsets(lists)
+    def apply(self, column: Coded) -> np.ndarray:
+        """int32, one id for each element of a column."""
+        return np.take(self.encode(column.values), column.codes)
+
+    def save(self, path: Path, shown: Path) -> None:
+        """Writes what ``load`` reads; an error of the disk names ``shown``."""
+        packed = io.BytesIO()
+        if self.tokens is not None:
+            pl.DataFrame({"token": self.tokens, "id": self.ids}).write_ipc(packed, compression="uncompressed")
+        with files.shown_as(shown), open(path, "xb") as file:
+            files.write(file, packed.getbuffer())
+
+    @classmethod
+    def load(cls, path: Path, size: int) -> Encoder:
+        if not path.stat().st_size:
+            return cls(size)
+        found = pl.read_ipc(path)
+        return cls(size, found["token"], found["id"])
 
     def values(self) -> list | None:
         """Value of every id, ``None`` for id 0 and for ids without one."""
@@ -57,33 +77,68 @@ class Encoder:
         return found
 
 
-def learn(frame: pl.DataFrame, training: np.ndarray, plan: TablePlan) -> dict[str, Encoder]:
-    """An encoder for each vocabulary of ``plan``. Nothing outside the rows ``training`` (bool [R]) is looked
-    at.
+def learn(name: str, plan: TablePlan, pieces: Pieces, part: ArrayFile, moved: Callable[[int], None]) -> Encoder:
+    """The encoder of the vocabulary ``name``. Nothing outside the training rows (0 in ``part``) is looked at.
+
+    ``moved`` is told the rows of each piece that has been counted.
     """
-    seen = frame.filter(pl.Series(training))
-    return {
-        name: _learn([seen[c] for c in plan.columns_of(name)], plan.vocabulary(name))
-        for name in plan.vocabulary_names
-    }
-
-
-def _learn(columns: list[pl.Series], plan: VocabularyPlan) -> Encoder:
-    if plan.size is not None:
-        return Encoder(plan.size)
-    columns = [flat(c) for c in columns]
+    vocabulary, columns = plan.vocabulary(name), plan.columns_of(name)
+    if vocabulary.size is not None:
+        moved(pieces.rows)
+        return Encoder(vocabulary.size)
     # One type for all columns of a vocabulary: numbers stay numbers where every column has them.
-    dtype = pl.Int64 if all(c.dtype in _INTEGERS for c in columns) else pl.String
-    values = pl.concat([_plain(c, dtype).rename("value") for c in columns])
-    counts = values.drop_nulls().value_counts(name="count")
-    if plan.values is not None:
-        listed = pl.Series("value", [str(v) if dtype == pl.String else v for v in plan.values], dtype=dtype)
-        kept = pl.DataFrame({"id": np.arange(1, len(listed) + 1, dtype=np.int32), "value": listed}).join(
-            counts, on="value", how="semi", maintain_order="left"
-        )
-        return Encoder(len(listed) + 1, kept["value"], kept["id"])
+    dtype = pl.Int64 if all(pieces.values(0, c).dtype in _INTEGERS for c in columns) else pl.String
+    counts = _added(_counts(pieces, columns, part, dtype, moved), dtype)
+    return _listed(vocabulary, counts, dtype) if vocabulary.values is not None else _frequent(vocabulary, counts)
+
+
+def _counts(
+    pieces: Pieces, columns: Sequence[str], part: ArrayFile, dtype: pl.DataType, moved: Callable[[int], None]
+) -> Iterator[pl.DataFrame]:
+    """``value`` and ``count`` of every value in the training rows, piece by piece and column by column."""
+    for piece, (start, stop) in enumerate(pieces.bounds):
+        training = part.read(start, stop) == 0
+        for name in columns if training.any() else ():
+            column = pieces.coded(piece, name)
+            of_elements = training if column.lengths is None else np.repeat(training, column.lengths)
+            codes = column.codes if of_elements.all() else column.codes[of_elements]
+            counts = np.bincount(codes, minlength=len(column.values))
+            found = pl.DataFrame({"value": _plain(column.values, dtype).rename("value"), "count": counts})
+            yield found.filter((pl.col("count") > 0) & pl.col("value").is_not_null())
+        moved(stop - start)
+
+
+def _added(counts: Iterator[pl.DataFrame], dtype: pl.DataType) -> pl.DataFrame:
+    """The counts of equal values added up; never many more at a time than there are values."""
+    empty = pl.DataFrame(schema={"value": dtype, "count": pl.Int64})
+    apart, height, limit = [empty], 0, _APART
+    for found in counts:
+        apart.append(found)
+        height += found.height
+        if height > limit:
+            apart = [_sums(apart)]
+            height = apart[0].height
+            limit = max(_APART, 2 * height)
+    return _sums(apart)
+
+
+def _sums(apart: list[pl.DataFrame]) -> pl.DataFrame:
+    return pl.concat(apart).group_by("value").agg(pl.col("count").sum())
+
+
+def _listed(plan: VocabularyPlan, counts: pl.DataFrame, dtype: pl.DataType) -> Encoder:
+    listed = pl.Series("value", [str(v) if dtype == pl.String else v for v in plan.values], dtype=dtype)
+    kept = pl.DataFrame({"id": np.arange(1, len(listed) + 1, dtype=np.int32), "value": listed}).join(
+        counts, on="value", how="semi", maintain_order="left"
+    )
+    return Encoder(len(listed) + 1, kept["value"], kept["id"])
+
+
+def _frequent(plan: VocabularyPlan, counts: pl.DataFrame) -> Encoder:
     # Frequent values first, so that the rows used most lie together; equal counts by value.
     kept = counts.filter(pl.col("count") >= plan.min_count).sort("count", "value", descending=[True, False])
+    if kept.height >= 2**31 - 1:
+        raise InputError(f"a vocabulary has {kept.height} values, more than ids of 32 bits can number")
     return Encoder(kept.height + 1, kept["value"], pl.Series(np.arange(1, kept.height + 1, dtype=np.int32)))
 
 
@@ -91,20 +146,3 @@ def _plain(values: pl.Series, dtype: pl.DataType) -> pl.Series:
     """``values`` as ``dtype``; the empty text is a missing value."""
     values = values.cast(dtype)
     return values.set(values == "", None) if dtype == pl.String else values
-
-
-def is_list(column: pl.Series) -> bool:
-    return isinstance(column.dtype, pl.List)
-
-
-def flat(column: pl.Series) -> pl.Series:
-    """The elements of a column of lists, or the column itself."""
-    # An empty list is dropped first: exploded, it would become a missing element.
-    return column.filter((column.list.len() > 0).fill_null(False)).explode() if is_list(column) else column
-
-
-def offsets(lists: pl.Series) -> np.ndarray:
-    """int64 [R+1], where the elements of each list begin and end in ``flat``. A missing list is an empty one.
-    """
-    lengths = lists.list.len().fill_null(0).to_numpy()
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)

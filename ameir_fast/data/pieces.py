@@ -1,0 +1,132 @@
+"""The rows of a source on disk, in pieces of bounded size, every column with its distinct values told apart.
+
+Counting and encoding then look at each distinct value of a piece once, and at its rows only as small integers.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from . import files, lists
+
+#: A piece has at most that many rows, and hardly more bytes than that before it is coded.
+ROWS = 1 << 20
+BYTES = 192 << 20
+_CODES = (np.uint8, np.uint16, np.uint32)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A column of some rows: element e has the value ``values[codes[e]]``.
+
+    ``values`` are distinct and in order of first appearance, a missing value among them. ``lengths`` int32 [rows] of
+    a column of lists, whose elements lie one after another; a missing list is an empty one.
+    """
+
+    codes: np.ndarray
+    values: pl.Series
+    lengths: np.ndarray | None = None
+
+    def without_missing(self) -> Coded:
+        """The same lists without their missing elements."""
+        missing = self.values.is_null().arg_true()
+        if not len(missing):
+            return self
+        there = self.codes != missing[0]
+        before = np.concatenate([[0], np.cumsum(there)])
+        ends = np.cumsum(self.lengths, dtype=np.int64)
+        lengths = (before[ends] - before[ends - self.lengths]).astype(np.int32)
+        return Coded(self.codes[there], self.values, lengths)
+
+
+def code(column: pl.Series) -> Coded:
+    """Tells the distinct values of a column apart."""
+    lengths = lists.lengths(column) if lists.is_list(column) else None
+    column = lists.flat(column)
+    if column.dtype in (pl.Categorical, pl.Enum):
+        column = column.cast(pl.String)
+    values = column.unique(maintain_order=True)
+    if not len(values):
+        return Coded(np.zeros(0, np.uint8), values, lengths)
+    numbers = pl.Series(np.arange(len(values), dtype=np.uint32))
+    codes = column.replace_strict(values, numbers, return_dtype=pl.UInt32).to_numpy()
+    dtype = next(t for t in _CODES if len(values) <= 1 << 8 * np.dtype(t).itemsize)
+    return Coded(codes.astype(dtype, copy=False), values, lengths)
+
+
+def regrouped(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """The same rows in frames that are neither tiny nor larger than a piece may be."""
+    held: list[pl.DataFrame] = []
+    rows = size = 0
+    for frame in frames:
+        if not frame.height:
+            continue
+        step = max(1, min(ROWS, BYTES * frame.height // (frame.estimated_size() + 1)))
+        for part in frame.iter_slices(step):
+            weight = part.estimated_size()
+            if held and (rows + part.height > ROWS or size + weight > BYTES):
+                yield pl.concat(held)
+                held, rows, size = [], 0, 0
+            held.append(part)
+            rows, size = rows + part.height, size + weight
+    if held:
+        yield pl.concat(held)
+
+
+class Pieces:
+    """Coded columns ``coded`` and plain columns ``plain`` of all rows; ``bounds`` are the rows of each piece."""
+
+    def __init__(self, directory: Path, coded: Sequence[str], plain: Sequence[str], heights: Sequence[int] = ()):
+        self.directory, self.columns, self.plain_names = directory, tuple(coded), tuple(plain)
+        ends = np.cumsum([0, *heights]).tolist()
+        self.bounds = list(zip(ends, ends[1:], strict=False))
+        self.rows: int = ends[-1]
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def add(self, frame: pl.DataFrame, pool: Executor, shown: Path) -> None:
+        """Writes one more piece; an error of the disk names ``shown``."""
+        coded = pool.map(code, [frame[name] for name in self.columns])
+        parts = {}
+        for i, column in enumerate(coded):
+            parts[f"codes {i}"], parts[f"values {i}"] = pl.Series(column.codes), column.values
+            if column.lengths is not None:
+                parts[f"lengths {i}"] = pl.Series(column.lengths)
+        parts |= {f"plain {i}": frame[name] for i, name in enumerate(self.plain_names)}
+        # Columns of different lengths fit into one file as a row of lists.
+        packed = io.BytesIO()
+        pl.DataFrame({name: part.implode() for name, part in parts.items()}).write_ipc(packed, compression="uncompressed")
+        with files.shown_as(shown), open(self._path(len(self)), "xb") as file:
+            files.write(file, packed.getbuffer())
+        self.bounds.append((self.rows, self.rows + frame.height))
+        self.rows += frame.height
+
+    def coded(self, piece: int, column: str) -> Coded:
+        i = self.columns.index(column)
+        path = self._path(piece)
+        parts = [f"codes {i}", f"values {i}"]
+        if f"lengths {i}" in pl.read_ipc_schema(path):
+            parts.append(f"lengths {i}")
+        found = pl.read_ipc(path, columns=parts)
+        lengths = found[f"lengths {i}"][0].to_numpy() if len(parts) > 2 else None
+        return Coded(found[f"codes {i}"][0].to_numpy(), found[f"values {i}"][0], lengths)
+
+    def values(self, piece: int, column: str) -> pl.Series:
+        """The distinct values of a column in a piece."""
+        name = f"values {self.columns.index(column)}"
+        return pl.read_ipc(self._path(piece), columns=[name])[name][0]
+
+    def plain(self, piece: int, column: str) -> np.ndarray:
+        name = f"plain {self.plain_names.index(column)}"
+        return pl.read_ipc(self._path(piece), columns=[name])[name][0].to_numpy()
+
+    def _path(self, piece: int) -> Path:
+        return self.directory / f"{piece:06}.arrow"
