@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ class Columns:
         self.statistics = read_json(directory / "statistics.json")
         self._subsets: dict[tuple[str, int], np.ndarray] = {}
         self._user_items: tuple[np.ndarray, np.ndarray] | None = None
+        self._filling = threading.Lock()  # of it, by one of the threads that may ask at the same time
         self._load()
         if verify:
             for name in ("schema.json", "statistics.json", *(f"columns/{c}.npy" for c in self._loaded)):
@@ -91,27 +93,31 @@ class Columns:
 
     @property
     def user_items(self) -> tuple[np.ndarray, np.ndarray]:
-        if self._user_items is None:
-            vocabulary = self.full.item_vocabulary
-            if vocabulary is None:
-                raise InputError(f"{self.directory}: no behaviour field, so users have no items")
-            events = [self.event[b.name] for b in self.full.behavior if b.vocabulary == vocabulary]
-            own = [self.items] if self.items is not None else []
-            own += [
-                self.field[f.name]
-                for f in self.full.fields
-                if f.vocabulary == vocabulary and f.kind == "categorical"
-            ]
-            self._user_items = order.user_items(
-                self.row_user,
-                slice(*self.split("train")),
-                own,
-                events,
-                self.begin,
-                self.end,
-                self.full.size(vocabulary),
-            )
+        with self._filling:
+            if self._user_items is None:
+                self._user_items = self._find_user_items()
         return self._user_items
+
+    def _find_user_items(self) -> tuple[np.ndarray, np.ndarray]:
+        vocabulary = self.full.item_vocabulary
+        if vocabulary is None:
+            raise InputError(f"{self.directory}: no behaviour field, so users have no items")
+        events = [self.event[b.name] for b in self.full.behavior if b.vocabulary == vocabulary]
+        own = [self.items] if self.items is not None else []
+        own += [
+            self.field[f.name]
+            for f in self.full.fields
+            if f.vocabulary == vocabulary and f.kind == "categorical"
+        ]
+        return order.user_items(
+            self.row_user,
+            slice(*self.split("train")),
+            own,
+            events,
+            self.begin,
+            self.end,
+            self.full.size(vocabulary),
+        )
 
 
 def _check_about(path: Path, about: dict) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -19,24 +21,15 @@ def generator(seed: int, *where: object, device: str | torch.device = "cpu") -> 
     return torch.Generator(device).manual_seed(derive_seed(seed, *where))
 
 
-_global_state = threading.RLock()  # PyTorch's, one for all threads
+_global_generator = threading.Lock()  # PyTorch's belongs to all threads
 
 
-class seeded_initialization:
+@contextmanager
+def seeded_initialization(seed: int, *where: object) -> Iterator[None]:
     """Within the block, PyTorch's own initialisers draw from a seed; the global state is restored after it.
-    One thread at a time."""
 
-    def __init__(self, seed: int, *where: object):
-        self.seed = derive_seed(seed, *where)
-
-    def __enter__(self):
-        _global_state.acquire()
-        self._fork = torch.random.fork_rng(devices=[])
-        self._fork.__enter__()
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *error):
-        try:
-            return self._fork.__exit__(*error)
-        finally:
-            _global_state.release()
+    One thread at a time may be within: others wait.
+    """
+    with _global_generator, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, *where))
+        yield

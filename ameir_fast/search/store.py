@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +34,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path, identity: dict, resume: bool = False, overwrite: bool = False):
         self.path = Path(path)
+        self._logging = threading.Lock()  # trainings side by side write into one history
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path}: exists and is not a directory")
         config = self.path / "config.json"
@@ -109,7 +111,7 @@ class RunDirectory:
     def log(self, **record) -> None:
         """One line of ``history.jsonl``."""
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record})
-        with open(self.path / "history.jsonl", "a", encoding="utf-8") as file:
+        with self._logging, open(self.path / "history.jsonl", "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def scope(self, *names: object) -> Scope:

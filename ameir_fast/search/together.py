@@ -1,8 +1,8 @@
 """Trainings of small models side by side: each with a part of the threads, in one display, on one clock.
 
-One small model hardly gains from a second thread, two models side by side nearly double the rate. Threads and not
-processes: PyTorch releases the interpreter's lock in its operations and in backward, and a killed run leaves no
-child behind that would write on.
+A second thread brings a small model little; a second model beside it brings more. Threads and not processes: PyTorch
+releases the interpreter's lock in its operations and in backward, and a killed run leaves no child behind that would
+write on.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import TypeVar
 
@@ -25,34 +25,37 @@ T = TypeVar("T")
 def together(task: Task, stage: str, jobs: Sequence[Callable[[Task], T]]) -> list[T]:
     """The results of ``jobs`` in their order; each is one training and gets the task to train with.
 
-    On a CPU as many run at a time as there are threads, which they share evenly; elsewhere one after the other.
-    A training's threads depend on how many ``jobs`` there are, not on how many of them an earlier session has
-    finished, so that a resumed run computes the same. The first error, or Ctrl-C, ends all of them at their next
-    step and is raised. ``stage`` names them in the display.
+    On a CPU as many run at a time as there are threads, each with an equal part of them (and its own model and
+    optimizer in memory); elsewhere one after the other. A training's threads depend on how many ``jobs`` there are,
+    not on how many of them an earlier session has finished, so that a resumed run computes the same. The first error,
+    or Ctrl-C, ends all of them at their next step and is raised. ``stage`` names them in the display.
     """
     if not jobs:
         return []
     threads = torch.get_num_threads()
     side_by_side = min(threads, len(jobs)) if str(task.device) == "cpu" else 1
-    each, clock, display = max(1, threads // side_by_side), _Clock(), _Display(task.progress, stage, len(jobs))
+    clock, display = _Clock(), _Display(task.progress, stage, len(jobs))
 
     def run(job: Callable[[Task], T]) -> T:
         # The number of threads of an operation is a setting of the thread that calls it.
-        torch.set_num_threads(each)
+        torch.set_num_threads(max(1, threads // side_by_side))
+        part = _Part(display)
         with clock:
-            return job(replace(task, progress=_Part(display), clock=clock))
+            result = job(replace(task, progress=part, clock=clock))
+        display.ended(part)
+        return result
 
+    pool = ThreadPoolExecutor(side_by_side)
     try:
-        with ThreadPoolExecutor(side_by_side, thread_name_prefix=stage) as pool:
-            try:
-                futures = [pool.submit(run, job) for job in jobs]
-                for future in as_completed(futures):
-                    future.result()
-            except BaseException:
-                display.cancelled = True
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        futures = [pool.submit(run, job) for job in jobs]
+        running = set(futures)
+        while running:  # timed, because polars' handler of Ctrl-C lets the system go on with an endless wait
+            done, running = wait(running, 0.2, FIRST_EXCEPTION)
+            for future in done:
+                future.result()
     finally:
+        display.cancelled = True
+        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
     display.finish()
     return [future.result() for future in futures]
@@ -93,20 +96,43 @@ class _Cancelled(Exception):
 
 
 class _Display:
-    """One stage for all trainings, which are equally long unless they stop early; a line for each that ends."""
+    """One stage for all trainings, each of which counts for ``length`` steps; a line for each that ends."""
 
     def __init__(self, progress: Progress, stage: str, trainings: int):
         self.progress, self.stage, self.trainings = progress, stage, trainings
         self.lock = threading.Lock()
         self.cancelled = False
-        self.parts: list[_Part] = []
+        self.length = 0      # steps of the first to start; 0 while none has
+        self.complete = 0    # trainings that ended, those of earlier sessions among them
+        self.running: set[_Part] = set()
 
-    def show(self, **metrics: float) -> None:
-        done = sum(part.done for part in self.parts)
-        self.progress.update(min(done, self.progress.total), **metrics)
+    @property
+    def done(self) -> int:
+        return self.complete * self.length + sum(min(part.done, self.length) for part in self.running)
+
+    def started(self, part: _Part) -> None:
+        with self.lock:
+            self.running.add(part)
+            if not self.length:
+                self.length = part.total
+                self.progress.start(self.stage, self.length * self.trainings, part.unit, self.done)
+
+    def moved(self, **metrics: float) -> None:
+        with self.lock:
+            if self.cancelled:
+                raise _Cancelled
+            self.progress.update(self.done, **metrics)
+
+    def ended(self, part: _Part) -> None:
+        with self.lock:
+            self.complete += 1
+            if part in self.running:
+                self.running.remove(part)
+                self.progress.update(self.done)
+                self.progress.note(part.line)
 
     def finish(self) -> None:
-        if self.parts:
+        if self.length:
             self.progress.finish(count(self.trainings, "training"))
 
 
@@ -115,27 +141,16 @@ class _Part(Progress):
 
     def __init__(self, display: _Display):
         super().__init__()
-        self.display = display
+        self.display, self.line = display, ""
 
     def start(self, stage: str, total: int, unit: str = "step", done: int = 0) -> None:
         super().start(stage, total, unit, done)
-        with self.display.lock:
-            display = self.display
-            first = not display.parts
-            display.parts.append(self)
-            if first:
-                display.progress.start(display.stage, total * display.trainings, unit, done)
+        self.display.started(self)
 
     def update(self, done: int, **metrics: float) -> None:
-        with self.display.lock:
-            if self.display.cancelled:
-                raise _Cancelled
-            super().update(done, **metrics)
-            self.display.show(**metrics)
+        super().update(done, **metrics)
+        self.display.moved(**metrics)
 
     def finish(self, summary: str = "") -> None:
-        with self.display.lock:
-            super().finish(summary)
-            self.done = self.total  # where it stopped early as well
-            self.display.show()
-            self.display.progress.note(f"{self.stage}: {summary}")
+        super().finish(summary)
+        self.line = f"{self.stage}: {summary}"

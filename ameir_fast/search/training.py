@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ from .config import SearchConfig
 from .objective import EVALUATION_BATCH, Objective, add_embedding_l2, forget_some_ids, looked_up
 from .seeds import derive_seed
 from .store import Scope
+
+
+_filling = threading.Lock()
 
 
 @dataclass
@@ -37,9 +41,10 @@ class Task:
     def held_out(self, split: str, limit: int | None = None) -> list[Batch]:
         """Evaluation batches in stored order, checked against the schema and kept in memory."""
         key = split, limit
-        if key not in self._cache:
-            self._cache[key] = [b.check(self.data.schema) for b in self.data.batches(
-                split, EVALUATION_BATCH, limit=limit, device=self.device)]
+        with _filling:  # by one of the trainings that may ask at the same time
+            if key not in self._cache:
+                self._cache[key] = [b.check(self.data.schema) for b in self.data.batches(
+                    split, EVALUATION_BATCH, limit=limit, device=self.device)]
         return self._cache[key]
 
     def training_batches(self, seed: int, start: int, stop: int):
@@ -58,7 +63,8 @@ class Task:
 
 @dataclass
 class Outcome:
-    """Of a training: ``score`` of the kept weights, at ``step`` of ``steps`` done, every validation's metrics."""
+    """Of a training: ``score`` of the kept weights, at ``step`` of ``steps`` done, every validation's metrics.
+    The seconds of one that had others beside it are its share of those that passed."""
 
     score: float
     step: int
