@@ -1,8 +1,19 @@
 """Reading data: raw files into a prepared directory (``prepare_*``), and that as batches (``Dataset``)."""
 
+from .amazon import prepare_amazon
 from .dataset import Dataset
 from .fetch import fetch_movielens
 from .movielens import prepare_movielens
+from .sequences import prepare_sequences
+from .steam import prepare_steam
 from .table import prepare_table
 
-__all__ = ["Dataset", "fetch_movielens", "prepare_movielens", "prepare_table"]
+__all__ = [
+    "Dataset",
+    "fetch_movielens",
+    "prepare_amazon",
+    "prepare_movielens",
+    "prepare_sequences",
+    "prepare_steam",
+    "prepare_table",
+]

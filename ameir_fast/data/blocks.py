@@ -47,6 +47,10 @@ class Reading:
     def done(self) -> int:
         return self._before + (self._file.tell() if self._file is not None and not self._file.closed else 0)
 
+    @property
+    def share(self) -> float:
+        return self.done / self.total if self.total else 1.0
+
 
 def blocks(paths: Sequence[Path], quoted: bool = False, size: int = BLOCK,
            reading: Reading | None = None) -> Iterator[Block]:
@@ -66,6 +70,15 @@ def blocks(paths: Sequence[Path], quoted: bool = False, size: int = BLOCK,
             yield block
         if empty:
             raise InputError(f"{path}: the file is empty")
+
+
+def first_line(path: Path) -> str:
+    """The first line of a file that is not blank, without its end; raises as ``blocks`` does."""
+    for block in blocks([path], size=_PACKED):
+        for line in block.data.decode().split("\n"):
+            if line.strip():
+                return line
+    raise InputError(f"{path}: holds only blank lines")
 
 
 def _blocks_of(path: Path, quoted: bool, size: int, reading: Reading | None) -> Iterator[Block]:

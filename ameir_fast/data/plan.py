@@ -42,13 +42,14 @@ class HistoryPlan:
 class VocabularyPlan:
     """Where ids come from: learnt from the training rows (values seen ``min_count`` times there); listed in
     ``values`` (value i has id i+1, kept only if seen in the training rows); or the column holds ids below
-    ``size`` already.
+    ``size`` already. ``all_rows``: learnt from all rows, which tells the training part what comes later.
     """
 
     min_count: int = 1
     values: tuple | None = None
     size: int | None = None
     on_unknown: str = "raise"  # "map": an id outside 0..size-1 becomes 0
+    all_rows: bool = False
 
 
 @dataclass(frozen=True)

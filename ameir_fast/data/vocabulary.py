@@ -78,7 +78,8 @@ class Encoder:
 
 
 def learn(name: str, plan: TablePlan, pieces: Pieces, part: ArrayFile, moved: Callable[[int], None]) -> Encoder:
-    """The encoder of the vocabulary ``name``. Nothing outside the training rows (0 in ``part``) is looked at.
+    """The encoder of the vocabulary ``name``. Nothing outside the training rows (0 in ``part``) is looked at,
+    unless the plan says ``all_rows``.
 
     ``moved`` is told the rows of each piece that has been counted.
     """
@@ -88,16 +89,18 @@ def learn(name: str, plan: TablePlan, pieces: Pieces, part: ArrayFile, moved: Ca
         return Encoder(vocabulary.size)
     # One type for all columns of a vocabulary: numbers stay numbers where every column has them.
     dtype = pl.Int64 if all(pieces.values(0, c).dtype in _INTEGERS for c in columns) else pl.String
-    counts = _added(_counts(pieces, columns, part, dtype, moved), dtype)
+    counts = _added(_counts(pieces, columns, None if vocabulary.all_rows else part, dtype, moved), dtype)
     return _listed(vocabulary, counts, dtype) if vocabulary.values is not None else _frequent(vocabulary, counts)
 
 
 def _counts(
-    pieces: Pieces, columns: Sequence[str], part: ArrayFile, dtype: pl.DataType, moved: Callable[[int], None]
+    pieces: Pieces, columns: Sequence[str], part: ArrayFile | None, dtype: pl.DataType, moved: Callable[[int], None]
 ) -> Iterator[pl.DataFrame]:
-    """``value`` and ``count`` of every value in the training rows, piece by piece and column by column."""
+    """``value`` and ``count`` of every value in the training rows (all rows without ``part``), piece by piece and
+    column by column.
+    """
     for piece, (start, stop) in enumerate(pieces.bounds):
-        training = part.read(start, stop) == 0
+        training = np.ones(stop - start, bool) if part is None else part.read(start, stop) == 0
         for name in columns if training.any() else ():
             column = pieces.coded(piece, name)
             of_elements = training if column.lengths is None else np.repeat(training, column.lengths)
