@@ -27,13 +27,14 @@ from .retrieval import (
 )
 
 COLUMNS = ("user", "item", "rating", "timestamp")
-#: The names of the columns or keys in the published forms; where an item has two, the first is taken.
-_NAMES = {
-    "user": ("user_id", "reviewerID", "user", "UserId"),
-    "item": ("parent_asin", "asin", "item", "ProductId"),
-    "rating": ("rating", "overall", "Rating"),
-    "timestamp": ("timestamp", "unixReviewTime", "Timestamp"),
-}
+#: What they are called in the files of 2023 (where a product's variants share the parent), in the JSON of 2014 and 2018,
+#: and in Kaggle's copies.
+_FORMS = (
+    dict(zip(COLUMNS, ("user_id", "parent_asin", "rating", "timestamp"), strict=True)),
+    dict(zip(COLUMNS, ("reviewerID", "asin", "overall", "unixReviewTime"), strict=True)),
+    dict(zip(COLUMNS, ("UserId", "ProductId", "Rating", "Timestamp"), strict=True)),
+    dict(zip(COLUMNS, COLUMNS, strict=True)),
+)
 #: Products: ten characters, a book's number or B and nine others. Users' ids begin with A or #.
 _ASIN = re.compile(r"[0-9B][0-9A-Z]{9}")
 #: Seconds stay below it until the year 5138, milliseconds have been above it since 1973.
@@ -136,10 +137,14 @@ class AmazonReviews:
     def _table(self, path: Path, first: str) -> Iterator[tuple[Rows, dict[str, str]]]:
         """Rows, and the names in them of the four columns."""
         cells = [cell.strip('"') for cell in first.split(",")]
-        if any(cell in names for cell in cells for names in _NAMES.values()):
-            names, columns = _names_in(path, cells), None
+        form = max(_FORMS, key=lambda names: len(set(names.values()) & set(cells)))
+        if set(form.values()) & set(cells):
+            if missing := set(form.values()) - set(cells):
+                raise InputError(f"{path}: line 1 names {shown(', '.join(cells))}, not {', '.join(form.values())}: "
+                                 f"{', '.join(sorted(missing))} missing. For other tables there is `prepare table`")
+            names, columns = form, None
         else:
-            names, columns = {name: name for name in COLUMNS}, list(self.columns or _told_columns(path, cells))
+            names, columns = _FORMS[-1], list(self.columns or _told_columns(path, cells))
         for rows in read_delimited([path], ",", columns, quoted=True, reading=self._reading, size=self._size):
             yield rows, names
 
@@ -160,24 +165,14 @@ class AmazonReviews:
                 except (ValueError, RecursionError) as error:
                     block.refuse(index, f"is not JSON ({error})")
                 if names is None and isinstance(review, dict):
-                    names = _names_in(path, list(review))
+                    names = next((form for form in _FORMS[:2] if form["user"] in review), None)
+                    if names is None:
+                        block.refuse(index, f"has neither user_id nor reviewerID; it has {shown(', '.join(review))}")
                 append_texts(block, index, review, names or {}, columns)
                 lines.append(block.line + index)
             if lines:
                 frame = pl.DataFrame(columns, schema=dict.fromkeys(COLUMNS, pl.String))
                 yield Rows(path, frame.rename(names), lines), names
-
-
-def _names_in(path: Path, given: Sequence[str]) -> dict[str, str]:
-    """Which of the names in a file are those of the four columns."""
-    found = {}
-    for column, names in _NAMES.items():
-        here = [name for name in names if name in given]
-        if not here:
-            raise InputError(f"{path}: line 1 names no {column} ({', '.join(names)}); it has "
-                             f"{shown(', '.join(given))}. For other tables there is `prepare table`")
-        found[column] = here[0]
-    return found
 
 
 def _told_columns(path: Path, cells: Sequence[str]) -> tuple[str, ...]:

@@ -113,7 +113,12 @@ class Reviews:
 
     def chunks(self) -> Iterator[pl.DataFrame]:
         if not self._twice:
-            yield from self.source.chunks()
+            empty = True
+            for frame in self.source.chunks():
+                empty = False
+                yield frame
+            if empty:
+                raise InputError(f"{self.files[0]}: there are no events")
             return
         if self._keep is None:
             self._decide()

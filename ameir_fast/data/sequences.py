@@ -164,6 +164,8 @@ class Lines:
             if frame.height:
                 yield _with_places(frame, place)
                 place += frame.height
+        if not place:
+            raise InputError(f"{self.files[0]}: there are no events")
 
 
 def _with_places(frame: pl.DataFrame, first: int) -> pl.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,8 @@ class Windows:
         for _, (window, times) in self._windows():
             items.append(window)
             last.append(times[-1])
+        if not items:
+            raise InputError(f"{self.files[0]}: holds only blank lines")
         part = split.assign(_PARTS, None, np.array(last, np.float64), None, len(last))
         latest = part.copy()
         group = _groups(items)
@@ -111,7 +114,7 @@ def _window(line: str) -> tuple[list[int], list[float]]:
     for time in times:
         if type(time) not in (int, float) or not abs(time) < 2**53:
             raise LiteralError(f"has the time {time!r}, not a number of seconds")
-    for before, after in zip(times, times[1:], strict=False):
+    for before, after in pairwise(times):
         if after < before:
             raise LiteralError(f"has the time {after!r} after {before!r}: they must ascend")
     return items, times
