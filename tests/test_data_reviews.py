@@ -140,7 +140,7 @@ def test_amazon_forms(tmp_path, form, split):
     check(tmp_path / "out", statistics, left, split)
     about = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert about["kind"] == "amazon" and about["options"] == {
-        "core": 5, "min_rating": None, "repeats": "distinct", "split": split, "ties": "apart", "max_history": 50,
+        "columns": None, "core": 5, "min_rating": None, "repeats": "distinct", "split": split, "ties": "apart", "max_history": 50,
         "all_items": False}
 
 
@@ -441,7 +441,8 @@ def test_the_commands(tmp_path, capsys):
     flags = ["--max-history", 7, "--all-items"]
     more = ["--core", 2, "--repeats", "first", "--ties", "file", *flags]
     for kind, given, options in (
-        ("amazon", ["--min-rating", 2, "--columns", "item,user,rating,timestamp", *more], {"min_rating": 2, **reviews}),
+        ("amazon", ["--min-rating", 2, "--columns", "item,user,rating,timestamp", *more],
+         {"columns": ["item", "user", "rating", "timestamp"], "min_rating": 2, **reviews}),
         ("steam", ["--min-hours", 1, *more], {"min_hours": 1, **reviews}),
         ("pairs", ["--form", "pairs", "--split", "leave_one_out", *flags], {"form": "pairs", **common}),
     ):

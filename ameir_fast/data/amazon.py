@@ -94,7 +94,7 @@ def prepare_amazon(
         output_dir,
         kind="amazon",
         options={
-            "core": core, "min_rating": min_rating, "repeats": repeats, "split": split, "ties": ties,
+            "columns": None if columns is None else list(columns), "core": core, "min_rating": min_rating, "repeats": repeats, "split": split, "ties": ties,
             "max_history": max_history, "all_items": all_items,
         },
         overwrite=overwrite,
