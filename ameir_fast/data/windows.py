@@ -17,7 +17,6 @@ from .plan import SplitPlan
 
 #: Windows with so many items in common, one right after another, are taken to be one user's.
 RUN = 6
-_PARTS = SplitPlan("time")
 
 
 class Windows:
@@ -54,7 +53,8 @@ class Windows:
             last.append(times[-1])
         if not items:
             raise InputError(f"{self.files[0]}: holds only blank lines")
-        part = split.assign(_PARTS, None, np.array(last, np.float64), None, len(last))
+        part = np.zeros(len(last), np.int8)
+        split.by_time(part, SplitPlan().parts, np.array(last, np.float64))
         latest = part.copy()
         group = _groups(items)
         np.maximum.at(latest, group, part)
