@@ -131,3 +131,17 @@ def test_numbers(tmp_path):
     assert rows.integer("y", missing=True).to_list() == [1, 7, None, 9]
 
 
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_whole_numbers_come_as_numbers_where_all_are(tmp_path, size):
+    cells = ["1", "", "-7", "2147483647", "2147483648", "0.5", "x", "12"]
+    path = written(tmp_path, "".join(f"{cell},{cell}\n" for cell in cells).encode())
+    pieces = list(read_delimited([path], ",", ["a", "b"], whole=["a", "none"], size=size))
+    found = [value for piece in pieces for value in piece.frame["a"]]
+    if size > 1:
+        assert found == [cell or None for cell in cells]  # one is no number: all stay text
+    else:
+        assert found == [1, None, -7, 2147483647, "2147483648", "0.5", "x", 12]
+    assert [value for piece in pieces for value in piece.frame["b"]] == [cell or None for cell in cells]
+    with pytest.raises(af.InputError, match="line 2: column 'a' is missing"):
+        for piece in pieces:
+            piece.integer("a")

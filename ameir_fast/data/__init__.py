@@ -1,6 +1,8 @@
 """Reading data: raw files into a prepared directory (``prepare_*``), and that as batches (``Dataset``)."""
 
 from .amazon import prepare_amazon
+from .avazu import prepare_avazu
+from .criteo import prepare_criteo
 from .dataset import Dataset
 from .fetch import fetch_movielens
 from .movielens import prepare_movielens
@@ -12,6 +14,8 @@ __all__ = [
     "Dataset",
     "fetch_movielens",
     "prepare_amazon",
+    "prepare_avazu",
+    "prepare_criteo",
     "prepare_movielens",
     "prepare_sequences",
     "prepare_steam",

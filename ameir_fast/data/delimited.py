@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from ..errors import InputError
@@ -16,7 +17,7 @@ from .blocks import BLOCK, Block, Reading, blocks
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a file: columns of text (an empty cell is null) and the number of each one's line."""
+    """Some rows of a file: columns of text or numbers (an empty cell is null) and the number of each one's line."""
 
     path: Path
     frame: pl.DataFrame
@@ -57,12 +58,14 @@ def shown(value: object) -> str:
 
 
 def read_delimited(paths: Sequence[Path], separator: str, columns: Sequence[str] | None = None, *,
-                   quoted: bool = False, reading: Reading | None = None, size: int = BLOCK) -> Iterator[Rows]:
+                   quoted: bool = False, whole: Sequence[str] = (), reading: Reading | None = None,
+                   size: int = BLOCK) -> Iterator[Rows]:
     """The rows of ``paths`` in pieces, never more than ``size`` bytes of text at a time. Blank lines are skipped.
 
     Without ``columns`` each file's first line names them, and all files must agree; ``columns`` names those of files
     without such a line. ``separator`` is one character, or two that stand for one (``::``). ``quoted``: values may
-    stand in double quotes.
+    stand in double quotes. Columns named in ``whole`` come as Int32 in pieces where each of their cells is a whole
+    number (or empty), which is twice as fast as turning text into numbers later; in other pieces they are text too.
 
     Raises ``InputError`` naming the file (and line) for another number of columns than the first line's or
     ``columns``', a repeated column name, a header that comes again, and what ``blocks`` refuses.
@@ -85,7 +88,7 @@ def read_delimited(paths: Sequence[Path], separator: str, columns: Sequence[str]
                 at = 0 if data.startswith(header) else data.index(b"\n" + header) + 1
                 Block(path, line, data).refuse(data.count(b"\n", 0, at), "repeats the header")
             if data:
-                yield _parse(Block(path, line, data), sep, names, quoted)
+                yield _parse(Block(path, line, data), sep, names, quoted, whole)
 
 
 def _names(path: Path, header: bytes, separator: str, quoted: bool) -> list[str]:
@@ -97,13 +100,14 @@ def _names(path: Path, header: bytes, separator: str, quoted: bool) -> list[str]
     return names
 
 
-def _parse(block: Block, sep: bytes, names: list[str], quoted: bool) -> Rows:
+def _parse(block: Block, sep: bytes, names: list[str], quoted: bool, whole: Sequence[str]) -> Rows:
     data, count = block.data, block.data.count(b"\n")
     lines: range | list[int] = range(block.line, block.line + count)
     if quoted and b'"' in data:
         return _parse_quoted(block, sep, names)
-    blank = data.startswith(b"\n") or b"\n\n" in data
-    if blank or data.count(sep) != (len(names) - 1) * count:
+    # With several columns a blank line shows in the number of separators.
+    blank = len(names) == 1 and (data.startswith(b"\n") or b"\n\n" in data)
+    if blank or _occurrences(data, sep) != (len(names) - 1) * count:
         kept = []
         data = data.split(b"\n")[:-1]
         for index, line in enumerate(data):
@@ -121,9 +125,12 @@ def _parse(block: Block, sep: bytes, names: list[str], quoted: bool) -> Rows:
         data = data.replace(sep, single)
     if not data:
         return Rows(block.path, pl.DataFrame(schema=dict.fromkeys(names, pl.String)), lines)
+    schema = dict.fromkeys(names, pl.String)
     try:
-        frame = pl.read_csv(io.BytesIO(data), has_header=False, schema=dict.fromkeys(names, pl.String),
-                            separator=single.decode(), quote_char=None)
+        try:
+            frame = _read(data, single, {name: pl.Int32 if name in whole else pl.String for name in names})
+        except pl.exceptions.PolarsError:
+            frame = _read(data, single, schema)
     except pl.exceptions.PolarsError:
         # Every line has so many separators on average but not each: say which.
         for index, line in enumerate(block.data.split(b"\n")[:-1]):
@@ -131,6 +138,15 @@ def _parse(block: Block, sep: bytes, names: list[str], quoted: bool) -> Rows:
                 block.refuse(index, f"has {line.count(sep) + 1} columns, not {len(names)}")
         raise
     return Rows(block.path, frame, lines)
+
+
+def _occurrences(data: bytes, part: bytes) -> int:
+    """``data.count(part)``, faster where there are many."""
+    return int(np.count_nonzero(np.frombuffer(data, np.uint8) == part[0])) if len(part) == 1 else data.count(part)
+
+
+def _read(data: bytes, separator: bytes, schema: dict) -> pl.DataFrame:
+    return pl.read_csv(io.BytesIO(data), has_header=False, schema=schema, separator=separator.decode(), quote_char=None)
 
 
 def _parse_quoted(block: Block, sep: bytes, names: list[str]) -> Rows:

@@ -14,6 +14,7 @@ Inputs = Annotated[
     list[str], typer.Option("--input", metavar="PATH", help="File or folder to read; may be given several times.")
 ]
 Output = Annotated[str, typer.Option("--output", metavar="DIR", help="New directory for the prepared data.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Of the random split.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output directory holds.")]
 
 

@@ -1,0 +1,42 @@
+"""``prepare avazu``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..common import JsonFile, check_json_file
+from .common import Inputs, Notes, Output, Overwrite, Seed, finish
+
+NAME = "avazu"
+
+
+def prepare(
+    source: Inputs,
+    output: Output,
+    min_count: Annotated[
+        int, typer.Option("--min-count", min=1, metavar="N", help="Rarer values in training rows are unknown.")
+    ] = 2,
+    split: Annotated[
+        str, typer.Option("--split", metavar="HOW", help="time (hours stay whole), order, or random.")
+    ] = "time",
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Avazu's mobile ad clicks: label, hour, 21 categories, with a header as in Kaggle's train.gz.
+
+    A folder stands for its file train.*, or for all its text files in the order of their names. Files may be packed
+    (.gz, .zst).
+
+    \b
+    ameir-fast prepare avazu --input train.gz --output data/avazu
+    """
+    check_json_file(json_file)
+    from ...data import prepare_avazu
+
+    with Notes() as notes:
+        prepare_avazu(source, output, min_count=min_count, split=split, seed=seed,
+                      overwrite=overwrite, on_progress=notes)
+    finish(output, json_file)

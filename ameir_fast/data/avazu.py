@@ -1,0 +1,132 @@
+"""Avazu's mobile ad clicks: label, hour, 21 categories (docs/data.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+
+from ..atomic import check_output_dir
+from ..errors import InputError
+from .build import Progress, build
+from .delimited import Rows
+from .inputs import Form, TextSource, header, label, named, text_files, whole_numbers
+from .plan import FieldPlan, SplitPlan, TablePlan, VocabularyPlan
+
+LABEL, HOUR = "click", "hour"
+NUMBERED = ("C1", "banner_pos", "device_type", "device_conn_type", *(f"C{i}" for i in range(14, 22)))
+HASHED = ("site_id", "site_domain", "site_category", "app_id", "app_domain", "app_category",
+          "device_id", "device_ip", "device_model")
+#: What the hour is made into, with the values that may occur; a week begins with Monday, 1.
+CLOCK = {"hour": tuple(range(24)), "weekday": tuple(range(1, 8)), "weekend": (0, 1)}
+FIELDS = (*CLOCK, "C1", "banner_pos", *HASHED, "device_type", "device_conn_type", *(f"C{i}" for i in range(14, 22)))
+SPLITS = ("time", "order", "random")
+_TIME = "time"
+
+
+def prepare_avazu(
+    input_paths: str | Path | Sequence[str | Path],
+    output_dir: str | Path,
+    *,
+    min_count: int = 2,
+    split: str = "time",
+    seed: int = 0,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> dict:
+    """Prepares Avazu rows and returns the statistics.
+
+    Args:
+        input_paths: files in the form of Kaggle's ``train.gz``, or folders of them, one after another: comma-separated
+            with a header; gzip and zstandard too.
+        output_dir: appears whole or not at all.
+        min_count: values seen less often in the training rows are "unknown".
+        split: by ``time`` (an hour is never parted), ``order`` or ``random``; 80 / 10 / 10 in each case.
+        seed: of the random split.
+        overwrite: replace what ``output_dir`` holds.
+        on_progress: called with a line of text now and then.
+
+    Raises:
+        InputError: a file is missing or damaged, a column is missing, a row has another number of columns, an hour is
+            none, a label is missing or not 0 or 1 (named with file and line), or ``output_dir`` is in use.
+        OSError: the disk is full; ``output_dir`` is then as it was.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split {split!r} is none of {', '.join(SPLITS)}")
+    check_output_dir(output_dir, overwrite)  # before the work, not after it
+    files = text_files(input_paths, "train")
+    forms = {path: form(path) for path in files}
+    for path, found in forms.items():
+        if LABEL not in found.names:
+            raise InputError(f"{path}: has no column {LABEL!r}; training, validation and test rows need it")
+    options = {"min_count": min_count, "split": split}
+    return build(
+        source(forms),
+        plan(min_count, SplitPlan(split, seed=seed)),
+        output_dir,
+        kind="avazu",
+        options=options | ({"seed": seed} if split == "random" else {}),
+        overwrite=overwrite,
+        on_progress=on_progress,
+    )
+
+
+def plan(min_count: int, split: SplitPlan) -> TablePlan:
+    """24 categorical fields with vocabularies of their own."""
+    clock = {name: VocabularyPlan(values=values) for name, values in CLOCK.items()}
+    return TablePlan(
+        task="ctr",
+        label=LABEL,
+        time=_TIME,
+        fields=tuple(FieldPlan(name, name, name) for name in FIELDS),
+        vocabularies={name: VocabularyPlan(min_count=min_count) for name in FIELDS} | clock,
+        split=split,
+    )
+
+
+def source(forms: dict[Path, Form]) -> TextSource:
+    """Frames of the label (where there is one), the time and what it is made into, numbers, and hashes as text."""
+
+    def frame(rows: Rows) -> pl.DataFrame:
+        labels = [label(rows, LABEL).to_frame()] if LABEL in rows.frame.columns else []
+        numbers = pl.DataFrame([whole_numbers(rows, name) for name in NUMBERED])
+        return pl.concat([*labels, _clock(rows), numbers, rows.frame.select(HASHED)], how="horizontal")
+
+    return TextSource(forms, (LABEL, HOUR, *NUMBERED), frame)
+
+
+def form(path: Path) -> Form:
+    """Where a file has its columns, from its header."""
+    separator, cells = header(path)
+    wanted = (LABEL, HOUR, *NUMBERED, *HASHED)
+    names = named(path, cells, wanted)
+    for name in wanted:
+        if name not in names and name != LABEL:
+            raise InputError(f"{path}: line 1 names no column {name!r}; Avazu's files begin with a header: id, click, "
+                             "hour, C1, banner_pos, site_id, …")
+    return Form(separator, None, names)
+
+
+def _clock(rows: Rows) -> pl.DataFrame:
+    """``time`` (seconds since 1970, UTC), hour of the day, weekday and weekend of the hour YYMMDDHH."""
+    hours = rows.integer(HOUR)
+    distinct = hours.unique()
+    moments = [_moment(hour) for hour in distinct]
+    if None in moments:
+        rows.refuse(hours.is_in(distinct.filter(pl.Series([m is None for m in moments])).implode()), HOUR,
+                    lambda v: f"is {v}, no hour of the form YYMMDDHH")
+    time = pl.Series([int(moment.timestamp()) for moment in moments], dtype=pl.Int64)
+    clock = pl.from_epoch(pl.col(_TIME))
+    weekday = clock.dt.weekday().cast(pl.Int64)
+    return pl.DataFrame({_TIME: hours.replace_strict(distinct, time)}).with_columns(
+        hour=clock.dt.hour().cast(pl.Int64), weekday=weekday, weekend=(weekday > 5).cast(pl.Int64))
+
+
+def _moment(hour: int) -> datetime | None:
+    year, month, day, hour = hour // 10**6, hour // 10**4 % 100, hour // 100 % 100, hour % 100
+    try:
+        return datetime(2000 + year, month, day, hour, tzinfo=UTC) if 0 <= year < 100 else None
+    except ValueError:
+        return None

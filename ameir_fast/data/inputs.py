@@ -1,0 +1,133 @@
+"""Text files as they are published: which of a folder to read, how they name columns, their rows as a source."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import polars as pl
+
+from ..errors import InputError
+from .blocks import Reading, first_line
+from .delimited import Rows, read_delimited, shown
+
+_ARCHIVES = (".zip", ".7z", ".tar", ".tgz", ".tar.gz")
+_NAME = re.compile(r"(?!readme)([^.]+)(\.txt|\.tsv|\.csv)?(\.gz|\.zst)?", re.IGNORECASE)
+
+
+def text_files(paths: str | Path | Sequence[str | Path], prefer: str) -> tuple[Path, ...]:
+    """The files named by ``paths``, in this order.
+
+    Of a folder: its file ``{prefer}.*`` where there is one, as in what Kaggle and Criteo publish, and otherwise every
+    text file, ordered by name with numbers by value (``day_2`` before ``day_10``).
+
+    Raises ``InputError`` for what does not exist, a folder without such files, and archives.
+    """
+    found: list[Path] = []
+    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
+        if path.is_dir():
+            found += _of_folder(path, prefer)
+        elif not path.exists():
+            raise InputError(f"{path}: no such file or directory")
+        elif path.name.lower().endswith(_ARCHIVES):
+            raise InputError(f"{path}: is an archive; unpack it and name the files inside")
+        else:
+            found.append(path)
+    if not found:
+        raise InputError("no input file")
+    return tuple(found)
+
+
+def _of_folder(folder: Path, prefer: str) -> list[Path]:
+    files = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_file()]
+    if not files:
+        raise InputError(f"{folder}: holds no text file (.txt, .tsv, .csv, also with .gz or .zst)")
+    preferred = [path for path in files if path.name.split(".")[0].lower() == prefer]
+    if len(preferred) > 1:
+        raise InputError(f"{folder}: holds {' and '.join(sorted(p.name for p in preferred))}; name the one to read")
+    return preferred or sorted(files, key=_natural)
+
+
+def _natural(path: Path) -> list[str | int]:
+    return [int(part) if part.isdigit() else part for part in re.split("([0-9]+)", path.name)]
+
+
+def header(path: Path) -> tuple[str, list[str]]:
+    """The separator of a file (a tab where its first line has one, otherwise a comma) and that line's cells."""
+    text = first_line(path)
+    separator = "\t" if "\t" in text else ","
+    return separator, [cell.strip('"') for cell in text.split(separator)]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a file writes its rows. ``header``: the names of its columns where the first line doesn't give them;
+    ``names``: our names of the columns to read → the file's."""
+
+    separator: str
+    header: list[str] | None
+    names: dict[str, str]
+
+
+def named(path: Path, cells: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
+    """Which of ``cells``, a file's header, stand for the columns ``wanted``, in whatever case: wanted name → cell."""
+    found: dict[str, str] = {}
+    for name in wanted:
+        same = [cell for cell in cells if cell.lower() == name.lower()]
+        if len(same) > 1:
+            raise InputError(f"{path}: line 1 names the column {name!r} twice")
+        if same:
+            found[name] = same[0]
+    return found
+
+
+def read_form(path: Path, form: Form, whole: Sequence[str], reading: Reading) -> Iterator[Rows]:
+    """The rows of a file in pieces, columns by our names. Those in ``whole`` may be Int32 already."""
+    theirs = [form.names[name] for name in whole if name in form.names]
+    columns = [pl.col(column).alias(name) for name, column in form.names.items()]
+    for rows in read_delimited([path], form.separator, form.header, quoted=form.separator == ",", whole=theirs,
+                               reading=reading):
+        yield replace(rows, frame=rows.frame.select(columns))
+
+
+def label(rows: Rows, column: str) -> pl.Series:
+    """A column of zeros and ones, UInt8."""
+    found = rows.number(column)
+    rows.refuse((found != 0) & (found != 1), column, lambda v: f"is {shown(v)}, a label that is neither 0 nor 1")
+    return found.cast(pl.UInt8).alias(column)
+
+
+def whole_numbers(rows: Rows, column: str) -> pl.Series:
+    """A column as Int64, missing where empty. ``3.0`` is 3: what a missing value makes of integers in many tools."""
+    values = rows.frame[column]
+    if values.dtype.is_integer():
+        return values.cast(pl.Int64)
+    found = rows.number(column, missing=True)
+    rows.refuse((found.floor() != found).fill_null(False), column, lambda v: f"is {shown(v)}, not a whole number")
+    return values.cast(pl.Int64, strict=False).fill_null(found.cast(pl.Int64, strict=False))
+
+
+class TextSource:
+    """A source (see ``Source``) over text files of known forms; ``frame`` makes of some rows the columns to prepare."""
+
+    def __init__(self, forms: dict[Path, Form], whole: Sequence[str], frame: Callable[[Rows], pl.DataFrame]):
+        self.files, self.dropped = tuple(forms), {}
+        self._forms, self._whole, self._frame = forms, whole, frame
+        self._reading = Reading(self.files)
+
+    @property
+    def done(self) -> float:
+        return self._reading.share
+
+    def chunks(self) -> Iterator[pl.DataFrame]:
+        self._reading = Reading(self.files)
+        for path, form in self._forms.items():
+            empty = True
+            for rows in read_form(path, form, self._whole, self._reading):
+                if rows.frame.height:
+                    empty = False
+                    yield self._frame(rows)
+            if empty:
+                raise InputError(f"{path}: there are no rows")
