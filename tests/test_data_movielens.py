@@ -218,12 +218,12 @@ def test_missing_column(source: Path, tmp_path: Path, name: str, column: str) ->
 @pytest.mark.parametrize(
     "place, value, message",
     [
-        (2, "nan", "row 2: column 'rating:float' is 'nan', not a number"),
-        (2, "", "row 2: column 'rating:float' is missing, not a number"),
-        (2, "6", "row 2: column 'rating:float' is 6, none of 1, 2, 3, 4, 5"),
-        (2, "3.5", "row 2: column 'rating:float' is 3.5, none of 1, 2, 3, 4, 5"),
-        (3, "yesterday", "row 2: column 'timestamp:float' is 'yesterday', not a number"),
-        (0, "", "row 2: column 'user_id:token' is missing"),
+        (2, "nan", "line 3: column 'rating:float' is 'nan', not a number"),
+        (2, "", "line 3: column 'rating:float' is missing"),
+        (2, "6", "line 3: column 'rating:float' is 6, none of 1, 2, 3, 4, 5"),
+        (2, "3.5", "line 3: column 'rating:float' is 3.5, none of 1, 2, 3, 4, 5"),
+        (3, "yesterday", "line 3: column 'timestamp:float' is 'yesterday', not a number"),
+        (0, "", "line 3: column 'user_id:token' is missing"),
     ],
 )
 def test_bad_rating(source: Path, tmp_path: Path, place: int, value: str, message: str) -> None:
@@ -243,10 +243,10 @@ def test_truncated_ratings(source: Path, tmp_path: Path) -> None:
     shutil.copytree(source, raw)
     content = (raw / "mini.inter").read_bytes()
     (raw / "mini.inter").write_bytes(content[: content.rindex(b"\t") + 0])
-    with pytest.raises(InputError, match="mini.inter: row 240: column 'timestamp:float' is missing"):
+    with pytest.raises(InputError, match="mini.inter: line 241 has 3 columns, not 4"):
         prepare_movielens(raw, tmp_path / "out")
     (raw / "mini.inter").write_bytes(b"")
-    with pytest.raises(InputError, match="mini.inter: cannot be read"):
+    with pytest.raises(InputError, match="mini.inter: the file is empty"):
         prepare_movielens(raw, tmp_path / "out")
     (raw / "mini.inter").unlink()
     with pytest.raises(InputError, match=r"holds 0 files \*.inter"):
@@ -255,7 +255,7 @@ def test_truncated_ratings(source: Path, tmp_path: Path) -> None:
 
 def test_repeated_item(source: Path, tmp_path: Path) -> None:
     raw = edited(source, tmp_path / "raw", "mini.item", "\n2\t", "\n1\t")
-    with pytest.raises(InputError, match="mini.item: row 2: column 'item_id:token' has '1' a second time"):
+    with pytest.raises(InputError, match="mini.item: line 3: column 'item_id:token' has '1' a second time"):
         prepare_movielens(raw, tmp_path / "out")
 
 

@@ -52,12 +52,13 @@ class Reading:
         return self.done / self.total if self.total else 1.0
 
 
-def blocks(paths: Sequence[Path], quoted: bool = False, size: int = BLOCK,
-           reading: Reading | None = None) -> Iterator[Block]:
+def blocks(paths: Sequence[Path], quoted: bool = False, size: int = BLOCK, reading: Reading | None = None,
+           encoding: str = "utf-8") -> Iterator[Block]:
     """The lines of plain, gzip and zstandard files (told by their first bytes), one file after another.
 
     A newline is added where the last line has none, a byte order mark and carriage returns at line ends are taken
-    away. With ``quoted`` no block ends within ``"…"``, so that a quoted value may hold newlines.
+    away. With ``quoted`` no block ends within ``"…"``, so that a quoted value may hold newlines. Blocks are UTF-8;
+    ``encoding`` is the files', ``"utf-8"`` or ``"latin-1"``.
 
     Raises ``InputError`` naming the file for one that is empty, missing, damaged or cut off, and its line for bytes
     that are not UTF-8, NUL bytes, and lines of more than ``LONGEST_LINE`` bytes.
@@ -65,7 +66,7 @@ def blocks(paths: Sequence[Path], quoted: bool = False, size: int = BLOCK,
     for path in paths:
         path = Path(path)
         empty = True
-        for block in _blocks_of(path, quoted, size, reading):
+        for block in _blocks_of(path, quoted, size, reading, encoding):
             empty = False
             yield block
         if empty:
@@ -81,7 +82,7 @@ def first_line(path: Path) -> str:
     raise InputError(f"{path}: holds only blank lines")
 
 
-def _blocks_of(path: Path, quoted: bool, size: int, reading: Reading | None) -> Iterator[Block]:
+def _blocks_of(path: Path, quoted: bool, size: int, reading: Reading | None, encoding: str) -> Iterator[Block]:
     line, rest = 1, b""
     for read in _pieces(path, size, reading):
         end = _end(rest, read, quoted)
@@ -92,12 +93,12 @@ def _blocks_of(path: Path, quoted: bool, size: int, reading: Reading | None) -> 
             if len(rest) > max(size, _LONGEST_QUOTED):
                 raise InputError(f"{path}: line {line} or one soon after it opens a quote that is not closed")
             continue
-        block = _checked(Block(path, line, rest + read[:end]))
+        block = _checked(Block(path, line, rest + read[:end]), encoding)
         rest = read[end:]
         line += block.data.count(b"\n")
         yield block
     if rest:
-        yield _checked(Block(path, line, rest + b"\n"))
+        yield _checked(Block(path, line, rest + b"\n"), encoding)
 
 
 def _end(rest: bytes, read: bytes, quoted: bool) -> int:
@@ -151,13 +152,15 @@ def _unpacked(file: BinaryIO) -> Iterator[bytes]:
         raise EOFError("the compressed data ends too early")
 
 
-def _checked(block: Block) -> Block:
+def _checked(block: Block, encoding: str) -> Block:
     data = block.data.removeprefix(_BOM) if block.line == 1 else block.data
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n")
     if b"\0" in data:
         block.refuse(data.count(b"\n", 0, data.index(b"\0")), "holds a NUL byte")
-    if not data.isascii():
+    if not data.isascii() and encoding == "latin-1":
+        data = data.decode(encoding).encode()
+    elif not data.isascii():
         try:
             data.decode()
         except UnicodeDecodeError as error:

@@ -32,6 +32,21 @@ class Rows:
         if len(rows):
             raise InputError(f"{self.where(rows[0])}: column {column!r} {what(self.frame[column][rows[0]])}")
 
+    def need(self, *columns: str) -> None:
+        """Raises ``InputError`` where a column is missing."""
+        for column in columns:
+            if column not in self.frame.columns:
+                raise InputError(f"{self.path}: column {column!r} is missing; it has {', '.join(self.frame.columns)}")
+
+    def present(self, *columns: str) -> None:
+        """Raises ``InputError`` for an empty cell in one of ``columns``."""
+        for column in columns:
+            self.refuse(self.frame[column].is_null(), column, lambda v: "is missing")
+
+    def distinct(self, column: str) -> None:
+        """Raises ``InputError`` for a value that comes a second time."""
+        self.refuse(~self.frame[column].is_first_distinct(), column, lambda v: f"has {shown(v)} a second time")
+
     def number(self, column: str, missing: bool = False) -> pl.Series:
         """A column as finite Float64; with ``missing`` an empty cell is null, otherwise an error."""
         values = self.frame[column]
@@ -58,7 +73,8 @@ def shown(value: object) -> str:
 
 
 def read_delimited(paths: Sequence[Path], separator: str, columns: Sequence[str] | None = None, *,
-                   quoted: bool = False, whole: Sequence[str] = (), reading: Reading | None = None,
+                   quoted: bool = False, whole: Sequence[str] = (), encoding: str = "utf-8",
+                   reading: Reading | None = None,
                    size: int = BLOCK) -> Iterator[Rows]:
     """The rows of ``paths`` in pieces, never more than ``size`` bytes of text at a time. Blank lines are skipped.
 
@@ -66,15 +82,17 @@ def read_delimited(paths: Sequence[Path], separator: str, columns: Sequence[str]
     without such a line. ``separator`` is one character, or two that stand for one (``::``). ``quoted``: values may
     stand in double quotes. Columns named in ``whole`` come as Int32 in pieces where each of their cells is a whole
     number (or empty), which is twice as fast as turning text into numbers later; in other pieces they are text too.
+    ``encoding``: ``"utf-8"`` or ``"latin-1"``.
 
     Raises ``InputError`` naming the file (and line) for another number of columns than the first line's or
-    ``columns``', a repeated column name, a header that comes again, and what ``blocks`` refuses.
+    ``columns``', a repeated column name, a header that comes again, files without any row, and what ``blocks``
+    refuses.
     """
-    sep = separator.encode()
+    sep, empty = separator.encode(), True
     first: tuple[Path, list[str]] | None = None
     for path in paths:
         names, header = (list(columns) if columns is not None else None), None
-        for block in blocks([path], quoted, size, reading):
+        for block in blocks([path], quoted, size, reading, encoding):
             line, data = block.line, block.data
             if names is None:
                 header, data = data[: data.index(b"\n") + 1], data[data.index(b"\n") + 1:]
@@ -87,8 +105,17 @@ def read_delimited(paths: Sequence[Path], separator: str, columns: Sequence[str]
             if header is not None and (data.startswith(header) or b"\n" + header in data):
                 at = 0 if data.startswith(header) else data.index(b"\n" + header) + 1
                 Block(path, line, data).refuse(data.count(b"\n", 0, at), "repeats the header")
-            if data:
-                yield _parse(Block(path, line, data), sep, names, quoted, whole)
+            if data and (rows := _parse(Block(path, line, data), sep, names, quoted, whole)).frame.height:
+                empty = False
+                yield rows
+    if empty:
+        raise InputError(f"{', '.join(map(str, paths))}: there are no rows")
+
+
+def read_small(path: Path, separator: str, columns: Sequence[str] | None = None, **options: object) -> Rows:
+    """All rows of a file that fits into memory; otherwise like ``read_delimited``."""
+    pieces = list(read_delimited([path], separator, columns, **options))
+    return Rows(path, pl.concat([p.frame for p in pieces]), [n for p in pieces for n in p.lines])
 
 
 def _names(path: Path, header: bytes, separator: str, quoted: bool) -> list[str]:

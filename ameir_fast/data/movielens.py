@@ -1,34 +1,31 @@
-"""MovieLens-100K in CTR form (docs/data.md says what each field is and why nothing leaks)."""
+"""MovieLens as ratings to predict or movies to find (docs/data.md says what each field is, why nothing leaks)."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from ..atomic import check_output_dir
 from ..errors import InputError
+from .blocks import Reading
 from .build import Progress, build
-from .fetch import PREFIX, check_members
+from .delimited import read_delimited
+from .fetch import check_members
 from .files import sha256
+from .movielens_forms import AGES, HALF_STARS, STARS, Form, find, recbole
 from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
-from .reading import Table, read_text
-from .source import FrameSource
 
 #: A rating from here on is a positive.
 POSITIVE = 4
-RATINGS = (1, 2, 3, 4, 5)
-AGES = ("<18", "18-24", "25-34", "35-44", "45-49", "50-55", "56+")
-_AGE_STARTS = (18, 25, 35, 45, 50, 56)
 
-_COLUMNS = {
-    "inter": ("user_id:token", "item_id:token", "rating:float", "timestamp:float"),
-    "item": ("item_id:token", "release_year:token", "class:token_seq"),
-    "user": ("user_id:token", "age:token", "gender:token", "occupation:token", "zip_code:token"),
-}
+_OF_USERS = ("age_group", "gender", "occupation", "zip_prefix")
 
 
 def prepare_movielens(
@@ -37,83 +34,139 @@ def prepare_movielens(
     *,
     user_field: bool = False,
     max_history: int = 20,
+    retrieval: bool = False,
+    split: str | None = None,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> dict:
-    """Prepares MovieLens-100K and returns the statistics.
+    """Prepares MovieLens and returns the statistics.
 
     Args:
-        input_path: a directory with ``*.inter``, ``*.item`` and ``*.user`` in RecBole's form, or the wheel of
-            recbole.
+        input_path: a directory with the files of one of the published forms (100K, 1M, 10M, 20M and later, RecBole's;
+            told by their names), or the wheel of recbole.
         output_dir: appears whole or not at all.
         user_field: whether ``user`` is in the default view; it is stored either way.
         max_history: newest ratings before the row's own, strictly earlier in time.
+        retrieval: find the movie that is rated next, instead of predicting whether a rating is good.
+        split: ``"time"`` (80/10/10 over all users; the default) or, for retrieval, ``"leave_one_out"`` (its default).
         overwrite: replace what ``output_dir`` holds.
         on_progress: called with a line of text now and then.
 
     Raises:
-        InputError: a file or column is missing or malformed (named, with its row), the wheel does not hold
+        InputError: a file or column is missing or malformed (named, with its line), the wheel does not hold
             the known data, ``output_dir`` is in use.
         OSError: the disk is full; ``output_dir`` is then as it was.
     """
     if max_history < 1:
         raise InputError(f"max_history {max_history} is not at least 1")
+    split = split or ("leave_one_out" if retrieval else "time")
+    if split not in (("time", "leave_one_out") if retrieval else ("time",)):
+        raise InputError(f"split {split!r} is none of those that {'retrieval' if retrieval else 'ctr'} data can have")
     check_output_dir(output_dir, overwrite)  # before the work, not after it
-    tables, hashes = _read(Path(input_path))
-    options = {
-        "positive_rating": POSITIVE,
-        "max_history": max_history,
-        "user_field": user_field,
-        "source": hashes,
+    with _form(Path(input_path)) as form:
+        options = {"positive_rating": POSITIVE, "max_history": max_history, "user_field": user_field}
+        if form.name != "recbole":
+            options["form"] = form.name
+        if retrieval:
+            options["retrieval"] = True
+            options["split"] = split
+        options["source"] = {kind: sha256(path) for kind, path in form.files.items()}
+        return build(
+            MovieLensSource(form, retrieval),
+            plan(form, user_field, max_history, retrieval, split),
+            output_dir,
+            kind="movielens",
+            options=options,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+
+
+def plan(form: Form, user_field: bool, max_history: int, retrieval: bool, split: str) -> TablePlan:
+    """Fields, histories, vocabularies and split."""
+    own = _OF_USERS if form.users else ()
+    single = ("item", "first_genre", *own, "release_year")
+    user = FieldPlan("user", "user", "user", default=user_field)
+    moment = FieldPlan("hour", "hour", "hour"), FieldPlan("weekday", "weekday", "weekday")
+    vocabularies = {
+        "hour": VocabularyPlan(values=tuple(range(24))),
+        "weekday": VocabularyPlan(values=tuple(range(1, 8))),
+        **({"age_group": VocabularyPlan(values=AGES)} if form.users else {}),
     }
-    return build(
-        FrameSource(_frame(tables)),
-        plan(user_field, max_history),
-        output_dir,
-        kind="movielens",
-        options=options,
-        overwrite=overwrite,
-        on_progress=on_progress,
-    )
-
-
-def plan(user_field: bool = False, max_history: int = 20) -> TablePlan:
-    """Fields, histories, vocabularies and split of the CTR form."""
-    single = ("item", "first_genre", "age_group", "gender", "occupation", "zip_prefix", "release_year")
+    item = HistoryPlan("history_item", "item", "item")
+    if retrieval:
+        # Nothing that describes the movie to find; the default view is of histories alone, as is usual.
+        fields = (user, *(FieldPlan(f, f, f, default=False) for f in (*own, "hour", "weekday")))
+        return TablePlan(
+            task="retrieval", user="user", time="time", item="item", item_vocabulary="item", fields=fields,
+            history=(item,), max_history=max_history, min_history=1, vocabularies=vocabularies,
+            split=SplitPlan(split),
+        )
     fields = (
-        FieldPlan("user", "user", "user", default=user_field),
+        user,
         *(FieldPlan(name, name, "genre" if name == "first_genre" else name) for name in single),
         FieldPlan("genres", "genres", "genre", "multi_categorical"),
-        FieldPlan("hour", "hour", "hour"),
-        FieldPlan("weekday", "weekday", "weekday"),
+        *moment,
     )
+    ratings = VocabularyPlan(values=HALF_STARS if form.half_stars else STARS)
     return TablePlan(
-        task="ctr",
-        label="label",
-        user="user",
-        time="time",
-        fields=fields,
-        history=(HistoryPlan("history_item", "item", "item"), HistoryPlan("rating", "rating", "rating")),
-        max_history=max_history,
-        target=("item", "first_genre"),
-        vocabularies={
-            "rating": VocabularyPlan(values=RATINGS),
-            "hour": VocabularyPlan(values=tuple(range(24))),
-            "weekday": VocabularyPlan(values=tuple(range(1, 8))),
-            "age_group": VocabularyPlan(values=AGES),
-        },
-        split=SplitPlan("time", (0.8, 0.1, 0.1)),
+        task="ctr", label="label", user="user", time="time", fields=fields,
+        history=(item, HistoryPlan("rating", "rating", "rating")), max_history=max_history,
+        target=("item", "first_genre"), vocabularies={"rating": ratings, **vocabularies}, split=SplitPlan(split),
     )
 
 
-def _read(source: Path) -> tuple[dict[str, Table], dict[str, str]]:
-    """The three tables as text, and the hashes of their files."""
+class MovieLensSource:
+    """One row a rating, in the order of the file, with every column that ``plan`` names."""
+
+    def __init__(self, form: Form, retrieval: bool = False):
+        self.form, self.retrieval = form, retrieval
+        self.files = tuple(form.files.values())
+        self.dropped: dict[str, int] = {}
+        self._reading: Reading | None = None
+
+    @property
+    def done(self) -> float:
+        return 0.0 if self._reading is None else self._reading.done / max(self._reading.total, 1)
+
+    def chunks(self) -> Iterator[pl.DataFrame]:
+        form = self.form
+        items = form.items(form.files["item"])
+        users = form.users(form.files["user"]) if form.users else None
+        user, item, rating, time = form.ratings
+        values = [float(r) for r in (HALF_STARS if form.half_stars else STARS)]
+        path = form.files["inter"]
+        self._reading = Reading([path])
+        for rows in read_delimited([path], form.separator, form.columns, reading=self._reading):
+            rows.need(*form.ratings)
+            value = rows.number(rating)
+            rows.refuse(~value.is_in(values), rating, lambda v: f"is {v}, none of {', '.join(f'{s:g}' for s in values)}")
+            stamp = rows.number(time)
+            rows.present(user, item)
+            shown = (value * 10).cast(pl.Int64).replace_strict(
+                [int(v * 10) for v in values], list(HALF_STARS), return_dtype=pl.String
+            ) if form.half_stars else value.cast(pl.Int64)
+            frame = pl.DataFrame({
+                "user": rows.frame[user],
+                "item": rows.frame[item],
+                "rating": shown,
+                "time": stamp.floor().cast(pl.Int64),
+                "label": (value >= POSITIVE).cast(pl.Float32),
+            })
+            if not self.retrieval:
+                frame = frame.join(items, on="item", how="left", maintain_order="left")
+            if users is not None:
+                frame = frame.join(users, on="user", how="left", maintain_order="left")
+            clock = pl.from_epoch("time")  # UTC
+            yield frame.with_columns(hour=clock.dt.hour().cast(pl.Int64), weekday=clock.dt.weekday().cast(pl.Int64))
+
+
+@contextmanager
+def _form(source: Path) -> Iterator[Form]:
+    """The form of a folder, or of the files in recbole's wheel."""
     if source.is_dir():
-        paths = {kind: _only(source, kind) for kind in _COLUMNS}
-        return (
-            {kind: read_text(path, _COLUMNS[kind]) for kind, path in paths.items()},
-            {kind: sha256(path) for kind, path in paths.items()},
-        )
+        yield find(source)
+        return
     if not source.exists():
         raise InputError(f"{source}: no such file or directory")
     try:
@@ -121,83 +174,13 @@ def _read(source: Path) -> tuple[dict[str, Table], dict[str, str]]:
             contents = check_members(source, wheel)
     except (zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise InputError(f"{source}: neither a directory nor a whole wheel ({error})") from None
-    tables, hashes = {}, {}
-    for name, (data, digest) in contents.items():
-        kind = name.rsplit(".", 1)[1]
-        tables[kind] = read_text(source / PREFIX / name, _COLUMNS[kind], data)
-        hashes[kind] = digest
-    return tables, hashes
-
-
-def _only(directory: Path, kind: str) -> Path:
-    found = sorted(directory.glob(f"*.{kind}"))
-    if len(found) != 1:
-        raise InputError(f"{directory}: holds {len(found)} files *.{kind}, not one")
-    return found[0]
-
-
-def _frame(tables: dict[str, Table]) -> pl.DataFrame:
-    """One row a rating, in the order of the file, with every column of the plan."""
-    ratings = tables["inter"]
-    value = ratings.number("rating:float")
-    ratings.refuse(
-        ~value.is_in([float(r) for r in RATINGS]), "rating:float", lambda v: f"is {v}, none of 1, 2, 3, 4, 5"
-    )
-    stamp = ratings.number("timestamp:float")
-    for column in ("user_id:token", "item_id:token"):
-        ratings.refuse(ratings.frame[column].is_null(), column, lambda v: "is missing")
-    frame = pl.DataFrame(
-        {
-            "user": ratings.frame["user_id:token"],
-            "item": ratings.frame["item_id:token"],
-            "rating": value.cast(pl.Int64),
-            "time": stamp.floor().cast(pl.Int64),
-            "label": (value >= POSITIVE).cast(pl.Float32),
-        }
-    )
-    clock = pl.from_epoch("time")  # UTC
-    return (
-        frame.join(_items(tables["item"]), on="item", how="left", maintain_order="left")
-        .join(_users(tables["user"]), on="user", how="left", maintain_order="left")
-        .with_columns(hour=clock.dt.hour().cast(pl.Int64), weekday=clock.dt.weekday().cast(pl.Int64))
-    )
-
-
-def _items(table: Table) -> pl.DataFrame:
-    """item, genres (the token "unknown" left out), first_genre, release_year (decades before 1990)."""
-    _distinct(table, "item_id:token")
-    year = pl.col("release_year:token").str.extract(r"^(\d{4})$").cast(pl.Int64)
-    return table.frame.select(
-        pl.col("item_id:token").alias("item"),
-        pl.col("class:token_seq")
-        .fill_null("")
-        .str.split(" ")
-        .list.eval(pl.element().filter((pl.element() != "") & (pl.element() != "unknown")))
-        .alias("genres"),
-        pl.when(year >= 1990)
-        .then(year.cast(pl.String))
-        .otherwise((year // 10 * 10).cast(pl.String) + "s")
-        .alias("release_year"),
-    ).with_columns(first_genre=pl.col("genres").list.first())
-
-
-def _users(table: Table) -> pl.DataFrame:
-    """user, age_group (MovieLens's own bands), gender, occupation, zip_prefix (first digit)."""
-    _distinct(table, "user_id:token")
-    ages = np.array(AGES)[np.searchsorted(_AGE_STARTS, table.number("age:token").to_numpy(), side="right")]
-    return table.frame.select(
-        pl.col("user_id:token").alias("user"),
-        pl.Series("age_group", ages.tolist(), dtype=pl.String),
-        pl.col("gender:token").alias("gender"),
-        pl.col("occupation:token").alias("occupation"),
-        pl.when(pl.col("zip_code:token").str.contains(r"^\d"))
-        .then(pl.col("zip_code:token").str.slice(0, 1))
-        .when(pl.col("zip_code:token").is_not_null())
-        .then(pl.lit("other"))
-        .alias("zip_prefix"),
-    )
-
-
-def _distinct(table: Table, column: str) -> None:
-    """Two descriptions of one user or item would double that one's rows."""
-    table.refuse(~table.frame[column].is_first_distinct(), column, lambda v: f"has {v!r} a second time")
+    folder = Path(tempfile.mkdtemp(prefix="ameir-fast-"))
+    try:
+        # The known files, by their hashes: nothing in them can go wrong and would have to be named.
+        files = {}
+        for name, (data, _) in contents.items():
+            files[name.rsplit(".", 1)[1]] = folder / name
+            (folder / name).write_bytes(data)
+        yield recbole(files)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -28,17 +28,27 @@ def prepare(
     user_field: Annotated[
         bool, typer.Option("--user-field", help="The user's id as a field of the default view.")
     ] = False,
+    retrieval: Annotated[
+        bool, typer.Option("--retrieval", help="Find the movie rated next, instead of predicting its rating.")
+    ] = False,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", metavar="HOW", help="time, or with --retrieval leave_one_out (its default)."),
+    ] = None,
     overwrite: Overwrite = False,
     json_file: JsonFile = None,
 ) -> None:
     """MovieLens: ratings with user and item attributes and time; a rating from 4 on is a positive.
 
-    Without --input MovieLens-100K is taken from the recbole wheel on the package index, which is downloaded once,
-    checked by its hash, and kept beside the output.
+    The folder holds 100K (u.data, u.item, u.user), 1M (ratings.dat, movies.dat, users.dat), 10M (without users.dat),
+    20M and later (ratings.csv, movies.csv), or RecBole's atomic files; what is there decides. Without --input
+    MovieLens-100K is taken from the recbole wheel on the package index, which is downloaded once, checked by its
+    hash, and kept beside the output.
 
     \b
     ameir-fast prepare movielens --output data/movielens-100k
     ameir-fast prepare movielens --input ml-100k --output data/movielens-100k --max-history 50
+    ameir-fast prepare movielens --input ml-1m --output data/ml-1m-next --retrieval --max-history 50
     """
     check_json_file(json_file)
     from ...data import fetch_movielens, prepare_movielens
@@ -48,6 +58,7 @@ def prepare(
     with Notes() as notes:
         path = source or fetch_movielens(Path(output).parent / DOWNLOADED, on_progress=notes)
         prepare_movielens(
-            path, output, user_field=user_field, overwrite=overwrite, on_progress=notes, **options
+            path, output, user_field=user_field, retrieval=retrieval, split=split, overwrite=overwrite,
+            on_progress=notes, **options
         )
     finish(output, json_file)
