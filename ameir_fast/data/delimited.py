@@ -17,14 +17,17 @@ from .blocks import BLOCK, Block, Reading, blocks
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a file: columns of text or numbers (an empty cell is null) and the number of each one's line."""
+    """Some rows of a file: columns of text or numbers (an empty cell is null) and the number of each one's line, or of what
+    ``unit`` names.
+    """
 
     path: Path
     frame: pl.DataFrame
     lines: range | list[int]
+    unit: str = "line"
 
     def where(self, row: int) -> str:
-        return f"{self.path}: line {self.lines[row]}"
+        return f"{self.path}: {self.unit} {self.lines[row]}"
 
     def refuse(self, wrong: pl.Series, column: str, what: Callable[[object], str]) -> None:
         """Raises ``InputError`` for the first row where ``wrong`` holds; ``what(value)`` says what its value is."""

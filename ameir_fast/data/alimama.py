@@ -1,0 +1,172 @@
+"""Taobao's display-advertising data (Ali_Display_Ad_Click) in CTR form; docs/data.md says what each field is and why.
+
+Format: tianchi.aliyun.com/dataset/56. What is used of it: Feng et al., Deep Session Interest Network, IJCAI 2019, and
+its code; Lyu et al., Deep Match to Rank, AAAI 2020 (the form with histories ready).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from ..atomic import check_output_dir
+from ..errors import InputError
+from .blocks import Reading
+from .build import Progress, build
+from .delimited import Rows, read_delimited, read_small
+from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan
+
+MAX_HISTORY = 50
+#: 2017-05-13 00:00 in Beijing: the last of the eight days of impressions.
+LAST_DAY = 1494604800
+BEHAVIORS = ("pv", "cart", "fav", "buy")
+
+_SAMPLE, _ADS, _USERS, _LOG = "raw_sample.csv", "ad_feature.csv", "user_profile.csv", "behavior_log.csv"
+_OF_ADS = ("cate_id", "campaign_id", "customer", "brand", "price")
+_OF_USERS = ("cms_segid", "cms_group_id", "final_gender_code", "age_level", "pvalue_level", "shopping_level",
+             "occupation", "new_user_class_level")
+#: Twelve fields, as many as the paper's table of shapes has, the first two being the target.
+DEFAULT_FIELDS = ("cate_id", "brand", "user", *_OF_USERS, "pid")
+OTHER_FIELDS = ("adgroup_id", "campaign_id", "customer", "price")
+
+
+def prepare_alimama(
+    input_path: str | Path,
+    output_dir: str | Path,
+    *,
+    behaviors: Sequence[str] = ("pv",),
+    since: int | None = None,
+    test_from: int | None = LAST_DAY,
+    max_history: int = MAX_HISTORY,
+    all_fields: bool = False,
+    min_count: int = 1,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> dict:
+    """Prepares the four csv files in ``input_path`` and returns the statistics.
+
+    Args:
+        input_path: the folder; files may be compressed (``.gz`` or ``.zst`` after their names).
+        output_dir: appears whole or not at all.
+        behaviors: which of ``BEHAVIORS`` make histories.
+        since: seconds since 1970; earlier behaviours are left out.
+        test_from: impressions from here on are the test split; of the earlier ones the last ninth is for validation.
+            ``None``: 80/10/10 by time.
+        max_history: newest behaviours before the impression, strictly earlier in time.
+        all_fields: whether ad, campaign, advertiser and price are in the default view; they are stored either way.
+        min_count: occurrences in training that a value needs for an id of its own.
+        overwrite: replace what ``output_dir`` holds.
+        on_progress: called with a line of text now and then.
+
+    Raises:
+        InputError: a file or column is missing or malformed (named, with its line), ``output_dir`` is in use.
+        OSError: the disk is full; ``output_dir`` is then as it was.
+    """
+    if max_history < 1 or min_count < 1:
+        raise InputError(f"max_history {max_history} and min_count {min_count} must be at least 1")
+    if not behaviors or not set(behaviors) <= set(BEHAVIORS):
+        raise InputError(f"behaviours {', '.join(behaviors) or 'none'} are not some of {', '.join(BEHAVIORS)}")
+    check_output_dir(output_dir, overwrite)
+    behaviors = tuple(b for b in BEHAVIORS if b in behaviors)
+    return build(
+        AlimamaSource(Path(input_path), behaviors, since),
+        plan(max_history, test_from, all_fields, min_count),
+        output_dir,
+        kind="alimama",
+        options={"behaviors": list(behaviors), "since": since, "test_from": test_from, "max_history": max_history,
+                 "all_fields": all_fields, "min_count": min_count},
+        overwrite=overwrite,
+        on_progress=on_progress,
+    )
+
+
+def plan(max_history: int, test_from: int | None, all_fields: bool, min_count: int) -> TablePlan:
+    ...
+
+
+class AlimamaSource:
+    """One row an impression, with what is known of its ad and its user.
+
+    ``events`` gives the behaviours, in the order of the log; those of users without an impression are dropped by
+    ``build``, which knows the users.
+    """
+
+    def __init__(self, folder: Path, behaviors: Sequence[str], since: int | None):
+        self.sample, self.ads, self.users, self.log = (_file(folder, n) for n in (_SAMPLE, _ADS, _USERS, _LOG))
+        self.files = (self.sample, self.ads, self.users, self.log)
+        self.behaviors, self.since = tuple(behaviors), since
+        self.dropped: dict[str, int] = {}
+        self._reading: Reading | None = None
+
+    @property
+    def done(self) -> float:
+        return 0.0 if self._reading is None else self._reading.done / max(self._reading.total, 1)
+
+    def chunks(self) -> Iterator[pl.DataFrame]:
+        ads, users = _ads(self.ads), _users(self.users)
+        self._reading = Reading([self.sample])
+        for rows in read_delimited([self.sample], ",", reading=self._reading):
+            rows.need("user", "time_stamp", "adgroup_id", "pid", "clk")
+            click = rows.integer("clk")
+            rows.refuse(~click.is_in([0, 1]), "clk", lambda v: f"is {v}, a label that is neither 0 nor 1")
+            yield (
+                pl.DataFrame({
+                    "user": rows.integer("user"),
+                    "time": rows.integer("time_stamp"),
+                    "adgroup_id": rows.integer("adgroup_id"),
+                    "pid": rows.frame["pid"],
+                    "label": click.cast(pl.Float32),
+                })
+                .join(ads, on="adgroup_id", how="left", maintain_order="left")
+                .join(users, on="user", how="left", maintain_order="left")
+            )
+
+    def events(self) -> Iterator[pl.DataFrame]:
+        """``user``, ``time``, ``history_cate`` and ``history_brand`` of each behaviour that counts."""
+        kinds = dict.fromkeys(BEHAVIORS, 0)
+        left_out = {f"behaviour {b}": 0 for b in BEHAVIORS if b not in self.behaviors}
+        early = 0
+        self._reading = Reading([self.log])
+        for rows in read_delimited([self.log], ",", reading=self._reading):
+            rows.need("user", "time_stamp", "btag", "cate", "brand")
+            kind = rows.frame["btag"]
+            rows.refuse(~kind.is_in(BEHAVIORS), "btag", lambda v: f"is {shown(v)}, none of {', '.join(BEHAVIORS)}")
+            frame = pl.DataFrame({
+                "user": rows.integer("user"),
+                "time": rows.integer("time_stamp"),
+                "history_cate": _ids(rows, "cate"),
+                "history_brand": _ids(rows, "brand"),
+            })
+            yield frame.filter(kind.is_in(self.behaviors), pl.col("time") >= self.since)
+
+
+def _ids(rows: Rows, column: str) -> pl.Series:
+    """Int64; a missing value is empty or ``NULL``."""
+    named = replace(rows, frame=rows.frame.select(pl.col(column).replace("NULL", None)))
+    return named.integer(column, missing=True)
+
+
+def _ads(path: Path) -> pl.DataFrame:
+    rows = read_small(path, ",")
+    rows.need("adgroup_id", *_OF_ADS)
+    rows.distinct("adgroup_id")
+    columns = {name: _ids(rows, name) for name in _OF_ADS if name != "price"}
+    return pl.DataFrame({"adgroup_id": rows.integer("adgroup_id"), **columns, "price": rows.number("price", True)})
+
+
+def _users(path: Path) -> pl.DataFrame:
+    rows = read_small(path, ",")
+    # The last name of the published header ends with a blank.
+    rows = replace(rows, frame=rows.frame.rename(str.strip))
+    rows.need("userid", *_OF_USERS)
+    rows.distinct("userid")
+    return pl.DataFrame({"user": rows.integer("userid"), **{name: _ids(rows, name) for name in _OF_USERS}})
+
+
+def _file(folder: Path, name: str) -> Path:
+    found = [path for path in (folder / f"{name}{end}" for end in ("", ".gz", ".zst")) if path.is_file()]
+    if len(found) != 1:
+        raise InputError(f"{folder}: holds {'no' if not found else 'more than one'} {name}")
+    return found[0]

@@ -1,0 +1,289 @@
+"""Data in RecBole's atomic files as rows to predict or items to find."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from ..atomic import check_output_dir
+from ..errors import InputError
+from .atomic_files import AtomicFile
+from .blocks import Reading
+from .build import Progress, build
+from .delimited import Rows
+from .files import SPLITS
+from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan
+
+MAX_HISTORY = 50
+_LABEL, _TIME, _SPLIT = "\0label", "\0time", "\0split"
+_LIST = "_list"  # RecBole's LIST_SUFFIX
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the columns are for, by their names without types; ``threshold``: a row is positive from there on."""
+
+    label: str | None = None
+    threshold: tuple[str, float] | None = None
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str = "timestamp"
+    history: tuple[str, ...] | None = None
+    target: tuple[str, ...] | None = None
+    leave_out: tuple[str, ...] = ()
+
+
+def prepare_recbole(
+    input_path: str | Path,
+    output_dir: str | Path,
+    meaning: Meaning,
+    *,
+    retrieval: bool = False,
+    split: str | None = None,
+    max_history: int = MAX_HISTORY,
+    user_field: bool = False,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+    on_note: Progress | None = None,
+) -> dict:
+    """Prepares atomic files and returns the statistics.
+
+    Args:
+        input_path: a folder with one ``.inter`` file (or ``.train.inter``, ``.valid.inter`` and ``.test.inter``) and,
+            where there are any, one ``.user`` and one ``.item`` file.
+        output_dir: appears whole or not at all.
+        meaning: what the columns are for.
+        retrieval: find the item of the next interaction, instead of predicting a label.
+        split: ``"time"``, ``"random"`` or ``"leave_one_out"``; by default the last for retrieval, time where there is
+            one, or the three files.
+        max_history: newest interactions before the row's own, strictly earlier in time.
+        user_field: whether the user's id is in the default view; it is stored either way.
+        overwrite: replace what ``output_dir`` holds.
+        on_progress: called with a line of text now and then.
+        on_note: called with a line of text for what was left out.
+
+    Raises:
+        InputError: a file or column is missing or malformed (named, with its line), ``output_dir`` is in use.
+        OSError: the disk is full; ``output_dir`` is then as it was.
+    """
+    check_output_dir(output_dir, overwrite)
+    source = RecBoleSource(Path(input_path), meaning, retrieval)
+    plan = source.plan(split, max_history, user_field)
+    for name, why in source.left_out.items():
+        if on_note:
+            on_note(f"left out: column {name} ({why})")
+    return build(
+        source, plan, output_dir, kind="recbole",
+        options={"label": meaning.label, "threshold": meaning.threshold and list(meaning.threshold),
+                 "retrieval": retrieval, "split": plan.split.by, "max_history": max_history, "user_field": user_field,
+                 "left_out": source.left_out},
+        overwrite=overwrite, on_progress=on_progress,
+    )
+
+
+class RecBoleSource:
+    """One row an interaction, in the order of the files, with what is known of its user and item.
+
+    ``left_out``: columns that are not read, and why.
+    """
+
+    def __init__(self, folder: Path, meaning: Meaning, retrieval: bool):
+        self.meaning, self.retrieval = meaning, retrieval
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such directory")
+        self.parts, inter = _interactions(folder)
+        self.inter, self._inter = inter[0], inter
+        self.user, self.item = (_optional(folder, kind) for kind in ("user", "item"))
+        self.files = tuple(f.path for f in (*inter, self.user, self.item) if f)
+        self.dropped: dict[str, int] = {}
+        self.left_out: dict[str, str] = {}
+        self._reading: Reading | None = None
+        self._check()
+
+    @property
+    def done(self) -> float:
+        return 0.0 if self._reading is None else self._reading.done / max(self._reading.total, 1)
+
+    def _check(self) -> None:
+        """Settles what each column is for. Raises ``InputError`` naming file and column."""
+        meaning, inter = self.meaning, self.inter
+        inter.need(meaning.user, "the user", ["token"])
+        inter.need(meaning.item, "the item", ["token"])
+        for file, name, what in ((self.user, meaning.user, "the user"), (self.item, meaning.item, "the item")):
+            if file:
+                file.need(name, what, ["token"])
+        self.answer = None
+        if self.retrieval:
+            if meaning.label or meaning.threshold:
+                raise InputError("a label or a threshold belongs to the ctr task; retrieval takes every interaction")
+        else:
+            if (meaning.label is None) == (meaning.threshold is None):
+                raise InputError("the ctr task needs either a label column or a threshold on one")
+            self.answer = meaning.label or meaning.threshold[0]
+            inter.need(self.answer, "the label", ["float", "token"])
+        self.time = meaning.time if meaning.time in inter.types else None
+        if self.time:
+            inter.need(self.time, "the time", ["float"])
+        self.columns = self._columns()
+        for name in meaning.leave_out:
+            if name not in {n for f in (inter, self.user, self.item) if f for n in f.types}:
+                raise InputError(f"{inter.path}: there is no column {name!r} to leave out")
+        self._check_history()
+
+    def _columns(self) -> dict[str, AtomicFile]:
+        """The file of every column that can be a field or a history."""
+        keys = {self.meaning.user, self.meaning.item}
+        columns = {}
+        for file in (self.inter, self.user, self.item):
+            for name in file.types if file else ():
+                if name in keys and file is not self.inter:
+                    continue
+                if name in columns:
+                    raise InputError(f"{file.path}: column {name!r} is in {columns[name].path} too")
+                columns[name] = file
+        return columns
+
+    def _check_history(self) -> None:
+        meaning = self.meaning
+        self.history = meaning.history
+        if self.history is None:
+            self.history = (meaning.item,) if self.time else ()
+        kinds = []
+        for name in self.history:
+            if name not in self.columns or self.columns[name] is self.user:
+                raise InputError(f"{self.inter.path}: there is no column {name!r} of an interaction or item to make a "
+                                 f"history of; there are {', '.join(n for n, f in self.columns.items() if f is not self.user)}")
+            kinds.append(self.columns[name].types[name])
+            if kinds[-1] == "float_seq" or (kinds[-1] == "token_seq" and self.columns[name] is not self.inter):
+                raise InputError(f"{self.columns[name].path}: column {name!r} is {kinds[-1]} and can make no history")
+        self.ready = "token_seq" in kinds
+        if self.history and not self.ready and not self.time:
+            raise InputError(f"{self.inter.path}: histories need the time of an interaction, and there is no column "
+                             f"{meaning.time!r}; it has {', '.join(self.inter.types)}")
+        if self.retrieval and not self.history:
+            raise InputError(f"{self.inter.path}: retrieval needs histories, thus a column {meaning.time!r}; it has "
+                             f"{', '.join(self.inter.types)}")
+
+    def plan(self, split: str | None, max_history: int, user_field: bool) -> TablePlan:
+        """Fields, histories and split; fills ``left_out``."""
+        meaning = self.meaning
+        if split is None:
+            split = "column" if self.parts else "leave_one_out" if self.retrieval and self.time else (
+                "time" if self.time else "random")
+        if split == "column" and not self.parts:
+            raise InputError(f"{self.inter.path}: is one file, which no split by files can part")
+        fields = tuple(self._fields(user_field))
+        target = meaning.target
+        if target is None:
+            target = () if self.retrieval or not self.history else (meaning.item,)
+        return TablePlan(
+            task="retrieval" if self.retrieval else "ctr",
+            label=None if self.retrieval else _LABEL,
+            user=meaning.user,
+            time=_TIME if self.time else None,
+            item=meaning.item if self.retrieval else None,
+            item_vocabulary=meaning.item if self.retrieval else None,
+            fields=fields,
+            history=tuple(HistoryPlan(f"history_{n}", n, self._vocabulary(n), self.ready) for n in self.history),
+            max_history=max_history if self.history else 0,
+            min_history=1 if self.retrieval else 0,
+            target=target,
+            split=SplitPlan(split, column=_SPLIT if split == "column" else None),
+        )
+
+    def _vocabulary(self, column: str) -> str:
+        """A ready list ``item_id_list`` holds values of ``item_id``."""
+        base = column.removesuffix(_LIST)
+        return base if self.ready and base in self.columns else column
+
+    def _fields(self, user_field: bool) -> Iterator[FieldPlan]:
+        meaning, ready = self.meaning, self.history if self.ready else ()
+        for name, file in self.columns.items():
+            kind = file.types[name]
+            if name in (self.answer, self.time) or name in ready:
+                continue
+            if name in meaning.leave_out:
+                self.left_out[name] = "as asked for"
+            elif self.retrieval and name != meaning.user and file is not self.user:
+                if name != meaning.item:
+                    self.left_out[name] = "it describes the interaction or item to find"
+            elif kind.startswith("float"):
+                self.left_out[name] = f"{kind}, which is no category"
+            else:
+                default = user_field if name == meaning.user else not self.retrieval
+                yield FieldPlan(name, name, name, "multi_categorical" if kind == "token_seq" else "categorical",
+                                default=default)
+
+    def chunks(self) -> Iterator[pl.DataFrame]:
+        meaning = self.meaning
+        wanted = {f.column for f in self._fields(False)} | set(self.history) | {meaning.user, meaning.item}
+        of = {file: [n for n, f in self.columns.items() if f is file and n in wanted] for file in (self.user, self.item)}
+        users = self._attributes(self.user, meaning.user, of[self.user])
+        items = self._attributes(self.item, meaning.item, of[self.item])
+        own = [n for n, f in self.columns.items() if f is self.inter and n in wanted]
+        dropped = {f"missing {what}": 0 for what in ("user", "time", "item")}
+        if not self.time:
+            del dropped["missing time"]
+        self._reading = Reading([f.path for f in self._inter])
+        for part, file in zip(self.parts or [None], self._inter, strict=True):
+            for rows in file.rows(self._reading):
+                frame = file.values(rows, own).with_columns(**self._special(rows, part))
+                for what, column in (("user", meaning.user), ("time", _TIME), ("item", meaning.item)):
+                    if column in frame.columns:
+                        there = frame.filter(pl.col(column).is_not_null())
+                        dropped[f"missing {what}"] += frame.height - there.height
+                        frame = there
+                for attributes, column in ((users, meaning.user), (items, meaning.item)):
+                    if attributes is not None:
+                        frame = frame.join(attributes, on=column, how="left", maintain_order="left")
+                yield frame.with_columns(pl.col(pl.Float64).exclude(_TIME, _LABEL).cast(pl.String))
+        self.dropped = dropped
+
+    def _attributes(self, file: AtomicFile | None, key: str, names: Sequence[str]) -> pl.DataFrame | None:
+        if file is None or not names:
+            return None
+        rows = file.small()
+        rows.present(key)
+        rows.distinct(key)
+        return file.values(rows, [key, *names])
+
+    def _special(self, rows: Rows, part: int | None) -> dict[str, pl.Series | pl.Expr]:
+        """Label, time and split."""
+        found: dict[str, pl.Series | pl.Expr] = {}
+        if not self.retrieval:
+            value = rows.number(self.answer)
+            if self.meaning.threshold:
+                value = (value >= self.meaning.threshold[1]).cast(pl.Float64)
+            rows.refuse((value != 0) & (value != 1), self.answer, lambda v: f"is {v}, a label that is neither 0 nor 1")
+            found[_LABEL] = value
+        if self.time:
+            found[_TIME] = rows.number(self.time, missing=True)
+        if part is not None:
+            found[_SPLIT] = pl.lit(part, pl.Int8)
+        return found
+
+
+def _interactions(folder: Path) -> tuple[list[int] | None, list[AtomicFile]]:
+    """The parts of the split that files are for (``None``: one file for all) and the files."""
+    found = sorted(folder.glob("*.inter"))
+    if len(found) == 1:
+        return None, [AtomicFile.open(found[0])]
+    by_part = {path.name.split(".")[-2]: path for path in found if path.name.count(".") >= 2}
+    if len(found) != len(SPLITS) or set(by_part) != set(SPLITS):
+        raise InputError(f"{folder}: holds {len(found)} files *.inter, neither one nor .train.inter, .valid.inter and "
+                         ".test.inter")
+    files = [AtomicFile.open(by_part[part]) for part in SPLITS]
+    for file in files[1:]:
+        if file.types != files[0].types:
+            raise InputError(f"{file.path}: its columns are not those of {files[0].path}")
+    return list(range(len(SPLITS))), files
+
+
+def _optional(folder: Path, kind: str) -> AtomicFile | None:
+    found = sorted(folder.glob(f"*.{kind}"))
+    if len(found) > 1:
+        raise InputError(f"{folder}: holds {len(found)} files *.{kind}, not one")
+    return AtomicFile.open(found[0]) if found else None
