@@ -302,4 +302,8 @@ def test_interrupted_preparation_leaves_the_old_directory(source: Path, tmp_path
     with pytest.raises(KeyboardInterrupt):
         prepare_movielens(source, tmp_path / "out", max_history=5, overwrite=True)
     assert Dataset.open(tmp_path / "out").checksum == before
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["out"]
+    monkeypatch.undo()
+    prepare_movielens(source, tmp_path / "out", max_history=5, overwrite=True)
+    assert Dataset.open(tmp_path / "out").schema.max_history == 5
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -1,12 +1,13 @@
 """Taobao's display-advertising data (Ali_Display_Ad_Click) in CTR form; docs/data.md says what each field is and why.
 
 Format: tianchi.aliyun.com/dataset/56. What is used of it: Feng et al., Deep Session Interest Network, IJCAI 2019, and
-its code; Lyu et al., Deep Match to Rank, AAAI 2020 (the form with histories ready).
+its code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -15,21 +16,19 @@ from ..atomic import check_output_dir
 from ..errors import InputError
 from .blocks import Reading
 from .build import Progress, build
-from .delimited import Rows, read_delimited, read_small
-from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan
+from .delimited import Rows, read_delimited, read_small, shown
+from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
 
 MAX_HISTORY = 50
-#: 2017-05-13 00:00 in Beijing: the last of the eight days of impressions.
+#: 2017-05-13 00:00 in Beijing, in seconds since 1970: the last of the eight days of impressions.
 LAST_DAY = 1494604800
 BEHAVIORS = ("pv", "cart", "fav", "buy")
 
-_SAMPLE, _ADS, _USERS, _LOG = "raw_sample.csv", "ad_feature.csv", "user_profile.csv", "behavior_log.csv"
+OF_USERS = ("cms_segid", "cms_group_id", "final_gender_code", "age_level", "pvalue_level", "shopping_level",
+            "occupation", "new_user_class_level")
+#: The default view; the first two are the target.
+DEFAULT_FIELDS = ("cate_id", "brand", "user", *OF_USERS, "pid")
 _OF_ADS = ("cate_id", "campaign_id", "customer", "brand", "price")
-_OF_USERS = ("cms_segid", "cms_group_id", "final_gender_code", "age_level", "pvalue_level", "shopping_level",
-             "occupation", "new_user_class_level")
-#: Twelve fields, as many as the paper's table of shapes has, the first two being the target.
-DEFAULT_FIELDS = ("cate_id", "brand", "user", *_OF_USERS, "pid")
-OTHER_FIELDS = ("adgroup_id", "campaign_id", "customer", "price")
 
 
 def prepare_alimama(
@@ -48,12 +47,13 @@ def prepare_alimama(
     """Prepares the four csv files in ``input_path`` and returns the statistics.
 
     Args:
-        input_path: the folder; files may be compressed (``.gz`` or ``.zst`` after their names).
+        input_path: the folder with ``raw_sample.csv``, ``ad_feature.csv``, ``user_profile.csv`` and
+            ``behavior_log.csv``, which may be compressed (``.gz`` or ``.zst`` after these names).
         output_dir: appears whole or not at all.
         behaviors: which of ``BEHAVIORS`` make histories.
         since: seconds since 1970; earlier behaviours are left out.
-        test_from: impressions from here on are the test split; of the earlier ones the last ninth is for validation.
-            ``None``: 80/10/10 by time.
+        test_from: seconds since 1970; impressions from here on are for test, and of the earlier ones the last ninth
+            for validation. ``None``: 80/10/10 by time.
         max_history: newest behaviours before the impression, strictly earlier in time.
         all_fields: whether ad, campaign, advertiser and price are in the default view; they are stored either way.
         min_count: occurrences in training that a value needs for an id of its own.
@@ -64,40 +64,51 @@ def prepare_alimama(
         InputError: a file or column is missing or malformed (named, with its line), ``output_dir`` is in use.
         OSError: the disk is full; ``output_dir`` is then as it was.
     """
-    if max_history < 1 or min_count < 1:
-        raise InputError(f"max_history {max_history} and min_count {min_count} must be at least 1")
+    behaviors = tuple(behaviors)
     if not behaviors or not set(behaviors) <= set(BEHAVIORS):
         raise InputError(f"behaviours {', '.join(behaviors) or 'none'} are not some of {', '.join(BEHAVIORS)}")
     check_output_dir(output_dir, overwrite)
-    behaviors = tuple(b for b in BEHAVIORS if b in behaviors)
+    history = (HistoryPlan("history_cate", "history_cate", "cate", logged=True),
+               HistoryPlan("history_brand", "history_brand", "brand", logged=True))
+    names = (*DEFAULT_FIELDS, "adgroup_id", "campaign_id", "customer", "price")
     return build(
         AlimamaSource(Path(input_path), behaviors, since),
-        plan(max_history, test_from, all_fields, min_count),
+        make_plan(names, history, max_history, all_fields, min_count, SplitPlan("time", test_from=test_from), "time"),
         output_dir,
         kind="alimama",
-        options={"behaviors": list(behaviors), "since": since, "test_from": test_from, "max_history": max_history,
-                 "all_fields": all_fields, "min_count": min_count},
+        options={"behaviors": [b for b in BEHAVIORS if b in behaviors], "since": since, "test_from": test_from,
+                 "max_history": max_history, "all_fields": all_fields, "min_count": min_count},
         overwrite=overwrite,
         on_progress=on_progress,
     )
 
 
-def plan(max_history: int, test_from: int | None, all_fields: bool, min_count: int) -> TablePlan:
-    ...
+def make_plan(
+    names: Sequence[str], history: tuple[HistoryPlan, ...], max_history: int, all_fields: bool, min_count: int,
+    split: SplitPlan, time: str | None,
+) -> TablePlan:
+    """Fields ``names``, those beyond ``DEFAULT_FIELDS`` in the default view only with ``all_fields``."""
+    if max_history < 1 or min_count < 1:
+        raise InputError(f"max_history {max_history} and min_count {min_count} must be at least 1")
+    shared = {"cate_id": "cate"}
+    fields = tuple(
+        FieldPlan(name, name, shared.get(name, name), default=all_fields or name in DEFAULT_FIELDS) for name in names
+    )
+    return TablePlan(
+        task="ctr", label="label", user="user", time=time, fields=fields, history=history, max_history=max_history,
+        target=("cate_id", "brand"), vocabularies={f.vocabulary: VocabularyPlan(min_count) for f in fields}, split=split,
+    )
 
 
 class AlimamaSource:
-    """One row an impression, with what is known of its ad and its user.
-
-    ``events`` gives the behaviours, in the order of the log; those of users without an impression are dropped by
-    ``build``, which knows the users.
-    """
+    """One row an impression, with what is known of its ad and its user; ``events`` are the behaviours that count."""
 
     def __init__(self, folder: Path, behaviors: Sequence[str], since: int | None):
-        self.sample, self.ads, self.users, self.log = (_file(folder, n) for n in (_SAMPLE, _ADS, _USERS, _LOG))
-        self.files = (self.sample, self.ads, self.users, self.log)
+        names = ("raw_sample.csv", "ad_feature.csv", "user_profile.csv", "behavior_log.csv")
+        self.sample, self.ads, self.users, self.log = self.files = tuple(_file(folder, name) for name in names)
         self.behaviors, self.since = tuple(behaviors), since
         self.dropped: dict[str, int] = {}
+        self.dropped_events: dict[str, int] = {}
         self._reading: Reading | None = None
 
     @property
@@ -111,58 +122,66 @@ class AlimamaSource:
             rows.need("user", "time_stamp", "adgroup_id", "pid", "clk")
             click = rows.integer("clk")
             rows.refuse(~click.is_in([0, 1]), "clk", lambda v: f"is {v}, a label that is neither 0 nor 1")
-            yield (
-                pl.DataFrame({
-                    "user": rows.integer("user"),
-                    "time": rows.integer("time_stamp"),
-                    "adgroup_id": rows.integer("adgroup_id"),
-                    "pid": rows.frame["pid"],
-                    "label": click.cast(pl.Float32),
-                })
-                .join(ads, on="adgroup_id", how="left", maintain_order="left")
-                .join(users, on="user", how="left", maintain_order="left")
+            frame = pl.DataFrame({
+                "user": rows.integer("user"),
+                "time": rows.integer("time_stamp"),
+                "adgroup_id": rows.integer("adgroup_id"),
+                "pid": rows.frame["pid"],
+                "label": click,
+            })
+            yield frame.join(ads, on="adgroup_id", how="left", maintain_order="left").join(
+                users, on="user", how="left", maintain_order="left"
             )
 
     def events(self) -> Iterator[pl.DataFrame]:
-        """``user``, ``time``, ``history_cate`` and ``history_brand`` of each behaviour that counts."""
-        kinds = dict.fromkeys(BEHAVIORS, 0)
-        left_out = {f"behaviour {b}": 0 for b in BEHAVIORS if b not in self.behaviors}
-        early = 0
+        """``user``, ``time``, ``history_cate`` and ``history_brand``, in the order of the log."""
+        others = f"behaviour other than {', '.join(self.behaviors)}"
+        early = "behaviour without a time" if self.since is None else f"behaviour before {self.since}"
+        dropped = {others: 0, early: 0}
+        since = 1 if self.since is None else self.since
         self._reading = Reading([self.log])
         for rows in read_delimited([self.log], ",", reading=self._reading):
             rows.need("user", "time_stamp", "btag", "cate", "brand")
             kind = rows.frame["btag"]
-            rows.refuse(~kind.is_in(BEHAVIORS), "btag", lambda v: f"is {shown(v)}, none of {', '.join(BEHAVIORS)}")
+            rows.refuse(~kind.is_in(BEHAVIORS), "btag",
+                        lambda v: f"is {shown(v)}, none of {', '.join(BEHAVIORS)}")
             frame = pl.DataFrame({
                 "user": rows.integer("user"),
                 "time": rows.integer("time_stamp"),
                 "history_cate": _ids(rows, "cate"),
                 "history_brand": _ids(rows, "brand"),
             })
-            yield frame.filter(kind.is_in(self.behaviors), pl.col("time") >= self.since)
+            wanted = frame.filter(kind.is_in(self.behaviors))
+            dropped[others] += frame.height - wanted.height
+            late = wanted.filter(pl.col("time") >= since)
+            dropped[early] += wanted.height - late.height
+            yield late
+        self.dropped_events = dropped
 
 
 def _ids(rows: Rows, column: str) -> pl.Series:
-    """Int64; a missing value is empty or ``NULL``."""
-    named = replace(rows, frame=rows.frame.select(pl.col(column).replace("NULL", None)))
-    return named.integer(column, missing=True)
+    """Int64; a missing value is an empty cell or ``NULL``."""
+    return replace(rows, frame=rows.frame.select(pl.col(column).replace("NULL", None))).integer(column, missing=True)
 
 
 def _ads(path: Path) -> pl.DataFrame:
+    """``adgroup_id`` and what is known of it; the price in ten steps for each factor of ten."""
     rows = read_small(path, ",")
     rows.need("adgroup_id", *_OF_ADS)
     rows.distinct("adgroup_id")
+    price = rows.number("price", missing=True)
+    rows.refuse((price < 0).fill_null(False), "price", lambda v: f"is {v}, less than nothing")
     columns = {name: _ids(rows, name) for name in _OF_ADS if name != "price"}
-    return pl.DataFrame({"adgroup_id": rows.integer("adgroup_id"), **columns, "price": rows.number("price", True)})
+    steps = ((price + 1).log10() * 10).floor().cast(pl.Int64)
+    return pl.DataFrame({"adgroup_id": rows.integer("adgroup_id"), **columns, "price": steps})
 
 
 def _users(path: Path) -> pl.DataFrame:
     rows = read_small(path, ",")
-    # The last name of the published header ends with a blank.
-    rows = replace(rows, frame=rows.frame.rename(str.strip))
-    rows.need("userid", *_OF_USERS)
+    rows = replace(rows, frame=rows.frame.rename(str.strip))  # the last published name ends with a blank
+    rows.need("userid", *OF_USERS)
     rows.distinct("userid")
-    return pl.DataFrame({"user": rows.integer("userid"), **{name: _ids(rows, name) for name in _OF_USERS}})
+    return pl.DataFrame({"user": rows.integer("userid"), **{name: _ids(rows, name) for name in OF_USERS}})
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -19,11 +19,12 @@ from ..progress import LineProgress, count, show_rate
 from ..progress import Progress as Stages
 from . import vocabulary
 from .arrays import ArrayFile
+from .events import EventLog, collect
 from .files import SPLITS, VERSION, file_name
 from .output import Columns
 from .pieces import Pieces, regrouped
 from .plan import TablePlan
-from .rows import LABEL, SPLIT, TIME, Rows, arrange, place
+from .rows import LABEL, SPLIT, TIME, Rows, arrange, number_users, place
 from .source import Source
 from .statistics import statistics
 from .work import Work, identity_of, open_work
@@ -31,7 +32,7 @@ from .writer import DirectoryWriter
 
 Progress = Callable[[str], None]
 
-STAGES = ("read", "split", "vocabularies", "order", "write")
+STAGES = ("read", "split", "events", "vocabularies", "order", "write")
 _THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -93,6 +94,7 @@ class _Build:
         self.progress, self.pool = progress, pool
         self.encoder = functools.lru_cache(maxsize=_THREADS)(self._load_encoder)
         self.stop = threading.Event()
+        self.log: EventLog | None = None
         self._lock, self._moved = threading.Lock(), 0
         self._coded = tuple(dict.fromkeys(c for name in plan.vocabulary_names for c in plan.columns_of(name)))
         # What is counted or numbered, but not encoded.
@@ -105,13 +107,17 @@ class _Build:
 
     def run(self, about: dict, options: dict) -> dict:
         work = self.work
-        self.progress.plan(self.progress.stages + sum(not work.finished(s) for s in STAGES if s != "order"))
+        silent = ("order",) if self.plan.logged else ("order", "events")
+        self.progress.plan(self.progress.stages + sum(not work.finished(s) for s in STAGES if s not in silent))
         read = work.stage("read", self._read)
         self.pieces = Pieces(work.path("read"), self._coded, self._plain, read["heights"])
         users = work.stage("split", self._split)["users"]
-        self.rows = Rows(work.path("split"))
+        self.rows, dropped = Rows(work.path("split")), read["dropped"]
+        if self.plan.logged:
+            dropped |= work.stage("events", self._events)["dropped"]
+            self.rows, self.log = Rows(work.path("events"), work.path("split")), EventLog(work.path("events"), self.plan)
         self.sizes = work.stage("vocabularies", self._vocabularies)
-        placed = work.stage("order", functools.partial(self._order, read["dropped"]))
+        placed = work.stage("order", functools.partial(self._order, dropped))
         found = work.stage("write", functools.partial(self._write, placed, users, about, options))
         work.move("write", STAGES[:-1])
         return found
@@ -149,13 +155,29 @@ class _Build:
         self._finish(self.pieces.rows)
         return found
 
+    def _events(self, directory: Path) -> dict:
+        self.progress.start("events", None, "event")
+        users, events = number_users(self.pieces, self.plan.user), 0
+
+        def moved(count: int) -> None:
+            nonlocal events
+            events, share = count, self.source.done
+            self.progress.total = round(count / share) if share > 0 else None
+            self.progress.update(count)
+
+        found = collect(self.source, self.plan, self.rows, users, directory, self.work.output, moved)
+        self._finish(events, "event")
+        return found
+
     def _vocabularies(self, directory: Path) -> dict:
         names = self.plan.vocabulary_names
         moved = self._start("vocabularies", len(names))
 
         def learn(number_and_name: tuple[int, str]) -> int:
             number, name = number_and_name
-            encoder = vocabulary.learn(name, self.plan, self.pieces, self.rows.part, moved)
+            logged = {h.column for h in self.plan.history if h.logged and h.vocabulary == name}
+            logged = [self.log.counts(column) for column in sorted(logged)]
+            encoder = vocabulary.learn(name, self.plan, self.pieces, self.rows.part, moved, logged)
             encoder.save(directory / f"{number}.arrow", self.work.output)
             return encoder.size
 
@@ -170,7 +192,7 @@ class _Build:
         pieces, plan, sizes = self.pieces, self.plan, self.sizes
         writer, places = DirectoryWriter(directory, self.work.output), ArrayFile.open(self.work.path("order") / "place.npy")
         found = statistics(pieces, plan, self.rows, places, users, {**placed, "vocabularies": sizes})
-        columns = Columns(writer, pieces, plan, self.rows, places, found["rows"], self.encoder)
+        columns = Columns(writer, pieces, plan, self.rows, places, found["rows"], self.encoder, self.log)
         columns.write(self.pool, self._start("write", len(columns)))
         for name in plan.vocabulary_names:
             if (tokens := self.encoder(name).values()) is not None:
@@ -212,10 +234,10 @@ class _Build:
 
         return moved
 
-    def _finish(self, rows: int) -> None:
+    def _finish(self, done: int, unit: str = "row") -> None:
         """Closes a stage with its number of rows and rate."""
-        self.progress.update(rows)
-        self.progress.finish(f"{count(rows, 'row')}, {show_rate(self.progress.rate, 'row')}")
+        self.progress.update(done)
+        self.progress.finish(f"{count(done, unit)}, {show_rate(self.progress.rate, unit)}")
 
 
 def _numbers(frame: pl.DataFrame, name: str, column: str) -> pl.Series:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -15,11 +14,10 @@ from ..errors import InputError
 from .blocks import Reading
 from .build import Progress, build
 from .delimited import Rows, read_delimited
-from .files import SPLITS
 from .fuxictr_config import Config, Feature, read_config
+from .lists import is_list
 from .parquet import parquet_height, read_parquet
 from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
-from .vocabulary import is_list
 
 MAX_HISTORY = 50
 _LABEL, _SPLIT = "\0label", "\0split"
@@ -146,7 +144,7 @@ class FuxiCTRSource:
                             lambda v: f"is {v}, a label that is neither 0 nor 1")
                 frame = pl.DataFrame({_LABEL: label, **{f.name: self._column(rows, f) for f in self._features}})
                 self._same_lengths(rows, frame)
-                yield frame.with_columns(pl.lit(SPLITS.index(part), pl.Int8).alias(_SPLIT)) if named else frame
+                yield frame.with_columns(pl.lit(part).alias(_SPLIT)) if named else frame
 
     def _read(self, paths: Sequence[Path], columns: Sequence[str]) -> Iterator[Rows]:
         if self.config.data_format == "csv":

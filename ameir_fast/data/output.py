@@ -10,6 +10,7 @@ import numpy as np
 
 from . import order
 from .arrays import ArrayFile, blocks
+from .events import EventLog
 from .files import file_name
 from .pieces import Coded, Pieces
 from .plan import FieldPlan, HistoryPlan, TablePlan
@@ -32,9 +33,10 @@ class Columns:
         places: ArrayFile,
         count: int,
         encoder: Callable[[str], Encoder],
+        log: EventLog | None = None,
     ):
         self.writer, self.pieces, self.plan, self.rows = writer, pieces, plan, rows
-        self.places, self.count, self.encoder = places, count, encoder
+        self.places, self.count, self.encoder, self.log = places, count, encoder, log
 
     def write(self, pool: ThreadPoolExecutor, moved: Moved) -> None:
         """Writes them, several at a time. ``moved`` is told numbers that sum to ``len(self)`` times the rows."""
@@ -52,7 +54,8 @@ class Columns:
         else:
             tasks.append(partial(self._ids, "items", plan.item, plan.item_vocabulary))
         tasks.append(self._users)
-        tasks += [partial(self._ready if h.ready else self._events, h) for h in plan.history]
+        kind = self._logged if plan.logged else self._ready if plan.history and plan.history[0].ready else self._events
+        tasks += [partial(kind, h) for h in plan.history]
         if plan.history:
             for name, numbers in (("history_begin", rows.begin), ("history_end", rows.end)):
                 tasks.append(partial(self._numbers, name, np.int64, partial(self._of_piece, numbers)))
@@ -109,6 +112,13 @@ class Columns:
                 ids = encoder.apply(self.pieces.coded(piece, history.column))
                 file.put(self.rows.event.read(start, stop), ids)
                 moved(stop - start)
+
+    def _logged(self, history: HistoryPlan, moved: Moved) -> None:
+        ids, numbers = self.encoder(history.vocabulary).encode(self.log.values(history.column)), self.log.numbers(history.column)
+        with self.writer.column(f"events.{file_name(history.name)}", np.int32, numbers.length) as file:
+            for block in blocks(numbers.length):
+                file.put(block, ids[numbers.read(block.start, block.stop)])
+        moved(self.pieces.rows)
 
     def _ready(self, history: HistoryPlan, moved: Moved) -> None:
         encoder, at = self.encoder(history.vocabulary), 0

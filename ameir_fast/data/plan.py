@@ -27,8 +27,8 @@ class FieldPlan:
 
 @dataclass(frozen=True)
 class HistoryPlan:
-    """A behaviour field: built from ``column`` of the user's earlier rows, or read from the lists of
-    ``column``.
+    """A behaviour field: built from ``column`` of the user's earlier rows or of the earlier events in the source's
+    log, or read from the lists of ``column``.
     """
 
     name: str
@@ -36,6 +36,7 @@ class HistoryPlan:
     vocabulary: str
     ready: bool = False  # column holds the row's own list, oldest first
     separator: str | None = None  # of such a column that holds text
+    logged: bool = False  # column of ``Source.events``, a table of its own with the same columns of user and time
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,15 @@ class VocabularyPlan:
 @dataclass(frozen=True)
 class SplitPlan:
     """``by``: time, order (of the input, which is that of time), random, leave_one_out or column; ``parts``: of the
-    rows, for train, valid and test.
+    rows, for train, valid and test. ``test_from``: by time, rows from here on are for test, and the first two parts
+    are those of the rows before.
     """
 
     by: str = "time"
     parts: tuple[float, float, float] = (0.8, 0.1, 0.1)
     seed: int = 0
     column: str | None = None
+    test_from: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class TablePlan:
         if self.task == "ctr" and not self.fields and not self.history:
             raise InputError('neither "fields" nor "history" name anything')
         ready = {h.ready for h in self.history}
-        if len(ready) > 1:
+        if len(ready) > 1 or len({h.logged for h in self.history}) > 1:
             raise InputError('history fields are either all built from "column" or all read from "list"')
         if ready == {False} and (self.user is None or self.time is None):
             raise InputError('histories built from "column" need "user" and "time"')
@@ -157,9 +160,14 @@ class TablePlan:
     def vocabulary(self, name: str) -> VocabularyPlan:
         return self.vocabularies.get(name, VocabularyPlan())
 
+    @property
+    def logged(self) -> bool:
+        """Whether histories come from the source's log."""
+        return any(h.logged for h in self.history)
+
     def columns_of(self, vocabulary: str) -> tuple[str, ...]:
-        """The distinct columns whose values a vocabulary covers."""
+        """The distinct columns of the rows whose values a vocabulary covers."""
         names = [f.column for f in self.fields if f.vocabulary == vocabulary]
-        names += [h.column for h in self.history if h.vocabulary == vocabulary]
+        names += [h.column for h in self.history if h.vocabulary == vocabulary and not h.logged]
         names += [self.item] if self.item and self.item_vocabulary == vocabulary else []
         return tuple(dict.fromkeys(names))

@@ -250,7 +250,7 @@ class RecBoleSource:
         rows.distinct(key)
         return file.values(rows, [key, *names])
 
-    def _special(self, rows: Rows, part: int | None) -> dict[str, pl.Series | pl.Expr]:
+    def _special(self, rows: Rows, part: str | None) -> dict[str, pl.Series | pl.Expr]:
         """Label, time and split."""
         found: dict[str, pl.Series | pl.Expr] = {}
         if not self.retrieval:
@@ -262,12 +262,12 @@ class RecBoleSource:
         if self.time:
             found[_TIME] = rows.number(self.time, missing=True)
         if part is not None:
-            found[_SPLIT] = pl.lit(part, pl.Int8)
+            found[_SPLIT] = pl.lit(part)
         return found
 
 
-def _interactions(folder: Path) -> tuple[list[int] | None, list[AtomicFile]]:
-    """The parts of the split that files are for (``None``: one file for all) and the files."""
+def _interactions(folder: Path) -> tuple[list[str] | None, list[AtomicFile]]:
+    """The split that each file is for (``None``: one file for all) and the files."""
     found = sorted(folder.glob("*.inter"))
     if len(found) == 1:
         return None, [AtomicFile.open(found[0])]
@@ -279,7 +279,7 @@ def _interactions(folder: Path) -> tuple[list[int] | None, list[AtomicFile]]:
     for file in files[1:]:
         if file.types != files[0].types:
             raise InputError(f"{file.path}: its columns are not those of {files[0].path}")
-    return list(range(len(SPLITS))), files
+    return list(SPLITS), files
 
 
 def _optional(folder: Path, kind: str) -> AtomicFile | None:

@@ -12,6 +12,7 @@ from ..errors import InputError
 from . import order, split
 from .arrays import ArrayFile, blocks, index_type
 from .files import SPLITS
+from .numbering import Numbering
 from .pieces import Pieces
 from .plan import TablePlan
 from .vocabulary import Encoder
@@ -35,10 +36,10 @@ class Rows:
     begin: ArrayFile | None
     end: ArrayFile | None
 
-    def __init__(self, directory: Path):
+    def __init__(self, *directories: Path):
         for name in self.NAMES:
-            path = directory / f"{name}.npy"
-            setattr(self, name, ArrayFile.open(path) if path.exists() else None)
+            found = [d / f"{name}.npy" for d in directories if (d / f"{name}.npy").exists()]
+            setattr(self, name, ArrayFile.open(found[0]) if found else None)
 
 
 def arrange(
@@ -61,12 +62,12 @@ def arrange(
             time.put(slice(*bounds), pieces.plain(piece, TIME))
     if plan.user is not None:
         user = new("user", np.int32)
-        users = _number(pieces, plan.user, user)
-    built = bool(plan.history) and not plan.history[0].ready
+        users = len(number_users(pieces, plan.user, user))
+    built = bool(plan.history) and not plan.history[0].ready and not plan.logged
     if built or (plan.split.by == "leave_one_out" and not only_test):
         event, begin, end = (new(name, index_type(rows)) for name in ("event", "begin", "end"))
         order.timeline(user.map(), time.map(), event.map(True), begin.map(True), end.map(True))
-    elif plan.history:
+    elif plan.history and not plan.logged:
         begin, end = new("begin", np.int64), new("end", np.int64)
         _ready(pieces, plan.history[0].column, begin, end)
     part = new("part", np.int8).map(writable=True)
@@ -74,7 +75,9 @@ def arrange(
     if only_test:
         part[:] = SPLITS.index("test")
         return {"users": users}
-    if by == "time":
+    if by == "time" and plan.split.test_from is not None:
+        split.before_and_after(part, parts, time.map(), plan.split.test_from)
+    elif by == "time":
         split.by_time(part, parts, time.map())
     elif by == "order":
         split.by_order(part, parts)
@@ -91,19 +94,15 @@ def arrange(
     return {"users": users}
 
 
-def _number(pieces: Pieces, column: str, user: ArrayFile) -> int:
-    """Numbers users from 0 by first appearance; how many there are."""
-    known = pl.DataFrame({"value": pieces.values(0, column).head(0), "number": pl.Series([], dtype=pl.Int32)})
+def number_users(pieces: Pieces, column: str, user: ArrayFile | None = None) -> Numbering:
+    """Numbers users from 0 by first appearance, and fills ``user`` with the number of each row's."""
+    known = Numbering(pieces.values(0, column).head(0))
     for piece, bounds in enumerate(pieces.bounds):
         coded = pieces.coded(piece, column)
-        values = coded.values.rename("value").to_frame()
-        numbers = values.join(known, on="value", how="left", nulls_equal=True, maintain_order="left")["number"]
-        new = numbers.is_null().to_numpy()
-        numbers = numbers.fill_null(0).to_numpy().copy()
-        numbers[new] = np.arange(known.height, known.height + np.count_nonzero(new))
-        known = known.vstack(values.with_columns(number=pl.Series(numbers)).filter(pl.Series(new)))
-        user.put(slice(*bounds), numbers[coded.codes])
-    return known.height
+        numbers = known.add(coded.values)
+        if user is not None:
+            user.put(slice(*bounds), numbers[coded.codes])
+    return known
 
 
 def _ready(pieces: Pieces, column: str, begin: ArrayFile, end: ArrayFile) -> None:

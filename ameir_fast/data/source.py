@@ -12,6 +12,9 @@ import polars as pl
 class Source(Protocol):
     """What a reader hands to ``build``.
 
+    Where the plan's histories are ``logged``, it also has ``events()``, frames like those of ``chunks()`` with the
+    columns of user, time and histories, and may have ``dropped_events``, complete once they are exhausted.
+
     Attributes:
         files: what is read, in order.
         dropped: reason → rows left out; complete once ``chunks`` is exhausted.

@@ -43,6 +43,15 @@ def by_time(part: np.ndarray, parts: tuple[float, ...], time: np.ndarray) -> Non
                 part[b] += time[b] >= bound if from_bound_on else time[b] > bound
 
 
+def before_and_after(part: np.ndarray, parts: tuple[float, ...], time: np.ndarray, test_from: float) -> None:
+    """Rows from the time ``test_from`` on are for test, the earlier ones are parted by time."""
+    earlier = time < test_from
+    found = np.zeros(int(np.count_nonzero(earlier)), part.dtype)
+    by_time(found, tuple(share / sum(parts[:2]) for share in parts[:2]), time[earlier])
+    part[~earlier] = SPLITS.index("test")
+    part[earlier] = found
+
+
 def leave_one_out(part: np.ndarray, user: np.ndarray, event: np.ndarray, begin: np.ndarray, users: int) -> None:
     """Each user's last row is for test, the one before for validation, where at least one is left to train on.
 

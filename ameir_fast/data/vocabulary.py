@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,19 +78,26 @@ class Encoder:
         return found
 
 
-def learn(name: str, plan: TablePlan, pieces: Pieces, part: ArrayFile, moved: Callable[[int], None]) -> Encoder:
+def learn(
+    name: str, plan: TablePlan, pieces: Pieces, part: ArrayFile, moved: Callable[[int], None],
+    logged: Sequence[pl.DataFrame] = (),
+) -> Encoder:
     """The encoder of the vocabulary ``name``. Nothing outside the training rows (0 in ``part``) is looked at,
     unless the plan says ``all_rows``.
 
-    ``moved`` is told the rows of each piece that has been counted.
+    ``moved`` is told the rows of each piece that has been counted. ``logged``: ``value`` and ``count`` of what their
+    histories hold besides, where those come from a log.
     """
     vocabulary, columns = plan.vocabulary(name), plan.columns_of(name)
     if vocabulary.size is not None:
         moved(pieces.rows)
         return Encoder(vocabulary.size)
     # One type for all columns of a vocabulary: numbers stay numbers where every column has them.
-    dtype = pl.Int64 if all(pieces.values(0, c).dtype in _INTEGERS for c in columns) else pl.String
-    counts = _added(_counts(pieces, columns, None if vocabulary.all_rows else part, dtype, moved), dtype)
+    dtypes = [*(pieces.values(0, c).dtype for c in columns), *(frame["value"].dtype for frame in logged)]
+    dtype = pl.Int64 if all(d in _INTEGERS for d in dtypes) else pl.String
+    more = (_seen(frame["value"], frame["count"].to_numpy(), dtype) for frame in logged)
+    seen = _counts(pieces, columns, None if vocabulary.all_rows else part, dtype, moved)
+    counts = _added(itertools.chain(more, seen), dtype)
     return _listed(vocabulary, counts, dtype) if vocabulary.values is not None else _frequent(vocabulary, counts)
 
 
@@ -106,9 +114,13 @@ def _counts(
             of_elements = training if column.lengths is None else np.repeat(training, column.lengths)
             codes = column.codes if of_elements.all() else column.codes[of_elements]
             counts = np.bincount(codes, minlength=len(column.values))
-            found = pl.DataFrame({"value": _plain(column.values, dtype).rename("value"), "count": counts})
-            yield found.filter((pl.col("count") > 0) & pl.col("value").is_not_null())
+            yield _seen(column.values, counts, dtype)
         moved(stop - start)
+
+
+def _seen(values: pl.Series, counts: np.ndarray, dtype: pl.DataType) -> pl.DataFrame:
+    found = pl.DataFrame({"value": _plain(values, dtype).rename("value"), "count": counts})
+    return found.filter((pl.col("count") > 0) & pl.col("value").is_not_null())
 
 
 def _added(counts: Iterator[pl.DataFrame], dtype: pl.DataType) -> pl.DataFrame:
