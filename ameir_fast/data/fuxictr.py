@@ -185,7 +185,7 @@ def _sequence(rows: Rows, feature: Feature, missing: str, history: bool) -> pl.S
         lists = values.cast(pl.List(pl.String))
     else:
         text = values.cast(pl.String)
-        lists = text.set((text == "") | (text == missing), None).str.split(feature.splitter)
+        lists = text.set(text == "", None).str.split(feature.splitter)
     element = pl.element()
     empty = (element == "") | (element == missing)
     if history:  # what is missing keeps its place beside the other behaviour fields
