@@ -145,3 +145,30 @@ def test_whole_numbers_come_as_numbers_where_all_are(tmp_path, size):
     with pytest.raises(af.InputError, match="line 2: column 'a' is missing"):
         for piece in pieces:
             piece.integer("a")
+
+
+def test_quotes_in_usual_and_unusual_places(tmp_path):
+    """Both ways of parsing quotes against Python's csv, with the line of every row."""
+    rng = random.Random(8)
+    usual = unusual = 0
+    for _ in range(400):
+        cells = ["", "a", '""', '"a"', '"a,b"', '"x\ny"', '"say ""so"""', "b c", '"é"', 'q"r', '""""'][: rng.choice([10, 11])]
+        rows = [",".join(rng.choice(cells) for _ in range(3)) for _ in range(rng.randint(1, 12))]
+        if rng.random() < 0.1:
+            rows.insert(rng.randint(0, len(rows)), "")
+        text = "".join(row + "\n" for row in rows)
+        if text.count('"') % 2:  # which quote is then open is anybody's guess
+            continue
+        path = written(tmp_path, text.encode())
+        usual, unusual = usual + ('q"r' not in text and "\n\n" not in text), unusual + ('q"r' in text)
+        wanted, lines, reader, start = [], [], csv.reader(io.StringIO(text, newline=""), strict=True), 0
+        for row in reader:
+            if row:
+                wanted.append(tuple(v or None for v in row))
+                lines.append(start + 1)
+            start = reader.line_num
+        pieces = list(read_delimited([path], ",", ["p", "q", "r"], quoted=True,
+                                     size=1 << 20 if 'q"r' in text else rng.choice([20, 1 << 20])))
+        assert [r for p in pieces for r in p.frame.rows()] == wanted
+        assert [n for p in pieces for n in p.lines] == lines
+    assert usual > 100 and unusual > 100

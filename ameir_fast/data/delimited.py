@@ -13,6 +13,10 @@ import polars as pl
 
 from ..errors import InputError
 from .blocks import BLOCK, Block, Reading, blocks
+from .quoted import layout
+
+
+_START = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -77,21 +81,20 @@ def shown(value: object) -> str:
 
 def read_delimited(paths: Sequence[Path], separator: str, columns: Sequence[str] | None = None, *,
                    quoted: bool = False, whole: Sequence[str] = (), encoding: str = "utf-8",
-                   reading: Reading | None = None,
-                   size: int = BLOCK) -> Iterator[Rows]:
+                   empty: bool = False, reading: Reading | None = None, size: int = BLOCK) -> Iterator[Rows]:
     """The rows of ``paths`` in pieces, never more than ``size`` bytes of text at a time. Blank lines are skipped.
 
     Without ``columns`` each file's first line names them, and all files must agree; ``columns`` names those of files
     without such a line. ``separator`` is one character, or two that stand for one (``::``). ``quoted``: values may
     stand in double quotes. Columns named in ``whole`` come as Int32 in pieces where each of their cells is a whole
     number (or empty), which is twice as fast as turning text into numbers later; in other pieces they are text too.
-    ``encoding``: ``"utf-8"`` or ``"latin-1"``.
+    ``encoding``: ``"utf-8"`` or ``"latin-1"``. ``empty``: there may be no row at all.
 
     Raises ``InputError`` naming the file (and line) for another number of columns than the first line's or
     ``columns``', a repeated column name, a header that comes again, files without any row, and what ``blocks``
     refuses.
     """
-    sep, empty = separator.encode(), True
+    sep = separator.encode()
     first: tuple[Path, list[str]] | None = None
     for path in paths:
         names, header = (list(columns) if columns is not None else None), None
@@ -109,10 +112,16 @@ def read_delimited(paths: Sequence[Path], separator: str, columns: Sequence[str]
                 at = 0 if data.startswith(header) else data.index(b"\n" + header) + 1
                 Block(path, line, data).refuse(data.count(b"\n", 0, at), "repeats the header")
             if data and (rows := _parse(Block(path, line, data), sep, names, quoted, whole)).frame.height:
-                empty = False
+                some = True
                 yield rows
-    if empty:
+    if not some and not empty:
         raise InputError(f"{', '.join(map(str, paths))}: there are no rows")
+
+
+def read_header(path: Path, separator: str, *, quoted: bool = False) -> list[str]:
+    """The names in the first line; otherwise like ``read_delimited``."""
+    block = next(blocks([path], quoted, _START))
+    return _names(path, block.data[: block.data.index(b"\n") + 1], separator, quoted)
 
 
 def read_small(path: Path, separator: str, columns: Sequence[str] | None = None, **options: object) -> Rows:
@@ -180,7 +189,22 @@ def _read(data: bytes, separator: bytes, schema: dict) -> pl.DataFrame:
 
 
 def _parse_quoted(block: Block, sep: bytes, names: list[str]) -> Rows:
-    """The slow way, for blocks that do hold quotes."""
+    found = layout(block.data, sep) if len(sep) == 1 else None
+    if found is None:
+        return _parse_anyhow(block, sep, names)
+    lines, columns = found
+    for at in np.flatnonzero(columns != len(names))[:1]:
+        block.refuse(int(lines[at]), f"has {columns[at]} columns, not {len(names)}")
+    frame = pl.read_csv(io.BytesIO(block.data), has_header=False, schema=dict.fromkeys(names, pl.String),
+                        separator=sep.decode())
+    if frame.height != len(lines):
+        return _parse_anyhow(block, sep, names)
+    lines += block.line
+    return Rows(block.path, frame.with_columns(pl.all().replace("", None)), lines.tolist())
+
+
+def _parse_anyhow(block: Block, sep: bytes, names: list[str]) -> Rows:
+    """The slow way, for quotes in unusual places."""
     reader = csv.reader(io.StringIO(block.data.decode(), newline=""), delimiter=sep.decode(), strict=True)
     values: list[list[str]] = []
     lines: list[int] = []

@@ -27,15 +27,15 @@ def parquet_height(path: Path) -> int:
         return pl.scan_parquet(path, glob=False).select(pl.len()).collect().item()
 
 
-def read_parquet(path: Path, columns: Sequence[str], size: int = PIECE) -> Iterator[Rows]:
-    """The named columns, ``size`` rows at a time; errors name rows, from 1. Otherwise like ``parquet_columns``."""
+def read_parquet(path: Path, columns: Sequence[str]) -> Iterator[Rows]:
+    """The named columns, ``PIECE`` rows at a time; errors name rows, from 1. Otherwise like ``parquet_columns``."""
     present = parquet_columns(path)
     for column in columns:
         if column not in present:
             raise InputError(f"{path}: column {column!r} is missing; it has {', '.join(present)}")
-    for start in range(0, parquet_height(path), size):
+    for start in range(0, parquet_height(path), PIECE):
         with _readable(path):
-            frame = pl.scan_parquet(path, glob=False).select(columns).slice(start, size).collect()
+            frame = pl.scan_parquet(path, glob=False).select(columns).slice(start, PIECE).collect()
         yield Rows(path, frame, range(start + 1, start + 1 + frame.height), "row")
 
 

@@ -1,38 +1,38 @@
-"""Tables from csv and parquet files, with errors that name file, column and row."""
+"""Tables from csv and parquet files in pieces, with errors that name file, column and row."""
 
 from __future__ import annotations
 
-import io
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 import polars as pl
 
 from ..errors import InputError
+from .blocks import Reading
+from .delimited import read_delimited, read_header
+from .parquet import parquet_columns, parquet_height, read_parquet
 
-_TEXT = (".csv", ".tsv", ".txt", ".inter", ".item", ".user", ".csv.gz", ".tsv.gz")
+_PACKED = ("", ".gz", ".zst")
+_TABS = tuple(f".tsv{end}" for end in _PACKED)
+_TEXT = (*(f".csv{end}" for end in _PACKED), *_TABS, ".txt", ".inter", ".item", ".user")
 _PARQUET = (".parquet", ".pq")
-_TABS = (".tsv", ".tsv.gz", ".inter", ".item", ".user")
+_TAB_SEPARATED = (*_TABS, ".inter", ".item", ".user")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one or several files; ``heights`` says how many of each."""
+    """Some rows of a file, ``first`` of whose rows come before them."""
 
     frame: pl.DataFrame
-    files: tuple[Path, ...]
-    heights: tuple[int, ...]
+    path: Path
+    first: int = 0
 
     def where(self, row: int) -> str:
         """File and row (from 1, a header not counted) of the row at position ``row``."""
-        ends = list(accumulate(self.heights))
-        k = bisect_right(ends, row)
-        return f"{self.files[k]}: row {row - (ends[k] - self.heights[k]) + 1}"
+        return f"{self.path}: row {self.first + row + 1}"
 
-    def refuse(self, wrong: pl.Series, column: str, what) -> None:
+    def refuse(self, wrong: pl.Series, column: str, what: Callable[[object], str]) -> None:
         """Raises ``InputError`` for the first row where ``wrong`` holds; ``what(value)`` says what its value
         is.
         """
@@ -45,7 +45,7 @@ class Table:
         """A column as Float64; a missing value, NaN or a text that is no number is an error."""
         values = self.frame[column]
         if values.dtype not in (pl.String, pl.Boolean) and not values.dtype.is_numeric():
-            raise InputError(f"{self.files[0]}: column {column!r} holds {values.dtype}, not numbers")
+            raise InputError(f"{self.path}: column {column!r} holds {values.dtype}, not numbers")
         found = values.cast(pl.Float64, strict=False)
         self.refuse(found.is_null() | found.is_nan(), column, lambda v: f"is {_shown(v)}, not a number")
         return found
@@ -73,58 +73,63 @@ def data_files(paths: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def read_tables(
-    paths: Sequence[Path], columns: Sequence[str], separator: str | None = None, quotes: bool = True
-) -> Table:
-    """The named columns of files with the same columns, one after another. Columns of text files stay text.
+class TableReader:
+    """The named columns of files, one file after another. Columns of text files stay text.
+
+    Raises ``InputError`` for a column that a file lacks, or that has another type there than in the first one.
     """
-    frames = [_read(Path(p), Path(p), columns, separator, quotes) for p in paths]
-    for path, frame in zip(paths, frames, strict=True):
-        for name in columns:
-            if frame[name].dtype != frames[0][name].dtype:
-                raise InputError(
-                    f"{path}: column {name!r} holds {frame[name].dtype}, but {frames[0][name].dtype} in "
-                    f"{paths[0]}"
-                )
-    return Table(pl.concat(frames), tuple(paths), tuple(f.height for f in frames))
 
+    def __init__(self, paths: Sequence[Path], columns: Sequence[str], separator: str | None = None):
+        self.paths, self.columns, self.separator = tuple(paths), list(columns), separator
+        self.types = self._check(self.paths[0])
+        for path in self.paths[1:]:
+            for name, kind in self._check(path).items():
+                if kind != self.types[name]:
+                    raise InputError(
+                        f"{path}: column {name!r} holds {kind}, but {self.types[name]} in {self.paths[0]}"
+                    )
+        self._sizes = [path.stat().st_size for path in self.paths]
+        self._at, self._share = 0, 0.0
 
-def read_text(shown: Path, columns: Sequence[str], content: bytes | None = None) -> Table:
-    """A tab-separated file without quotes (RecBole's form), or such ``content`` that came from ``shown``."""
-    frame = _read(shown, shown if content is None else io.BytesIO(content), columns, "\t", False)
-    return Table(frame, (shown,), (frame.height,))
+    @property
+    def done(self) -> float:
+        """The share of the input that has been read."""
+        read = sum(self._sizes[: self._at]) + (self._sizes[self._at] * self._share if self._at < len(self._sizes) else 0)
+        return read / max(sum(self._sizes), 1)
 
+    def pieces(self) -> Iterator[Table]:
+        """All rows, a bounded number at a time."""
+        for self._at, path in enumerate(self.paths):
+            self._share, first = 0.0, 0
+            for frame in self._parquet(path) if path.name.endswith(_PARQUET) else self._text(path):
+                yield Table(frame, path, first)
+                first += frame.height
+        self._at += 1
 
-def _read(
-    shown: Path, source: Path | io.BytesIO, columns: Sequence[str], separator: str | None, quotes: bool
-) -> pl.DataFrame:
-    columns = list(columns)
-    name = shown.name
-    try:
-        if name.endswith(_PARQUET):
-            present = list(pl.read_parquet_schema(source))
-            _need(shown, columns, present)
-            return pl.read_parquet(source, columns=columns, glob=False).select(columns)
-        if not name.endswith(_TEXT):
-            raise InputError(f"{shown}: the name ends in none of {', '.join((*_TEXT, *_PARQUET))}")
-        options = {
-            "separator": separator or ("\t" if name.endswith(_TABS) else ","),
-            "infer_schema": False,
-            "quote_char": '"' if quotes else None,
-        }
-        if isinstance(source, Path):
-            options["glob"] = False
-        present = pl.read_csv(source, n_rows=0, **options).columns
-        _need(shown, columns, present)
-        if isinstance(source, io.BytesIO):
-            source.seek(0)
-        return pl.read_csv(source, columns=columns, **options).select(columns)
-    except (pl.exceptions.PolarsError, OSError, EOFError, UnicodeDecodeError) as error:
-        lines = str(error).strip().splitlines()
-        raise InputError(f"{shown}: cannot be read ({lines[0] if lines else type(error).__name__})") from None
+    def _text(self, path: Path) -> Iterator[pl.DataFrame]:
+        reading = Reading([path])
+        for rows in read_delimited([path], self._separator(path), quoted=True, empty=True, reading=reading):
+            self._share = reading.done / max(reading.total, 1)
+            yield rows.frame.select(self.columns)
 
+    def _parquet(self, path: Path) -> Iterator[pl.DataFrame]:
+        height, done = parquet_height(path), 0
+        for rows in read_parquet(path, self.columns):
+            done += rows.frame.height
+            self._share = done / max(height, 1)
+            yield rows.frame
 
-def _need(shown: Path, columns: Sequence[str], present: Sequence[str]) -> None:
-    for column in columns:
-        if column not in present:
-            raise InputError(f"{shown}: column {column!r} is missing; it has {', '.join(map(str, present))}")
+    def _check(self, path: Path) -> dict[str, pl.DataType]:
+        if path.name.endswith(_PARQUET):
+            present = parquet_columns(path)
+        elif path.name.endswith(_TEXT):
+            present = dict.fromkeys(read_header(path, self._separator(path), quoted=True), pl.String)
+        else:
+            raise InputError(f"{path}: the name ends in none of {', '.join((*_TEXT, *_PARQUET))}")
+        for column in self.columns:
+            if column not in present:
+                raise InputError(f"{path}: column {column!r} is missing; it has {', '.join(present)}")
+        return {column: present[column] for column in self.columns}
+
+    def _separator(self, path: Path) -> str:
+        return self.separator or ("\t" if path.name.endswith(_TAB_SEPARATED) else ",")

@@ -1,0 +1,145 @@
+"""Tables read in pieces: the same bytes as in one go, row numbers over pieces and files, times that change their kind."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+import pytest
+import zstandard
+
+from ameir_fast import InputError
+from ameir_fast.data import Dataset, prepare_table, reading
+from ameir_fast.data.delimited import read_delimited
+from tests import data_helpers as helpers
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(reading, "read_delimited", partial(read_delimited, size=200))
+    monkeypatch.setattr("ameir_fast.data.parquet.PIECE", 7)
+
+
+def prepare(source, output: Path, schema: dict = helpers.CLICKS_SCHEMA) -> Dataset:
+    path = output.with_suffix(".json")
+    path.write_text(json.dumps(schema))
+    prepare_table(source, output, path)
+    return Dataset.open(output)
+
+
+def write(folder: Path, rows: list[dict], parts: int = 1, form: str = "csv") -> list[Path]:
+    size, paths = -(-len(rows) // parts), []
+    for k in range(parts):
+        path = folder / f"part{k}.csv"
+        helpers.write_csv(path, rows[k * size : (k + 1) * size])
+        if form == "parquet":
+            pl.read_csv(path, infer_schema_length=None).with_columns(pl.col("tags").fill_null("")).write_parquet(
+                path.with_suffix(".parquet"), row_group_size=13)
+            path = path.with_suffix(".parquet")
+        elif form == "gz":
+            (folder / f"part{k}.csv.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path = folder / f"part{k}.csv.gz"
+        elif form == "zst":
+            (folder / f"part{k}.csv.zst").write_bytes(zstandard.ZstdCompressor().compress(path.read_bytes()))
+            path = folder / f"part{k}.csv.zst"
+        paths.append(path)
+    return paths
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "gz", "zst"])
+def test_pieces_and_files_change_nothing(tmp_path, form, request):
+    rows = helpers.make_clicks(300)
+    for row in rows[::5]:
+        row["shop_name"] = 'the "big", one'
+    (tmp_path / "one").mkdir()
+    (tmp_path / "many").mkdir()
+    whole = prepare(write(tmp_path / "one", rows, form=form), tmp_path / "whole")
+    request.getfixturevalue("small_pieces")
+    prepare(write(tmp_path / "many", rows, 3, form), tmp_path / "pieces")
+    for path in whole.directory.rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "pieces" / path.relative_to(whole.directory)).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_rows_are_numbered_within_their_file(tmp_path, small_pieces, form):
+    rows = helpers.make_clicks(120)
+    rows[40 + 33]["click"] = 7
+    paths = write(tmp_path, rows, 3, form)
+    with pytest.raises(InputError, match=rf"part1\.{form}: row 34: column 'click' is .*7.*neither 0 nor 1"):
+        prepare(paths, tmp_path / "out")
+    rows[40 + 33].update(click=1, slot=9)
+    paths = write(tmp_path, rows, 3, form)
+    with pytest.raises(InputError, match=rf"part1\.{form}: row 34: column 'slot' holds the id 9, outside 0\.\.4"):
+        prepare(paths, tmp_path / "out")
+
+
+@pytest.mark.parametrize("at", [0, 250])
+def test_a_time_with_a_fraction_wherever_it_comes(tmp_path, small_pieces, at):
+    """All times are then numbers with fractions, as if the whole column had been seen at once."""
+    rows = helpers.make_clicks(300)
+    rows[at]["ts"] += 0.5
+    data = prepare(write(tmp_path, rows), tmp_path / "out")
+    times = sorted(row["ts"] for row in rows)
+    assert data.statistics["splits"]["train"]["first_time"] == times[0]
+    assert isinstance(data.statistics["splits"]["train"]["first_time"], float)
+    assert sum(data.size(s) for s in ("train", "valid", "test")) == 300
+
+
+def test_whole_times_stay_exact(tmp_path, small_pieces):
+    rows = helpers.make_clicks(300)
+    for k, row in enumerate(rows):
+        row["ts"] = 2**60 + k
+    data = prepare(write(tmp_path, rows), tmp_path / "out")
+    assert data.statistics["splits"]["train"]["first_time"] == 2**60
+    assert data.statistics["splits"]["test"]["last_time"] == 2**60 + 299
+
+
+def test_the_first_time_says_what_all_are(tmp_path, small_pieces):
+    rows = helpers.make_clicks(200)
+    for row in rows[:60]:
+        row["ts"] = ""
+    rows[150]["ts"] = "2024-01-01"
+    with pytest.raises(InputError, match="row 151: column 'ts' is '2024-01-01', not a number as the first one is"):
+        prepare(write(tmp_path, rows), tmp_path / "out")
+    for row in rows[60:]:
+        row["ts"] = "2024-01-01T10:00:00Z"
+    rows[150]["ts"] = "17"
+    with pytest.raises(InputError, match="row 151: column 'ts' is '17', neither a number nor an ISO 8601 time"):
+        prepare(write(tmp_path, rows), tmp_path / "out")
+
+
+def test_files_without_rows(tmp_path):
+    rows = helpers.make_clicks(100)
+    (tmp_path / "a").mkdir()
+    empty = helpers.write_csv(tmp_path / "empty.csv", [])
+    data = prepare([empty, *write(tmp_path / "a", rows), empty], tmp_path / "out")
+    assert data.statistics["rows"] == 100
+    with pytest.raises(InputError, match="empty.csv: there are no rows"):
+        prepare([empty, empty], tmp_path / "none")
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("a,b,c\n1,2,3\n4,5\n", "bad.csv: line 3 has 2 columns, not 3"),
+    ("a,b,c\n1,2,3\n4,5,6,7\n", "bad.csv: line 3 has 4 columns, not 3"),
+    ("a,b,a\n1,2,3\n", "bad.csv: line 1 names the column 'a' twice"),
+    ("a,b,c\n1,2,3\na,b,c\n", "bad.csv: line 3 repeats the header"),
+    ("a,b,c\n1,2,\"3\n", "bad.csv: line 2 cannot be read .unexpected end of data"),
+    ("", "bad.csv: the file is empty"),
+])
+def test_malformed_text_names_its_line(tmp_path, text, message):
+    schema = {"version": 1, "label": "a", "fields": [{"name": "b"}, {"name": "c"}], "split": {"by": "random"}}
+    (tmp_path / "bad.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        prepare(tmp_path / "bad.csv", tmp_path / "out", schema)
+
+
+def test_columns_of_other_types_in_another_file(tmp_path):
+    one, two = pl.DataFrame({"a": [0, 1], "b": [1, 2]}), pl.DataFrame({"a": [0, 1], "b": ["x", "y"]})
+    one.write_parquet(tmp_path / "one.parquet")
+    two.write_parquet(tmp_path / "two.parquet")
+    schema = {"version": 1, "label": "a", "fields": [{"name": "b"}], "split": {"by": "random"}}
+    with pytest.raises(InputError, match="two.parquet: column 'b' holds String, but Int64 in .*one.parquet"):
+        prepare([tmp_path / "one.parquet", tmp_path / "two.parquet"], tmp_path / "out", schema)
