@@ -257,7 +257,7 @@ AMAZON_BAD = [
     ("u1,i1,5.0,1252800000\n", "line 1 does not show which of 'u1' and 'i1' is the product: give --columns"),
     ("1,2,3\n", "line 1 has 3 columns, not 4"),
     ("user_id,parent_asin,timestamp\n", "line 1 names 'user_id, parent_asin, timestamp', not user_id, parent_asin, rat"),
-    ("user_id,parent_asin,rating,timestamp\n", "there are no events"),
+    ("user_id,parent_asin,rating,timestamp\n", "there are no rows"),
     (CSV, "no event is left: .*fewer than 5"),
 ]
 

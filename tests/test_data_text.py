@@ -171,4 +171,4 @@ def test_quotes_in_usual_and_unusual_places(tmp_path):
                                      size=1 << 20 if 'q"r' in text else rng.choice([20, 1 << 20])))
         assert [r for p in pieces for r in p.frame.rows()] == wanted
         assert [n for p in pieces for n in p.lines] == lines
-    assert usual > 100 and unusual > 100
+    assert usual > 50 and unusual > 50

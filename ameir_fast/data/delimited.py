@@ -94,7 +94,7 @@ def read_delimited(paths: Sequence[Path], separator: str, columns: Sequence[str]
     ``columns``', a repeated column name, a header that comes again, files without any row, and what ``blocks``
     refuses.
     """
-    sep = separator.encode()
+    sep, some = separator.encode(), False
     first: tuple[Path, list[str]] | None = None
     for path in paths:
         names, header = (list(columns) if columns is not None else None), None
