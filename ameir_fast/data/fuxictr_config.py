@@ -78,7 +78,8 @@ def read_config(path: Path, dataset_id: str | None) -> Config:
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
             line = getattr(error, "problem_mark", None)
             where = f"line {line.line + 1}: " if line is not None else ""
-            raise InputError(f"{file}: {where}is not YAML ({getattr(error, 'problem', None) or error})") from None
+            why = " ".join(str(getattr(error, "problem", None) or error).split())
+            raise InputError(f"{file}: {where}is not YAML ({why})") from None
         if not isinstance(content, dict):
             raise InputError(f"{file}: holds no data set; its first level names them")
         entries |= {str(name): (file, entry) for name, entry in content.items()}
