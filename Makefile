@@ -16,12 +16,13 @@ ARGS   ?=
 TORCH_READY := $(VENV)/.torch-$(TORCH)
 READY       := $(VENV)/.installed-$(TORCH)$(addprefix -,$(AMEIR_FAST_BUILD))
 LINT_READY  := $(VENV)/.lint
+BENCH_READY := $(VENV)/.bench
 NATIVE      := CMakeLists.txt setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build search results test test-slow bench-native lint clean distclean
+.PHONY: help build search results test test-slow bench-native bench-prepare lint clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "  make %-14s%s\n", name, $$0 }'
@@ -63,6 +64,13 @@ test-slow: $(READY)  ## the tests that take minutes
 
 bench-native: $(READY)  ## native host code against NumPy and PyTorch, stored under bench/results
 	$(BIN)/python -m ameir_fast.bench.native --json bench/results/native.jsonl $(ARGS)
+
+$(BENCH_READY): $(READY)
+	$(BIN)/pip install --quiet pandas
+	@touch $@
+
+bench-prepare: $(BENCH_READY)  ## preparing 10 and 30 million rows against pandas, and feeding, stored under bench/results
+	$(BIN)/python -m ameir_fast.bench.prepare --json bench/results/prepare.jsonl $(ARGS)
 
 $(LINT_READY): $(READY)
 	$(BIN)/pip install --quiet ruff

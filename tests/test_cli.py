@@ -67,7 +67,7 @@ def test_help_names_every_command(capsys):
 KINDS = [["prepare", kind.NAME] for kind in prepare.KINDS]
 
 
-@pytest.mark.parametrize("command", [*([name] for name in COMMANDS), ["bench", "cpu"], ["bench", "native"], *KINDS])
+@pytest.mark.parametrize("command", [*([name] for name in COMMANDS), ["bench", "cpu"], ["bench", "native"], ["bench", "prepare"], *KINDS])
 def test_every_command_teaches_by_example_and_takes_json(capsys, command):
     assert call(*command, "--help") == 0
     out = capsys.readouterr().out
@@ -149,6 +149,7 @@ def test_the_installed_form_of_the_command():
         (["bench", "cpu", "--engines", "onnxruntime"], "'onnxruntime' is not available yet"),
         (["bench", "cpu", "--engines", "abacus"], "unknown engine 'abacus'"),
         (["bench", "population", "--step", "1"], "bench population is not available yet"),
+        (["bench", "prepare", "--rows", "many"], "--rows: 'many' is not a positive integer"),
         (["bench", "nonsense"], "nonsense"),
         (["prepare", "nonsense", "--output", "x"], "No such command 'nonsense' (see ameir-fast prepare --help)"),
         (["prepare", "movielens", "--input", "missing", "--output", "x"], "missing"),

@@ -84,7 +84,8 @@ def profile(
 
 bench = typer.Typer(
     help=(
-        "Measure speed: cpu (whole models), native (the C++ host code against NumPy).\n\n"
+        "Measure speed: cpu (whole models), native (the C++ host code against NumPy), prepare (reading data against "
+        "pandas, feeding).\n\n"
         "Each row says what was compared with what, and how far the result is from the machine's own limit."
     ),
     rich_markup_mode=None,
@@ -180,9 +181,49 @@ def bench_native(threads: Threads = None, quick: Quick = False, json_file: JsonF
     write_rows(json_file, rows)
 
 
+@bench.command("prepare")
+def bench_prepare(
+    rows: Annotated[
+        str | None,
+        typer.Option("--rows", metavar="N,…", help="Files prepared without pandas. Default: 10 and 30 million rows."),
+    ] = None,
+    pandas_rows: Annotated[
+        int | None, typer.Option("--pandas-rows", min=1, metavar="N", help="The file for both. Default: 1 million.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", min=1, metavar="R", help="Of both. Default: 3.")] = None,
+    work: Annotated[
+        str | None,
+        typer.Option("--work", metavar="DIR", help="Where the files lie meanwhile. Default: the system's temporary place."),
+    ] = None,
+    quick: Quick = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Preparing files in Criteo's form: rows per second and peak memory, against pandas; then feeding.
+
+    The rows are made up and written to the disk first, some 700 bytes of it a row; the ids of both engines are compared
+    before anything is said. Feeding compares the rate of batches with that of a supernet's training.
+
+    \b
+    ameir-fast bench prepare --quick
+    ameir-fast bench prepare --rows 10000000,30000000 --pandas-rows 1000000 --json rows.jsonl
+    """
+    check_json_file(json_file)
+    sizes = None if rows is None else whole_numbers("--rows", rows)
+    suite_module = bench_module("prepare")
+    found = suite_module.run(
+        sizes,
+        pandas_rows,
+        rounds,
+        quick,
+        work,
+        on_row=lambda row: say(json_file, suite_module.line(row)),
+    )
+    write_rows(json_file, found)
+
+
 def _not_available(name: str) -> None:
     def refuse(context: typer.Context) -> None:
-        raise InputError(f"bench {name} is not available yet; available: cpu, native")
+        raise InputError(f"bench {name} is not available yet; available: cpu, native, prepare")
 
     refuse.__doc__ = "Not available yet."
     bench.command(

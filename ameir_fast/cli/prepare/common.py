@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from pathlib import Path
 from typing import Annotated, Self
 
 import typer
@@ -20,9 +21,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the o
 
 def finish(output: str, json_file: str | None) -> None:
     """Says what was prepared, for people and as JSON."""
-    from ...data import Dataset
+    from ...schema import read_json
 
-    statistics = Dataset.open(output, verify=False).statistics
+    statistics = read_json(Path(output) / "statistics.json")
     for line in summary(statistics):
         say(json_file, line)
     say(json_file, f"prepared: {output}")
