@@ -151,7 +151,7 @@ def test_quotes_in_usual_and_unusual_places(tmp_path):
     """Both ways of parsing quotes against Python's csv, with the line of every row."""
     rng = random.Random(8)
     usual = unusual = 0
-    for _ in range(400):
+    for _ in range(900):
         cells = ["", "a", '""', '"a"', '"a,b"', '"x\ny"', '"say ""so"""', "b c", '"é"', 'q"r', '""""'][: rng.choice([10, 11])]
         rows = [",".join(rng.choice(cells) for _ in range(3)) for _ in range(rng.randint(1, 12))]
         if rng.random() < 0.1:

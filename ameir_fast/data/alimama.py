@@ -113,12 +113,13 @@ class AlimamaSource:
 
     @property
     def done(self) -> float:
-        return 0.0 if self._reading is None else self._reading.done / max(self._reading.total, 1)
+        return 0.0 if self._reading is None else self._reading.share
 
     def chunks(self) -> Iterator[pl.DataFrame]:
         ads, users = _ads(self.ads), _users(self.users)
         self._reading = Reading([self.sample])
-        for rows in read_delimited([self.sample], ",", reading=self._reading):
+        whole = ("user", "time_stamp", "adgroup_id", "clk")
+        for rows in read_delimited([self.sample], ",", whole=whole, reading=self._reading):
             rows.need("user", "time_stamp", "adgroup_id", "pid", "clk")
             click = rows.integer("clk")
             rows.refuse(~click.is_in([0, 1]), "clk", lambda v: f"is {v}, a label that is neither 0 nor 1")
@@ -140,7 +141,8 @@ class AlimamaSource:
         dropped = {others: 0, early: 0}
         since = 1 if self.since is None else self.since
         self._reading = Reading([self.log])
-        for rows in read_delimited([self.log], ",", reading=self._reading):
+        whole = ("user", "time_stamp", "cate", "brand")
+        for rows in read_delimited([self.log], ",", whole=whole, reading=self._reading):
             rows.need("user", "time_stamp", "btag", "cate", "brand")
             kind = rows.frame["btag"]
             rows.refuse(~kind.is_in(BEHAVIORS), "btag",
@@ -161,7 +163,9 @@ class AlimamaSource:
 
 def _ids(rows: Rows, column: str) -> pl.Series:
     """Int64; a missing value is an empty cell or ``NULL``."""
-    return replace(rows, frame=rows.frame.select(pl.col(column).replace("NULL", None))).integer(column, missing=True)
+    if rows.frame[column].dtype == pl.String:
+        rows = replace(rows, frame=rows.frame.select(pl.col(column).replace("NULL", None)))
+    return rows.integer(column, missing=True)
 
 
 def _ads(path: Path) -> pl.DataFrame:

@@ -90,7 +90,7 @@ class DmrSource:
 
     @property
     def done(self) -> float:
-        return 0.0 if self._reading is None else self._reading.done / max(self._reading.total, 1)
+        return 0.0 if self._reading is None else self._reading.share
 
     def chunks(self) -> Iterator[pl.DataFrame]:
         self._reading = Reading(self.files)

@@ -127,7 +127,7 @@ class MovieLensSource:
 
     @property
     def done(self) -> float:
-        return 0.0 if self._reading is None else self._reading.done / max(self._reading.total, 1)
+        return 0.0 if self._reading is None else self._reading.share
 
     def chunks(self) -> Iterator[pl.DataFrame]:
         form = self.form

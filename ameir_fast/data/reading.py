@@ -109,7 +109,7 @@ class TableReader:
     def _text(self, path: Path) -> Iterator[pl.DataFrame]:
         reading = Reading([path])
         for rows in read_delimited([path], self._separator(path), quoted=True, empty=True, reading=reading):
-            self._share = reading.done / max(reading.total, 1)
+            self._share = reading.share
             yield rows.frame.select(self.columns)
 
     def _parquet(self, path: Path) -> Iterator[pl.DataFrame]:

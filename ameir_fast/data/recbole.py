@@ -105,7 +105,7 @@ class RecBoleSource:
 
     @property
     def done(self) -> float:
-        return 0.0 if self._reading is None else self._reading.done / max(self._reading.total, 1)
+        return 0.0 if self._reading is None else self._reading.share
 
     def _check(self) -> None:
         """Settles what each column is for. Raises ``InputError`` naming file and column."""
