@@ -1,4 +1,4 @@
-"""Metrics: exact AUC of many columns at once, log loss, their errors, and the ranking metrics of retrieval.
+"""Metrics: exact AUC of many columns at once, log loss, and their errors; those of retrieval are in ranking.py.
 
 ``ameir_fast::auc_columns`` is an operation whose CPU implementation is native (``csrc/cpu/auc_columns.cpp``).
 Where that is not built, and on other devices, :func:`auc_columns_torch` computes the same numbers: both count
@@ -36,8 +36,8 @@ def _(scores: Tensor, label: Tensor) -> Tensor:
 def auc_columns_torch(scores: Tensor, label: Tensor) -> Tensor:
     """AUC of each row of ``scores`` [n, S] against ``label`` [S], in plain PyTorch, as float64 [n].
 
-    ``scores`` are float32 or float64. NaN where a score is NaN or the label has one class only. This defines what the native operation
-    computes.
+    ``scores`` are float32 or float64. NaN where a score is NaN or the label has one class only. This defines what the
+    native operation computes.
     """
     positive = label == 1
     wins = scores.new_zeros(scores.shape[0], dtype=torch.int64)
@@ -158,47 +158,6 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Paired:
     n = len(difference)
     error = float(difference.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
     return Paired(float(difference.mean()), error, int((difference > 0).sum()), n)
-
-
-def hit_rate_ndcg(
-    scores: Tensor | np.ndarray, positive: Tensor | np.ndarray | int, k: Sequence[int] = (5, 10)
-) -> dict[str, float]:
-    """Hit rate and NDCG of one relevant candidate among C per row, as ``{"hr@5": …, "ndcg@5": …, …}``.
-
-    Args:
-        scores: [B, C]. A candidate that must not be ranked is −inf.
-        positive: column of the relevant candidate, one for all rows or int [B].
-        k: cut-offs.
-
-    A candidate tied with others takes each of their ranks with equal probability, and the metrics are
-    expectations: a model that scores everything alike gets k/C, and no order of the columns helps.
-
-    Raises:
-        InputError: no rows, a NaN score, a positive outside the columns or with score −inf, a cut-off below
-            1.
-    """
-    scores = torch.as_tensor(scores)
-    if scores.dim() != 2 or not scores.shape[0]:
-        raise InputError(f"scores must be [B, C] with at least one row, not {list(scores.shape)}")
-    if min(k, default=1) < 1:
-        raise InputError(f"cut-offs must be at least 1, not {list(k)}")
-    rows, candidates = scores.shape
-    positive = torch.as_tensor(positive, dtype=torch.int64, device=scores.device).expand(rows)
-    for row in ((positive < 0) | (positive >= candidates)).nonzero()[:1, 0]:
-        raise InputError(f"positive {int(positive[row])} of row {int(row)} is outside 0..{candidates - 1}")
-    own = scores.gather(1, positive[:, None])
-    for row in (scores.isnan().any(1) | (own[:, 0] == -math.inf)).nonzero()[:1, 0]:
-        raise InputError(f"row {int(row)} has a NaN score, or its positive is −inf")
-    before = (scores > own).sum(1)  # better candidates: the positive's rank is at least before + 1
-    tied = (scores == own).sum(1)  # itself included
-    ranks = torch.arange(1, candidates + 1, dtype=torch.float64, device=scores.device)
-    gain = torch.cat([ranks.new_zeros(1), (1 / torch.log2(ranks + 1)).cumsum(0)])
-    result = {}
-    for cut in k:
-        first, last = before.clamp(max=cut), (before + tied).clamp(max=cut)
-        result[f"hr@{cut}"] = float(((last - first) / tied.to(torch.float64)).mean())
-        result[f"ndcg@{cut}"] = float(((gain[last] - gain[first]) / tied).mean())
-    return result
 
 
 def _one(scores: Tensor | np.ndarray) -> Tensor:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .. import hostops, metrics
+from .. import hostops, metrics, negatives
 from .. import native as modules
 from ..atomic import write_text
 from ..errors import InputError
@@ -182,7 +182,7 @@ def _negatives(name: str, num_users: int, num_items: int, per_user: int, batch: 
     offsets, items = np.arange(num_users + 1) * per_user, np.concatenate(lists)
     users = generator.integers(0, num_users, batch)
     positives = generator.integers(1, num_items, batch, dtype=np.int32)
-    arguments = (users, offsets, items, num_items, n, 7, positives)
+    arguments = (users, offsets, items, num_items, n, 7, positives, None, None, False)
     keys = np.repeat(np.arange(num_users), per_user) * num_items + items  # ascending; made once, not timed
     driver = modules.driver()
 
@@ -211,7 +211,7 @@ def _negatives(name: str, num_users: int, num_items: int, per_user: int, batch: 
         name,
         {
             REFERENCE: lambda: driver.sample_negatives(*arguments),
-            "numpy": lambda: hostops._sample_negatives_numpy(*arguments),
+            "numpy": lambda: negatives._sample_negatives_numpy(*arguments),
             "numpy rejection": by_rejection,
         },
         check,

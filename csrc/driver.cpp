@@ -72,18 +72,23 @@ py::tuple assemble(const Positions& rows, const std::vector<std::optional<Ids>>&
 }
 
 Ids sample_negatives(const Positions& users, const Positions& user_offsets, const Ids& user_items,
-                     int64_t num_items, int64_t count, uint64_t seed, const Ids& positives) {
+                     int64_t num_items, int64_t count, uint64_t seed, const Ids& positives,
+                     const std::optional<Positions>& rows, const std::optional<Positions>& starts, bool may_be_none) {
   need(count >= 0, "the number of negatives is negative");
   need(user_offsets.size() >= 1, "user_offsets is empty");
   need(num_items >= 1 && num_items <= int64_t{1} << 31, "num_items is outside 1..2147483648");
   need(positives.size() == users.size(), "positives and users differ in length");
+  need(!rows || rows->size() == users.size(), "rows and users differ in length");
+  need(!starts || starts->size() == num_items + 1, "starts must have one entry more than there are items");
   Ids result({static_cast<int64_t>(users.size()), count});
   int32_t* const out = result.mutable_data();
+  const int64_t* const row = rows ? rows->data() : nullptr;
+  const int64_t* const start = starts ? starts->data() : nullptr;
   {
     py::gil_scoped_release unlocked;
-    ameir_fast::sample_negatives(users.data(), positives.data(), users.size(), user_offsets.data(),
-                                 user_offsets.size() - 1, user_items.data(), user_items.size(), num_items,
-                                 count, seed, out);
+    ameir_fast::sample_negatives(users.data(), positives.data(), row, users.size(), user_offsets.data(),
+                                 user_offsets.size() - 1, user_items.data(), user_items.size(), num_items, start,
+                                 count, seed, may_be_none, out);
   }
   return result;
 }
@@ -97,5 +102,6 @@ PYBIND11_MODULE(_driver, m) {
         py::arg("end").noconvert(), py::arg("max_history"));
   m.def("sample_negatives", &sample_negatives, py::arg("users").noconvert(),
         py::arg("user_offsets").noconvert(), py::arg("user_items").noconvert(), py::arg("num_items"),
-        py::arg("n"), py::arg("seed"), py::arg("positives").noconvert());
+        py::arg("n"), py::arg("seed"), py::arg("positives").noconvert(), py::arg("rows").noconvert(),
+        py::arg("starts").noconvert(), py::arg("may_be_none"));
 }

@@ -4,4 +4,7 @@
 
 #include "ops.h"
 
-TORCH_LIBRARY_IMPL(ameir_fast, CPU, m) { m.impl("auc_columns", &ameir_fast::auc_columns); }
+TORCH_LIBRARY_IMPL(ameir_fast, CPU, m) {
+  m.impl("auc_columns", &ameir_fast::auc_columns);
+  m.impl("rank_counts", &ameir_fast::rank_counts);
+}

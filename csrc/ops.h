@@ -3,9 +3,16 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
+
 namespace ameir_fast {
 
 // scores [n, S] float32 or float64, label [S] float32 (1 is positive) -> float64 [n]; see metrics.py.
 at::Tensor auc_columns(const at::Tensor& scores, const at::Tensor& label);
+
+// users [B, K], items [V, K], both float32 or float64, positive [B] int64 in 1..V-1, candidates [B, n] int32 or none
+// -> int64 [B, 2]: above, tied (the positive included), -1 where a score is not finite; see ranking.py.
+at::Tensor rank_counts(const at::Tensor& users, const at::Tensor& items, const at::Tensor& positive,
+                       const std::optional<at::Tensor>& candidates);
 
 }  // namespace ameir_fast

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import log_loss as sklearn_log_loss
-from sklearn.metrics import ndcg_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 from ameir_fast import metrics, native
 from ameir_fast.errors import InputError
@@ -216,42 +216,3 @@ def test_paired():
     for a, b in (([], []), ([1.0], [1.0, 2.0])):
         with pytest.raises(InputError, match="same number of runs"):
             metrics.paired(a, b)
-
-
-def test_hit_rate_and_ndcg_without_ties():
-    generator = torch.Generator().manual_seed(1)
-    scores = torch.randn(40, 30, generator=generator)
-    positive = torch.randint(30, (40,), generator=generator)
-    result = metrics.hit_rate_ndcg(scores, positive, k=(1, 5, 10))
-    relevant = torch.zeros(40, 30).scatter_(1, positive[:, None], 1).numpy()
-    rank = (scores > scores.gather(1, positive[:, None])).sum(1)
-    for k in (1, 5, 10):
-        assert result[f"hr@{k}"] == pytest.approx(float((rank < k).double().mean()))
-        assert result[f"ndcg@{k}"] == pytest.approx(
-            ndcg_score(relevant, scores.numpy(), k=k, ignore_ties=True)
-        )
-
-
-def test_ties_are_shared_evenly():
-    same = metrics.hit_rate_ndcg(torch.zeros(3, 20), 0, k=(5,))
-    assert same["hr@5"] == pytest.approx(5 / 20)
-    # Ranks 2, 3 and 4 with equal probability, of which 2 and 3 count.
-    tied = metrics.hit_rate_ndcg(np.array([[3.0, 2.0, 2.0, 2.0, 1.0]]), np.array([2]), k=(3,))
-    assert tied["hr@3"] == pytest.approx(2 / 3)
-    assert tied["ndcg@3"] == pytest.approx((1 / math.log2(3) + 1 / math.log2(4)) / 3)
-
-
-def test_excluded_candidates_and_bad_input():
-    scores = torch.tensor([[-math.inf, 1.0, 0.5]])
-    assert metrics.hit_rate_ndcg(scores, 2, k=(2,))["hr@2"] == 1.0
-    assert metrics.hit_rate_ndcg(scores, 1, k=(100,))["hr@100"] == 1.0
-    for bad_scores, positive, k, message in (
-        (scores, 0, (5,), "row 0 has a NaN score"),
-        (torch.tensor([[0.0, math.nan]]), 0, (5,), "row 0 has a NaN score"),
-        (scores, 3, (5,), "positive 3 of row 0 is outside 0..2"),
-        (scores, -1, (5,), "positive -1 of row 0"),
-        (scores[:0], 0, (5,), "at least one row"),
-        (scores, 1, (0,), "at least 1"),
-    ):
-        with pytest.raises(InputError, match=message):
-            metrics.hit_rate_ndcg(bad_scores, positive, k=k)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import ameir_fast
-from ameir_fast import hostops, native
+from ameir_fast import hostops, native, negatives
 from ameir_fast.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -245,9 +245,14 @@ def test_negatives_native_equals_numpy(seed):
     offsets, items, _ = own_items(seed, 30, num_items, 15)
     users = generator.integers(0, 30, 64)
     positives = generator.integers(0, num_items, 64).astype(np.int32)
-    arguments = (users, offsets, items, num_items, int(generator.integers(0, 12)), seed * 7**20, positives)
+    weights = generator.integers(0, 5, num_items) * (seed % 3 > 0)
+    weights[1] += 1
+    rows = generator.integers(0, 2**40, 64) if seed % 2 else None
+    starts = negatives.item_starts(weights) if seed % 4 > 1 else None
+    arguments = (users, offsets, items, num_items, int(generator.integers(0, 12)), seed * 7**20 % 2**64, positives, rows,
+                 starts, True)
     np.testing.assert_array_equal(
-        native.driver().sample_negatives(*arguments), hostops._sample_negatives_numpy(*arguments)
+        native.driver().sample_negatives(*arguments), negatives._sample_negatives_numpy(*arguments)
     )
 
 
@@ -255,7 +260,7 @@ def test_negatives_avoid_history_positive_and_unknown(engine):
     offsets, items, lists = own_items(1, 12, 40, 36)
     users = np.tile(np.arange(12), 8)
     positives = np.random.default_rng(2).integers(0, 40, users.size).astype(np.int32)
-    drawn = hostops.sample_negatives(users, offsets, items, 40, 50, 3, positives)
+    drawn = negatives.sample_negatives(users, offsets, items, 40, 50, 3, positives)
     assert drawn.shape == (96, 50)
     assert drawn.dtype == np.int32
     for user, positive, row in zip(users, positives, drawn, strict=True):
@@ -266,7 +271,7 @@ def test_negatives_avoid_history_positive_and_unknown(engine):
 @pytest.mark.parametrize("positive", [0, 1, 4, 6, 9])
 def test_negatives_are_uniform(engine, positive):
     offsets, items = np.array([0, 4]), np.array([0, 2, 3, 6], np.int32)
-    drawn = hostops.sample_negatives(
+    drawn = negatives.sample_negatives(
         np.zeros(20_000, np.int64), offsets, items, 10, 5, 99, np.full(20_000, positive, np.int32)
     )
     allowed = sorted(set(range(1, 10)) - {2, 3, 6} - {positive})
@@ -282,7 +287,7 @@ def test_negatives_are_a_function_of_seed_row_and_slot(engine):
     users, positives = np.array([0, 1, 2, 3, 0]), np.array([5, 6, 7, 8, 9], np.int32)
 
     def draw(seed, n=6, rows=5):
-        return hostops.sample_negatives(
+        return negatives.sample_negatives(
             users[:rows].copy(), offsets, items, 300, n, seed, positives[:rows].copy()
         )
 
@@ -301,13 +306,64 @@ def test_negatives_are_a_function_of_seed_row_and_slot(engine):
 def test_the_generator_is_splitmix64():
     # First outputs of the published generator started at 0 and at 1234567.
     for start, output in ((0, 0xE220A8397B1DCDAF), (1234567, 6457827717110365317)):
-        state = np.array([(start + hostops._GAMMA) % 2**64], np.uint64)
-        assert int(hostops._mix(state)[0]) == output
+        state = np.array([(start + negatives._GAMMA) % 2**64], np.uint64)
+        assert int(negatives._mix(state)[0]) == output
+
+
+@pytest.mark.parametrize("positive", [0, 1, 4, 6, 9])
+def test_weighted_negatives_follow_their_weights(engine, positive):
+    weights = np.array([50, 3, 8, 1, 0, 7, 2, 0, 13, 5])  # that of id 0 never counts, items 4 and 7 are never drawn
+    offsets, items = np.array([0, 4]), np.array([0, 2, 3, 6], np.int32)
+    drawn = negatives.sample_negatives(
+        np.zeros(20_000, np.int64), offsets, items, 10, 5, 4, np.full(20_000, positive, np.int32),
+        starts=negatives.item_starts(weights),
+    )
+    allowed = sorted({1, 5, 8, 9} - {positive})
+    values, counts = np.unique(drawn, return_counts=True)
+    assert values.tolist() == allowed
+    expected = drawn.size * weights[allowed] / weights[allowed].sum()
+    # Chi-squared with at most 3 degrees of freedom: 21 has probability 1e-4, and the seed is fixed.
+    assert ((counts - expected) ** 2 / expected).sum() < 21
+
+
+def test_equal_weights_are_uniform_draws(engine):
+    offsets, items, _ = own_items(7, 5, 200, 30)
+    users = np.arange(40) % 5
+    positives = np.arange(40, dtype=np.int32)
+    arguments = (users, offsets, items, 200, 8, 11, positives)
+    np.testing.assert_array_equal(
+        negatives.sample_negatives(*arguments, starts=negatives.item_starts(np.ones(200, int))),
+        negatives.sample_negatives(*arguments),
+    )
+
+
+def test_rows_name_the_draws(engine):
+    """A row's draws depend on its number, not on its place in the batch."""
+    offsets, items, _ = own_items(5, 4, 300, 20)
+    users, positives = np.array([0, 1, 2, 3, 0]), np.array([5, 6, 7, 8, 9], np.int32)
+    rows = np.array([10, 11, 12, 13, 14])
+    every = negatives.sample_negatives(users, offsets, items, 300, 6, 1, positives, rows=rows)
+    for part in (slice(0, 2), slice(2, 5), slice(4, 5)):
+        some = negatives.sample_negatives(
+            users[part].copy(), offsets, items, 300, 6, 1, positives[part].copy(), rows=rows[part].copy()
+        )
+        np.testing.assert_array_equal(some, every[part])
+
+
+def test_nothing_left_may_be_zero(engine):
+    arguments = (np.array([0, 1]), np.array([0, 2, 3]), np.array([1, 2, 1], np.int32), 4, 3, 0,
+                 np.array([3, 3], np.int32))
+    with pytest.raises(InputError, match="^user 0: its own items leave none of 3 items"):
+        negatives.sample_negatives(*arguments)
+    assert negatives.sample_negatives(*arguments, may_be_none=True).tolist() == [[0, 0, 0], [2, 2, 2]]
+    # Item 2 is allowed, but has no weight.
+    starts = negatives.item_starts(np.array([0, 4, 0, 9]))
+    assert (negatives.sample_negatives(*arguments, starts=starts, may_be_none=True) == 0).all()
 
 
 def test_a_single_item_left_is_always_drawn(engine):
     offsets, items = np.array([0, 3]), np.array([1, 2, 4], np.int32)
-    drawn = hostops.sample_negatives(
+    drawn = negatives.sample_negatives(
         np.zeros(3, np.int64), offsets, items, 6, 4, 0, np.array([5, 5, 5], np.int32)
     )
     assert (drawn == 3).all()
@@ -342,6 +398,12 @@ def test_a_single_item_left_is_always_drawn(engine):
         ({"num_items": 0}, "num_items is outside"),
         ({"user_offsets": np.empty(0, np.int64)}, "user_offsets is empty"),
         ({"positives": np.array([1], np.int32)}, "differ in length"),
+        ({"rows": np.array([1])}, "rows and users differ in length"),
+        ({"starts": np.arange(4) - 1}, "starts do not rise from 0"),
+        ({"starts": np.array([0, 0, 1, 1])}, "one entry more than there are items"),
+        ({"starts": np.array([0, 0, 2, 1, 5, 6, 7, 8, 9, 9])}, "starts do not rise from 0"),
+        ({"starts": np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])}, "starts do not rise from 0"),
+        ({"starts": np.array([0, 0, 2, 3, 4, 5, 6, 7, 8, 2**32])}, "less than 2.32"),
     ],
 )
 def test_negatives_refuse_bad_input(engine, changes, message):
@@ -354,11 +416,11 @@ def test_negatives_refuse_bad_input(engine, changes, message):
         "seed": 1,
         "positives": np.array([1, 1], np.int32),
     }
-    hostops.sample_negatives(**arguments)
+    negatives.sample_negatives(**arguments)
     if changes.get("num_items") == 3 and "positives" not in changes:
         changes = {**changes, "positives": np.array([0, 0], np.int32)}
     with pytest.raises(InputError, match=message):
-        hostops.sample_negatives(**{**arguments, **changes})
+        negatives.sample_negatives(**{**arguments, **changes})
 
 
 # ---- missing and unfit modules ---------------------------------------------------------------------
@@ -370,7 +432,7 @@ def in_a_copy(tmp_path: Path, code: str, *, edit=None, **environment: str) -> su
     copy = tmp_path / "ameir_fast"
     copy.mkdir()
     for file in package.glob("*"):
-        if file.name in ("native.py", "hostops.py", "errors.py", "_build_info.json") or file.suffix == ".so":
+        if file.name in ("native.py", "hostops.py", "negatives.py", "errors.py", "_build_info.json") or file.suffix == ".so":
             shutil.copy(file, copy / file.name)
     # Without the package's own __init__, which would import every model.
     (copy / "__init__.py").write_text("")

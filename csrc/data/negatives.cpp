@@ -1,11 +1,15 @@
-// The r-th allowed item is computed, not searched for by trial: with own items a_0 < a_1 < ..., exactly
-// a_j - 1 - j allowed items lie below a_j (items start at 1), so the r-th allowed item is r + 1 + j for the
-// smallest j with a_j - 1 - j > r. hostops.py holds the same computation in NumPy; both give the same numbers.
+// The item at a place among the allowed ones is computed, not searched for by trial. Lay the items out on a line,
+// item i from start(i) to start(i + 1), the integer weights apart (uniform: one place each, start(i) = i - 1, ids
+// start at 1). With own items a_0 < a_1 < ... taken out, start(a_j) - (weight of a_0 .. a_{j-1}) places lie below
+// a_j, so place r among the allowed ones passes j own items for the smallest j with that above r; adding their
+// weight gives a place on the whole line, where the item is found. hostops.py holds the same computation in NumPy;
+// both give the same numbers.
 #include "data/negatives.h"
 
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace ameir_fast {
 namespace {
@@ -28,10 +32,14 @@ int64_t below(uint64_t random, uint64_t bound) {
 
 }  // namespace
 
-void sample_negatives(const int64_t* users, const int32_t* positives, int64_t num_batch,
+void sample_negatives(const int64_t* users, const int32_t* positives, const int64_t* rows, int64_t num_batch,
                       const int64_t* user_offsets, int64_t num_users, const int32_t* user_items,
-                      int64_t num_user_items, int64_t num_items, int64_t count, uint64_t seed, int32_t* out) {
+                      int64_t num_user_items, int64_t num_items, const int64_t* starts, int64_t count, uint64_t seed,
+                      bool may_be_none, int32_t* out) {
   const uint64_t stream = mix(seed + kGamma);
+  const auto start = [&](int64_t item) { return starts ? starts[item] : item - 1; };
+  const int64_t total = start(num_items);
+  std::vector<int64_t> passed_weight;  // of the own items below each own item, and of all
   for (int64_t b = 0; b < num_batch; ++b) {
     const int64_t user = users[b], positive = positives[b];
     if (user < 0 || user >= num_users) {
@@ -63,25 +71,46 @@ void sample_negatives(const int64_t* users, const int32_t* positives, int64_t nu
     const int64_t num_own = end - begin;
     const int64_t below_positive = std::lower_bound(own, own + num_own, positive) - own;
     const bool extra = positive > 0 && !(below_positive < num_own && own[below_positive] == positive);
-    const int64_t positive_rank = positive - 1 - below_positive;
-    const int64_t allowed = num_items - 1 - num_own - extra;
-    if (allowed <= 0) {
+    passed_weight.resize(num_own + 1);
+    passed_weight[0] = 0;
+    for (int64_t j = 0; j < num_own; ++j) {
+      passed_weight[j + 1] = passed_weight[j] + start(own[j] + 1) - start(own[j]);
+    }
+    const int64_t positive_weight = extra ? start(positive + 1) - start(positive) : 0;
+    const int64_t positive_place = positive > 0 ? start(positive) - passed_weight[below_positive] : 0;
+    const int64_t allowed = total - passed_weight[num_own] - positive_weight;
+    if (allowed <= 0 && !may_be_none) {
       throw std::invalid_argument("user " + std::to_string(user) + ": its own items leave none of " +
                                   std::to_string(num_items - 1) + " items to draw from");
     }
-    const uint64_t row_stream = mix(stream + static_cast<uint64_t>(b) * kGamma);
+    const uint64_t row_stream = mix(stream + static_cast<uint64_t>(rows ? rows[b] : b) * kGamma);
     for (int64_t slot = 0; slot < count; ++slot) {
+      if (allowed <= 0) {
+        out[b * count + slot] = 0;
+        continue;
+      }
       const uint64_t random = mix(row_stream + static_cast<uint64_t>(slot + 1) * kGamma);
-      int64_t rank = below(random, static_cast<uint64_t>(allowed));
-      rank += extra && rank >= positive_rank;
-      // Bisection without branches: its outcomes are random, and so several draws are under way at once.
-      int64_t low = 0;
+      int64_t place = below(random, static_cast<uint64_t>(allowed));
+      place += place >= positive_place ? positive_weight : 0;
+      // Bisections without branches: their outcomes are random, and so several draws are under way at once.
+      int64_t passed = 0;
       for (int64_t size = num_own; size > 0;) {
-        const int64_t half = size - size / 2, last = low + half - 1;
-        low += half & -static_cast<int64_t>(own[last] - 1 - last <= rank);
+        const int64_t half = size - size / 2, last = passed + half - 1;
+        passed += half & -static_cast<int64_t>(start(own[last]) - passed_weight[last] <= place);
         size -= half;
       }
-      out[b * count + slot] = static_cast<int32_t>(rank + 1 + low);
+      place += passed_weight[passed];
+      if (!starts) {
+        out[b * count + slot] = static_cast<int32_t>(place + 1);
+        continue;
+      }
+      int64_t item = 0;  // the last one that starts at or before the place: items of weight 0 are passed
+      for (int64_t size = num_items - 1; size > 0;) {
+        const int64_t half = size - size / 2;
+        item += half & -static_cast<int64_t>(starts[item + half] <= place);
+        size -= half;
+      }
+      out[b * count + slot] = static_cast<int32_t>(item);
     }
   }
 }
