@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +14,10 @@ from . import ops
 from .batch import Batch
 from .schema import FeatureSchema
 from .space import Architecture, Block
+
+
+#: Which items a retrieval model scores: see ``item_scores``.
+Items = Tensor | Callable[[Tensor, Tensor], Tensor] | None
 
 
 class Weights(Protocol):
@@ -164,21 +169,25 @@ def aggregate(weights: Weights, arch: Architecture, pre_activation: Tensor, k0: 
 
 
 def score(weights: Weights, h: Tensor, h_se: Tensor | None, schema: FeatureSchema, embedding: Tensor,
-          items: Tensor | None) -> Tensor:
-    """CTR: logit [B]. Retrieval: scores [B, V] of all local ids, or [B, n] of ``items`` [B, n]."""
+          items: Items = None) -> Tensor:
+    """CTR: logit [B]. Retrieval: what ``item_scores`` says of ``items``."""
     weight, bias = weights.head(h.shape[1], h_se is not None)
     h_c = h if h_se is None else torch.cat([h, h_se], 1)
     out = F.linear(h_c, weight, bias)
-    if schema.task == "ctr":
-        return out[:, 0]
+    return out[:, 0] if schema.task == "ctr" else item_scores(schema, embedding, out, items)
+
+
+def item_scores(schema: FeatureSchema, embedding: Tensor, users: Tensor, items: Items = None) -> Tensor:
+    """Retrieval: scores [B, V] of all local ids, or [B, n] of ``items`` [B, n]; or what the function ``items`` makes
+    of the users' vectors [B, K] and all items' [V, K] (ranking in tiles, without [B, V] scores)."""
     start = schema.offset(schema.item_vocabulary)
-    if items is None:
-        return out @ embedding[start:start + schema.size(schema.item_vocabulary)].t()
-    return (F.embedding(items.long() + start, embedding) @ out[..., None])[..., 0]
+    if isinstance(items, Tensor):
+        return (F.embedding(items.long() + start, embedding) @ users[..., None])[..., 0]
+    table = embedding[start:start + schema.size(schema.item_vocabulary)]
+    return users @ table.t() if items is None else items(users, table)
 
 
-def run(weights: Weights, schema: FeatureSchema, arch: Architecture, batch: Batch,
-        items: Tensor | None = None) -> Tensor:
+def run(weights: Weights, schema: FeatureSchema, arch: Architecture, batch: Batch, items: Items = None) -> Tensor:
     """The whole model: scores of a batch."""
     inputs = prepare(schema, weights.embedding_weight(), batch)
     h_a = behavior_vector(weights, arch.behavior, inputs)

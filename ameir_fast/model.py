@@ -32,8 +32,9 @@ class Model(nn.Module):
     """The network of ``arch`` (paper section 2.1) and nothing else.
 
     ``model(batch)`` gives logits [B] (CTR) or scores [B, V] of all items (retrieval; id 0 is scored but
-    never to be ranked); ``model(batch, items=[B, n])`` gives [B, n]. ``dropout`` applies after each MLP
-    layer in training mode, drawing from ``generator``. Raises ``InputError`` for an architecture that does
+    never to be ranked); ``model(batch, items=[B, n])`` gives [B, n], and a function as ``items`` what it makes of the
+    users' and items' vectors (``forward.item_scores``). ``dropout`` applies after each MLP layer in training mode,
+    drawing from ``generator``. Raises ``InputError`` for an architecture that does
     not fit the schema. The state dict holds only keys that the architecture uses.
     """
 
@@ -75,7 +76,7 @@ class Model(nn.Module):
         ctr = schema.task == "ctr"
         self.head = nn.Linear(inputs, 1 if ctr else embedding_dim, bias=ctr, dtype=dtype)
 
-    def forward(self, batch: Batch, items: Tensor | None = None) -> Tensor:
+    def forward(self, batch: Batch, items: forward.Items = None) -> Tensor:
         return forward.run(ModelWeights(self), self.schema, self.arch, batch, items)
 
     def parameter_counts(self) -> tuple[int, int]:

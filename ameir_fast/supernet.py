@@ -83,7 +83,7 @@ class Supernet(nn.Module):
 
     # ---- computing a child ---------------------------------------------------------------------
 
-    def forward(self, batch: Batch, arch: Architecture | None = None, items: Tensor | None = None) -> Tensor:
+    def forward(self, batch: Batch, arch: Architecture | None = None, items: forward.Items = None) -> Tensor:
         if arch is None:
             arch = self.get_active_net_config()
         arch = self.check(arch)
@@ -212,7 +212,7 @@ class Supernet(nn.Module):
                 del self.step2.interactions[key]
 
     def interaction_logit(self, batch: Batch, interaction: tuple[int, ...] | list[tuple[int, ...]] | None,
-                          items: Tensor | None = None) -> Tensor:
+                          items: forward.Items = None) -> Tensor:
         """Step 2's forward for one candidate (or none): ``ReLU(Σ W_i e_i + W_p p + b)``, then the fixed MLP.
 
         A list of candidates shares the batch: each gets its own equal part of the rows, in order.

@@ -115,10 +115,10 @@ def search(
 
     settings_of_run = make_config(config, settings, seed=seed, quick=quick)
     chosen = choose_strategy(strategy)
-    wanted = choose_variants(variants)
     set_threads(threads)
     check_device(device)
     dataset = open_data(data)
+    wanted = choose_variants(variants, dataset.schema)
     with _progress(run, tensorboard) as progress, resumable():
         metrics = run_search(
             dataset,
@@ -130,7 +130,7 @@ def search(
             strategy=chosen,
             progress=progress,
             device=device,
-            **({} if wanted is None else {"variants": wanted}),
+            variants=wanted,
         )
     page = build_report(run)
     show_results(json_file, metrics)
@@ -343,15 +343,14 @@ def choose_strategy(name: str) -> Any:
         raise InputError(f"--strategy {name}: {class_name!r} cannot be made without arguments ({error})") from None
 
 
-def choose_variants(text: str | None) -> tuple[str, ...] | None:
-    """Names for the driver; None keeps its default, ``all`` adds AMEIR-I and the controls."""
+def choose_variants(text: str | None, schema: Any) -> tuple[str, ...] | None:
+    """Names for the driver; None keeps its default, ``all`` is every row that the data allows."""
     if text is None:
         return None
     if text == "all":
-        from ..search.driver import DEFAULT_VARIANTS
-        from ..search.variants import CONTROLS
+        from ..search.fixed import all_variants
 
-        return (*DEFAULT_VARIANTS, "AMEIR-I", *CONTROLS)
+        return all_variants(schema)
     from .tools import listed
 
     return tuple(dict.fromkeys(listed(text)))

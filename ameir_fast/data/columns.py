@@ -34,7 +34,8 @@ class Columns:
         self.statistics = read_json(directory / "statistics.json")
         self._subsets: dict[tuple[str, int], np.ndarray] = {}
         self._user_items: tuple[np.ndarray, np.ndarray] | None = None
-        self._filling = threading.Lock()  # of it, by one of the threads that may ask at the same time
+        self._popularity: np.ndarray | None = None
+        self._filling = threading.Lock()  # of these, by one of the threads that may ask at the same time
         self._load()
         if verify:
             for name in ("schema.json", "statistics.json", *(f"columns/{c}.npy" for c in self._loaded)):
@@ -118,6 +119,18 @@ class Columns:
             self.end,
             self.full.size(vocabulary),
         )
+
+    @property
+    def popularity(self) -> np.ndarray:
+        """How many training rows have each item as their own, int64 [V]; id 0 counts as none."""
+        if self.items is None:
+            raise InputError(f"{self.directory}: not data of the retrieval task, so items have no popularity")
+        with self._filling:
+            if self._popularity is None:
+                size = self.full.size(self.full.item_vocabulary)
+                self._popularity = np.bincount(self.items[slice(*self.split("train"))], minlength=size).astype(np.int64)
+                self._popularity[0] = 0
+        return self._popularity
 
 
 def _check_about(path: Path, about: dict) -> None:

@@ -11,6 +11,7 @@ import torch
 from .. import hostops
 from ..batch import Batch
 from ..errors import InputError
+from ..negatives import item_starts, sample_negatives
 from ..schema import FeatureSchema
 from . import order
 from .columns import Columns
@@ -171,6 +172,43 @@ class Dataset:
         """
         return self._columns.user_items
 
+    # ---- evaluating retrieval -----------------------------------------------------------------
+
+    def popularity(self) -> np.ndarray:
+        """How many training rows have each item as the one to predict: int64 [V] by id, 0 for id 0."""
+        return self._columns.popularity
+
+    def candidates(
+        self, split: str, batch_size: int, n: int, *, popular: bool = False, seed: int = 0, limit: int | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Sampled items to rank each row's own item against: int32 [B, n] for each batch that ``batches(split,
+        batch_size, limit=limit)`` gives.
+
+        They are drawn independently, uniformly or (``popular``) in proportion to :meth:`popularity`, and are neither
+        the row's own item nor any of its whole history, of which a batch may show only the newest events. A row's
+        are a function of (seed, popular, row). 0 stands for no item, where a history leaves none. Raises
+        ``InputError`` for data of another task.
+        """
+        if self.task != "retrieval":
+            raise InputError("candidates belong to the retrieval task")
+        columns = self._columns
+        first, last = columns.split(split)
+        wanted = self._positions(split, limit)
+        wanted = np.arange(last - first) if wanted is None else wanted
+        vocabulary = self.schema.item_vocabulary
+        events = [columns.event[b.name] for b in columns.full.behavior if b.vocabulary == vocabulary]
+        size = self.schema.size(vocabulary)
+        starts = item_starts(self.popularity()) if popular else None
+        for at in range(0, len(wanted), batch_size):
+            rows = wanted[at : at + batch_size] + first
+            place = np.arange(len(rows))
+            own = order.user_items(place, slice(None), [], events, columns.begin[rows], columns.end[rows], size)
+            drawn = sample_negatives(
+                place, *own, size, n, order.mixed("candidates", int(seed), bool(popular)), columns.items[rows],
+                rows=rows, starts=starts, may_be_none=True,
+            )
+            yield torch.from_numpy(drawn)
+
     # ---- inside -------------------------------------------------------------------------------
 
     def _positions(self, split: str, limit: int | None) -> np.ndarray | None:
@@ -192,7 +230,7 @@ class Dataset:
         if schema.task == "retrieval":
             items = columns.items[rows]
             if negatives:
-                drawn = hostops.sample_negatives(
+                drawn = sample_negatives(
                     columns.row_user[rows].astype(np.int64),
                     *columns.user_items,
                     schema.size(schema.item_vocabulary),

@@ -17,27 +17,27 @@ from .config import SearchConfig
 from .context import FIXED, Context
 from .controls import control_rows
 from .environment import describe
+from .fixed import FIXED_POINTS, applicable, fixed_point
 from .mlp import MlpStep
-from .objective import make_objective
+from .objective import ERROR, make_objective
 from .seeds import seeded_initialization
 from .store import RunDirectory, Scope
 from .strategy import RandomStrategy, Strategy
 from .training import Task
-from .variants import CONTROLS, FIXED_POINTS, FOUND, INHERITED, ameir_i, complete, fixed_point, race_row
+from .variants import CONTROLS, DEEPFM_FOUND, INHERITED, ameir_i, complete, race_row
 
-DEFAULT_VARIANTS = (*FOUND, *FIXED_POINTS)
 RACED = ("AMEIR-A", "AMEIR-C")
 
 
 def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, repeats: int = 1, resume: bool = False,
-           overwrite: bool = False, strategy: Strategy | None = None, variants: tuple[str, ...] = DEFAULT_VARIANTS,
+           overwrite: bool = False, strategy: Strategy | None = None, variants: tuple[str, ...] | None = None,
            progress: Progress | None = None, device: str = "cpu") -> dict:
     """Searches a complete model for ``data`` and fills the run directory; returns ``metrics.json``'s content.
 
     Repeat r uses seed ``config.seed + r``; the files at the top are those of the repeat whose found model
     validates best. A killed run continues with ``resume=True`` and ends with the same result. Steps whose
     features the data lacks are left out: without behaviour fields steps 2 and 3 remain, without other fields
-    step 1. Raises ``InputError`` for wrong settings, an unknown variant, or a directory in use.
+    step 1. ``variants`` are the rows of the table, by default those of ``fixed.default_variants``. Raises ``InputError`` for wrong settings, an unknown variant, or a directory in use.
     """
     config, progress = config or SearchConfig(), progress or Progress()
     variants = applicable(data.schema, variants)
@@ -60,30 +60,6 @@ def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, rep
         best = max(range(repeats), key=lambda r: found[r]["valid"])
         publish(run, run.scope(best), data, config, found[best], result)
     return result
-
-
-def applicable(schema, variants: tuple[str, ...]) -> tuple[str, ...]:
-    """The variants that make sense for a schema, unknown names refused."""
-    known = (*DEFAULT_VARIANTS, "AMEIR-I", *CONTROLS)
-    for name in variants:
-        if name not in known:
-            raise InputError(f"unknown variant {name!r}; known: {', '.join(known)}")
-    lacking = {}
-    if not schema.behavior:
-        lacking["behavior fields"] = {"AMEIR-A", "DNN-pool", "Wide&Deep", "DIN", *CONTROLS}
-    if not schema.fields:
-        lacking["fields beside the history"] = {"AMEIR-B", "AMEIR-C", "AMEIR-I", "DNN", *CONTROLS}
-    if schema.task != "ctr":
-        lacking["a click label"] = {"AMEIR-I", "DNN", "DNN-pool", "Wide&Deep"}
-    if tuple(variants) == DEFAULT_VARIANTS:
-        kept = [v for v in variants if not any(v in names for names in lacking.values())]
-        # The paper's non-sequential scenario has AMEIR-I in AMEIR-A's place.
-        return tuple(kept if schema.behavior or schema.task != "ctr" else ["AMEIR-I", *kept])
-    for what, names in lacking.items():
-        for name in variants:
-            if name in names:
-                raise InputError(f"variant {name!r} needs {what}, which this data lacks")
-    return tuple(variants)
 
 
 def describe_strategy(strategy: Strategy) -> str:
@@ -133,8 +109,8 @@ def search_once(context: Context, variants: tuple[str, ...]) -> dict:
         found["AMEIR-B"] = Architecture(blocks, products, FIXED, "se")
         if "AMEIR-B" in variants:
             rows["AMEIR-B"] = complete(context, "AMEIR-B", found["AMEIR-B"])
-        if "AMEIR-I" in variants:
-            rows["AMEIR-I"] = ameir_i(context, products)
+        if DEEPFM_FOUND in variants:
+            rows[DEEPFM_FOUND] = ameir_i(context, products)
         winner = mlp_step(context, blocks, products, steps, rankings, rows, found)
         rows.update(control_rows(context, controls, blocks, products))
     rows.update({name: fixed_point(context, name) for name in variants if name in FIXED_POINTS})
@@ -207,17 +183,18 @@ def summarize(found: list[dict], variants, config: SearchConfig, data, device: s
             if key in ("parameters", "parameters_outside_embedding"):
                 entry[key] = round(statistics.mean(values))
                 entry[f"{key}_runs"] = values
-            elif key in ("samples_per_s", "seconds", "device_seconds", "auc_standard_error"):
+            elif key in ("samples_per_s", "seconds", "device_seconds") or key.endswith(ERROR):
                 entry[key] = statistics.mean(values)
             else:
                 entry[key] = {"mean": statistics.mean(values),
                               "std": statistics.stdev(values) if len(values) > 1 else 0.0, "runs": values}
         entry["run_seeds"] = [config.seed + r for r in range(len(found))]
         table[name] = entry
-    errors = [e["auc_standard_error"] for e in table.values() if "auc_standard_error" in e]
+    primary = found[0]["primary"]
+    errors = [e[primary + ERROR] for e in table.values() if primary + ERROR in e]
     return {"version": 1, "data": {**data_identity(data), "rows": sum(data.size(s) for s in data.splits),
                                    "splits": {s: data.size(s) for s in data.splits}, "statistics": data.statistics},
-            "variants": table, "standard_error": {"auc": max(errors)} if errors else {},
+            "variants": table, "standard_error": {primary: max(errors)} if errors else {},
             "steps": mean_costs([f["steps"] for f in found]), "found": [{k: a.to_dict() for k, a in f["found"].items()} for f in found],
             "environment": describe(device)}
 

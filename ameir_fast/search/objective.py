@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -11,13 +12,17 @@ from torch import Tensor, nn
 
 from .. import metrics
 from ..batch import Batch
-from ..forward import field_rows
+from ..forward import Items, field_rows
 from ..losses import ctr_loss, retrieval_loss
+from ..ranking import rank_counts, rank_metrics, row_metrics
 from ..schema import FeatureSchema
 from .config import SearchConfig
 
 EVALUATION_BATCH = 2048
-Call = Callable[[Batch, Tensor | None], Tensor]  # scores of a batch (of items, where given)
+NEGATIVES = 100  # of the sampled metrics, as in the papers of SASRec and BERT4Rec
+SAMPLED = {f"uniform{NEGATIVES}": False, f"popular{NEGATIVES}": True}  # how they are called, and whether by popularity
+ERROR = "_standard_error"  # of a metric, as the end of its name
+Call = Callable[[Batch, Items], Tensor]  # scores of a batch (of items, where given)
 
 
 class Objective:
@@ -35,10 +40,9 @@ class Objective:
         """Metrics over the batches, without gradients."""
         raise NotImplementedError
 
-
-    def test(self, call: Call, batches: Iterable[Batch]) -> dict[str, float]:
-        """``evaluate``, and what the task can say of the error of its metrics."""
-        return self.evaluate(call, batches)
+    def test(self, call: Call, batches: Iterable[Batch], candidates: Iterable[list[Tensor]] = ()) -> dict[str, float]:
+        """``evaluate``, further metrics of the task, and the standard error that the rows leave on ``primary``."""
+        raise NotImplementedError
 
 
 class CtrObjective(Objective):
@@ -58,9 +62,9 @@ class CtrObjective(Objective):
     def evaluate(self, call, batches):
         return self._metrics(*self.scores(call, batches))
 
-    def test(self, call, batches):
+    def test(self, call, batches, candidates=()):
         logits, label = self.scores(call, batches)
-        return {**self._metrics(logits, label), "auc_standard_error": metrics.auc_standard_error(logits, label)}
+        return {**self._metrics(logits, label), self.primary + ERROR: metrics.auc_standard_error(logits, label)}
 
     @staticmethod
     def _metrics(logits: np.ndarray, label: np.ndarray) -> dict[str, float]:
@@ -68,7 +72,11 @@ class CtrObjective(Objective):
 
 
 class RetrievalObjective(Objective):
-    """Sampled binary cross-entropy; NDCG@5 over all items decides. Id 0 is never ranked."""
+    """Sampled binary cross-entropy; NDCG@5 over all items decides.
+
+    Over all items nothing is left out but id 0: what the user had before stays rankable. Beside that, each row's own
+    item is ranked against sampled ones (``SAMPLED``), which are never from the row's history.
+    """
 
     primary = "ndcg@5"
 
@@ -76,17 +84,25 @@ class RetrievalObjective(Objective):
         items = torch.cat([batch.items[:, None], batch.negatives], 1)
         return retrieval_loss(call(batch, items))
 
-    @torch.no_grad()
     def evaluate(self, call, batches):
-        total: dict[str, float] = {}
-        count = 0
-        for batch in batches:
-            scores = call(batch, None)[:, 1:]
-            found = metrics.hit_rate_ndcg(scores.cpu(), (batch.items.long() - 1).cpu(), k=(5, 10))
-            for name, value in found.items():
-                total[name] = total.get(name, 0.0) + value * len(batch)
-            count += len(batch)
-        return {name: value / count for name, value in total.items()}
+        return rank_metrics(self._counts(call, ((b, []) for b in batches))[0])
+
+    def test(self, call, batches, candidates=()):
+        counts = self._counts(call, zip(batches, candidates, strict=True))
+        found = rank_metrics(counts[0])
+        for name, sampled in zip(SAMPLED, counts[1:], strict=True):
+            found.update({f"{key}_{name}": value for key, value in rank_metrics(sampled).items()})
+        primary = row_metrics(counts[0])[self.primary]
+        error = float(primary.std(ddof=1)) / math.sqrt(len(primary)) if len(primary) > 1 else math.nan
+        return {**found, self.primary + ERROR: error}
+
+    @torch.no_grad()
+    def _counts(self, call: Call, rows: Iterable[tuple[Batch, list[Tensor]]]) -> Tensor:
+        """Items above and tied [1 + sets of candidates, rows, 2], among all items first."""
+        def ranked(batch: Batch, drawn: list[Tensor]) -> Tensor:
+            return call(batch, lambda users, items: torch.stack(
+                [rank_counts(users, items, batch.items, among) for among in (None, *drawn)]))
+        return torch.cat([ranked(batch, drawn).cpu() for batch, drawn in rows], 1)
 
 
 def make_objective(schema: FeatureSchema, config: SearchConfig) -> Objective:

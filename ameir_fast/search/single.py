@@ -14,7 +14,7 @@ from ..space.search_space import validate_for_schema
 from .config import SearchConfig
 from .context import train_model
 from .environment import describe
-from .objective import make_objective
+from .objective import ERROR, make_objective
 from .seeds import seeded_initialization
 from .store import RunDirectory
 from .training import Task
@@ -46,7 +46,7 @@ def train(data, run_dir: str | Path, architecture: Architecture, config: SearchC
         result = {
             "version": 1, "data": {"kind": data.kind, "checksum": data.checksum,
                                    "splits": {s: data.size(s) for s in data.splits}},
-            "variants": {"model": {k: ({"mean": v, "std": 0.0, "runs": [v]} if k in _METRICS or "@" in k else v)
+            "variants": {"model": {k: ({"mean": v, "std": 0.0, "runs": [v]} if is_metric(k) else v)
                                    for k, v in row.items()}},
             "valid": outcome.score, "steps": {"retrain": {"seconds": outcome.seconds,
                                                           "device_seconds": outcome.device_seconds}},
@@ -57,7 +57,9 @@ def train(data, run_dir: str | Path, architecture: Architecture, config: SearchC
     return result
 
 
-_METRICS = ("auc", "log_loss")
+def is_metric(name: str) -> bool:
+    """Whether a row's entry is a metric of the test split."""
+    return not name.endswith(ERROR) and (name in ("auc", "log_loss") or "@" in name)
 
 
 def evaluate(run_dir: str | Path, data, split: str = "test", device: str = "cpu") -> dict:
@@ -77,7 +79,7 @@ def evaluate(run_dir: str | Path, data, split: str = "test", device: str = "cpu"
     config = SearchConfig()
     task = Task(data, make_objective(data.schema, config), config, Progress(), device)
     result = {"split": split, "rows": data.size(split),
-              **task.objective.test(lambda b, items: model(b, items=items), task.held_out(split))}
+              **task.test(lambda b, items: model(b, items=items), split)}
     total, outside = model.parameter_counts()
     return {**result, "parameters": total, "parameters_outside_embedding": outside,
             "samples_per_s": samples_per_second(task, model)}

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..progress import Progress
 from .config import SearchConfig
-from .objective import EVALUATION_BATCH, Objective, add_embedding_l2, forget_some_ids, looked_up
+from .objective import (
+    EVALUATION_BATCH,
+    NEGATIVES,
+    SAMPLED,
+    Call,
+    Objective,
+    add_embedding_l2,
+    forget_some_ids,
+    looked_up,
+)
 from .seeds import derive_seed
 from .store import Scope
 
@@ -46,6 +55,12 @@ class Task:
                 self._cache[key] = [b.check(self.data.schema) for b in self.data.batches(
                     split, EVALUATION_BATCH, limit=limit, device=self.device)]
         return self._cache[key]
+
+    def test(self, call: Call, split: str) -> dict[str, float]:
+        """All that the objective says of a split; sampled candidates are the same for every model and seed."""
+        drawn = [self.data.candidates(split, EVALUATION_BATCH, NEGATIVES, popular=popular)
+                 for popular in SAMPLED.values()] if self.data.task == "retrieval" else []
+        return self.objective.test(call, self.held_out(split), zip(*drawn, strict=True))
 
     def training_batches(self, seed: int, start: int, stop: int):
         """Batches of training steps ``start`` to ``stop``; step s is a function of (seed, s) alone."""

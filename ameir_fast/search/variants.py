@@ -1,4 +1,4 @@
-"""The rows of the result table: found models, hand-made fixed points and controls, all trained alike."""
+"""The rows of the result table: found models and controls; hand-made ones are in fixed.py. All are trained alike."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..baselines import AmeirI, PooledDNN
+from ..baselines import AmeirI
+from ..ranking import rank_counts
 from ..space import Architecture
 from .context import Context, derives, outside_embedding, train_model
-from .objective import make_objective
 from .race import Standing, trained_finalist
 from .seeds import seeded_initialization
 from .store import Scope
@@ -20,17 +20,16 @@ from .together import together
 from .training import Outcome, Task
 
 FOUND = ("AMEIR-A", "AMEIR-B", "AMEIR-C")
-FIXED_POINTS = ("DNN", "DNN-pool", "Wide&Deep", "DIN")
+DEEPFM_FOUND = "AMEIR-I"
 WITHOUT, RANDOM = "AMEIR-B without interactions", "AMEIR-B random interactions"
 INHERITED, CHILDREN = "DIN inherited", "random children"
 CONTROLS = (WITHOUT, RANDOM, INHERITED, CHILDREN)
-USER_FIELD = "user"
 
 
 def test_row(task: Task, model: nn.Module) -> dict:
     """Test metrics, sizes and speed of a trained model; Dice statistics are recomputed on training data first."""
     recompute_dice(task, model)
-    row = task.objective.test(lambda b, items: model(b, items=items), task.held_out("test"))
+    row = task.test(lambda b, items: model(b, items=items), "test")
     total = model.parameter_counts()[0]
     return {**row, "parameters": total, "parameters_outside_embedding": outside_embedding(model),
             "samples_per_s": samples_per_second(task, model)}
@@ -55,15 +54,17 @@ class _Again:
 
 @torch.inference_mode()
 def samples_per_second(task: Task, model: nn.Module, rows: int = 1024, repeats: int = 15) -> float:
-    """Median rate of ``model(batch)`` on the first ``rows`` test rows, on the device at hand."""
+    """Median rate of ``model(batch)`` on the first ``rows`` test rows, on the device at hand; of retrieval, of
+    ranking their items among all."""
     batch = next(iter(task.data.batches("test", rows, device=task.device)))
+    items = None if task.data.task == "ctr" else lambda users, table: rank_counts(users, table, batch.items)
     cuda = str(task.device).startswith("cuda")
     spent = []
     for _ in range(repeats + 3):
         if cuda:
             torch.cuda.synchronize()
         began = time.perf_counter()
-        model(batch)
+        model(batch, items=items)
         if cuda:
             torch.cuda.synchronize()
         spent.append(time.perf_counter() - began)
@@ -99,33 +100,6 @@ def race_row(context: Context, scope: Scope, standings: list[Standing]) -> dict:
     return scope.result("row", run)
 
 
-def fixed_point(context: Context, name: str) -> dict:
-    """DNN (no history; with the user's id where the data has it), DNN-pool, Wide&Deep, DIN (the all-zero path)."""
-    task, config = context.task, context.config
-    scope = context.scope.scope("retrain", name)
-    if name == "DIN":
-        arch = context.behavior_child(context.zero_path())
-        return full_runs(task, scope, lambda place: context.build(arch, False, place))
-    if name == "DNN":
-        task = without_history(task)
-
-    def build(place: Scope) -> nn.Module:
-        with seeded_initialization(config.seed, *place.names, "model"):
-            model = PooledDNN(task.data.schema, config.embedding_dim, wide=name == "Wide&Deep")
-        return model.to(task.device)
-
-    return full_runs(task, scope, build)
-
-
-def without_history(task: Task) -> Task:
-    """The same data without behaviour, and with the user's id as a field where it is stored."""
-    fields = [f.name for f in task.data.schema.fields]
-    if USER_FIELD in task.data.field_names and USER_FIELD not in fields:
-        fields = [USER_FIELD, *fields]
-    data = task.data.select(fields=fields, behavior=False)
-    return Task(data, make_objective(data.schema, task.config), task.config, task.progress, task.device)
-
-
 def complete(context: Context, name: str, arch: Architecture, inherit: bool | None = None) -> dict:
     """A model of the search space under a name of its own."""
     inherit = context.config.inherit_retraining if inherit is None else inherit
@@ -142,4 +116,4 @@ def ameir_i(context: Context, interactions: tuple) -> dict:
             model = AmeirI(task.data.schema, interactions, config.embedding_dim)
         return model.to(task.device)
 
-    return full_runs(task, context.scope.scope("retrain", "AMEIR-I"), build)
+    return full_runs(task, context.scope.scope("retrain", DEEPFM_FOUND), build)
