@@ -15,6 +15,7 @@ from ameir_fast import cli
 from ameir_fast.cli import prepare
 from ameir_fast.cli import run as run_commands
 from ameir_fast.errors import InputError
+from ameir_fast.schema import FeatureSchema
 from tests import fake_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -390,9 +391,10 @@ def test_strategies_by_name_and_of_ones_own(tmp_path, monkeypatch):
 
 
 def test_variants():
-    assert run_commands.choose_variants(None) is None
-    assert run_commands.choose_variants("AMEIR-A, DIN,DIN") == ("AMEIR-A", "DIN")
-    assert {"AMEIR-C", "DIN", "AMEIR-I", "random children"} <= set(run_commands.choose_variants("all"))
+    schema = FeatureSchema.from_dict(fake_run.SCHEMA)
+    assert run_commands.choose_variants(None, schema) is None
+    assert run_commands.choose_variants("AMEIR-A, DIN,DIN", schema) == ("AMEIR-A", "DIN")
+    assert {"AMEIR-C", "DIN", "AMEIR-I", "random children"} <= set(run_commands.choose_variants("all", schema))
 
 
 def test_the_resume_command():

@@ -179,7 +179,7 @@ def test_retrieval_runs(tmp_path):
         finalist["rounds"] = [{"steps": r["steps"], "ndcg@5": r["auc"]} for r in finalist["rounds"]]
     (run / "rankings.json").write_text(json.dumps(rankings))
     text = text_of(run)
-    assert "item scores" in text and "test ndcg@5" in text and "test hr@5" in text
+    assert "item scores" in text and "test NDCG@5" in text and "test HR@5" in text
 
 
 def test_runs_without_history_and_with_many_fields():

@@ -1,12 +1,13 @@
-"""A small MovieLens-like data set in RecBole's form, prepared; enough for a whole search in seconds."""
+"""Small data sets, prepared, one for each of the paper's scenarios; enough for a whole search in seconds."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 
-from ameir_fast.data import Dataset, prepare_movielens
+from ameir_fast.data import Dataset, prepare_movielens, prepare_table
 from ameir_fast.search import SearchConfig
 
 GENRES = ("Action", "Comedy", "Drama", "Horror", "Musical")
@@ -40,6 +41,40 @@ def write_raw(directory: Path, users: int = 40, items: int = 50, ratings: int = 
 
 def prepared(directory: Path) -> Dataset:
     prepare_movielens(write_raw(directory / "raw"), directory / "data", max_history=8)
+    return Dataset.open(directory / "data")
+
+
+def prepared_sequences(directory: Path, users: int = 60, items: int = 40, events: int = 20) -> Dataset:
+    """Histories alone, for retrieval: an item is mostly followed by the next one."""
+    rng = np.random.default_rng(0)
+    lines = ["user,item,time"]
+    for user in range(users):
+        item = int(rng.integers(items))
+        for time in range(events):
+            lines.append(f"u{user},i{item},{time * 100 + user}")
+            item = (item + 1) % items if rng.random() < 0.9 else int(rng.integers(items))
+    schema = {"version": 1, "task": "retrieval", "item": {"column": "item", "vocabulary": "item"}, "user": "user",
+              "time": "time", "fields": [], "history": {"max_history": 6, "fields": [
+                  {"name": "history_item", "column": "item", "vocabulary": "item"}]}}
+    return _table(directory, lines, schema)
+
+
+def prepared_fields(directory: Path, rows: int = 1500) -> Dataset:
+    """Clicks on fields alone; whether a click comes depends on two of them together."""
+    rng = np.random.default_rng(1)
+    values = rng.integers(6, size=(rows, 4))
+    click = rng.random(rows) < 0.2 + 0.5 * ((values[:, 0] + values[:, 2]) % 2)
+    lines = ["a,b,c,d,click", *(",".join(map(str, [*v, int(y)])) for v, y in zip(values, click, strict=True))]
+    schema = {"version": 1, "task": "ctr", "label": "click", "fields": [{"name": n} for n in "abcd"],
+              "split": {"by": "random", "seed": 3, "parts": [0.6, 0.2, 0.2]}}
+    return _table(directory, lines, schema)
+
+
+def _table(directory: Path, lines: list[str], schema: dict) -> Dataset:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "log.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (directory / "schema.json").write_text(json.dumps(schema), encoding="utf-8")
+    prepare_table(directory / "log.csv", directory / "data", directory / "schema.json")
     return Dataset.open(directory / "data")
 
 

@@ -417,10 +417,12 @@ def show_results(json_file: str | None, metrics: dict, write: Callable[..., None
         summary.table_rows(metrics),
         strong,
     )
+    for title, header, rows in summary.sampled_tables(metrics):
+        write(json_file, title, header, rows, strong)
     for name in names:
         error = summary.standard_error(metrics, name)
         if error is not None:
-            said = summary.HEADINGS.get(name, name)
+            said = summary.heading(name)
             say(
                 json_file,
                 f"the test set alone leaves a standard error of {error:.4f} on the {said} of one model; "

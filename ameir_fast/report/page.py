@@ -13,7 +13,8 @@ from .html import Html, figure, grid, join, node, section, table
 from .read import Run
 from .style import STYLE
 
-#: Palette slots of the variants a run always has, so that a colour means the same thing in every report.
+#: Palette slots of the variants that runs have by default, so that a colour means the same thing in every report of one
+#: kind of data.
 COLORS = {
     "AMEIR-C": 1,
     "AMEIR-B": 2,
@@ -23,6 +24,11 @@ COLORS = {
     "DNN": 6,
     "Wide&Deep": 7,
     "AMEIR-I": 8,
+    "SASRec": 5,
+    "NextItNet": 6,
+    "GRU4Rec": 7,
+    "POP": 8,
+    "DeepFM": 5,
 }
 TOP = 10
 
@@ -109,7 +115,7 @@ def _tiles(run: Run) -> Html:
         tiles.append(
             (
                 f"{data[names[0]]['mean']:.4f}",
-                f"{summary.HEADINGS.get(names[0], names[0])} of {best}"
+                f"{summary.heading(names[0])} of {best}"
                 + (f", test's standard error {error:.4f}" if error is not None else ""),
             )
         )
@@ -202,7 +208,7 @@ def _results(run: Run) -> Html | None:
             for name in order
             if metrics["variants"][name].get(main, {}).get("mean") is not None
         ]
-        plots.append(dot_chart(dots, summary.HEADINGS.get(main, main), error))
+        plots.append(dot_chart(dots, summary.heading(main), error))
     runs = max((len(summary.runs_of(metrics, name, main)) for name in order), default=0) if main else 0
     note = (
         f"{'One run' if runs == 1 else f'Mean ± deviation over {runs} runs'} with the same seeds, budget and "
@@ -211,7 +217,7 @@ def _results(run: Run) -> Html | None:
     if error is not None:
         note += (
             f"The test set alone leaves a standard error of {error:.4f} on the "
-            f"{summary.HEADINGS.get(main, main)} of one model (whiskers); "
+            f"{summary.heading(main)} of one model (whiskers); "
             "differences between models are paired run by run and much sharper. "
         )
     note += (
@@ -222,8 +228,24 @@ def _results(run: Run) -> Html | None:
         "Results on the test split",
         table(summary.table_header(metrics), rows, row_classes=classes, class_="dense"),
         node("div", plots, style="margin-top:18px"),
+        _sampled(metrics, classes),
         note=note,
     )
+
+
+def _sampled(metrics: dict, classes: list) -> Html | None:
+    """Ranking metrics against sampled items, beside those over all items in the main table."""
+    found = [
+        figure(title[:1].upper() + title[1:], table(header, rows, row_classes=classes, class_="dense"))
+        for title, header, rows in summary.sampled_tables(metrics)
+    ]
+    if not found:
+        return None
+    said = (
+        "The same models on the same rows, ranked against sampled items that the user has not had, as in papers "
+        "that do so. Sampled metrics flatter every model and may order models otherwise than all items do."
+    )
+    return join([node("p", said, class_="note"), grid(*found)])
 
 
 # ---- rankings -------------------------------------------------------------------------------------

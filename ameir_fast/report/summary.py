@@ -12,8 +12,10 @@ LOWER_IS_BETTER = ("log_loss",)
 PRIMARY = ("auc", "ndcg@5", "hr@5")
 #: What the search finds, most complete first.
 FOUND = ("AMEIR-C", "AMEIR-B", "AMEIR-A", "AMEIR-I")
-#: What paired differences are taken against.
-BASELINES = ("DIN", "DNN")
+#: Hand-made models, in the order of the table.
+FIXED = ("DIN", "SASRec", "NextItNet", "GRU4Rec", "POP", "DeepFM", "Wide&Deep", "DNN-pool", "DNN", "FM", "LR")
+#: What paired differences are taken against, where the run has it.
+BASELINES = ("DIN", "SASRec", "DNN", "DeepFM")
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,27 @@ class Difference:
         return f"{self.mean:+.4f}{error}{won}"
 
 
-def metric_names(metrics: dict) -> list[str]:
-    """Names of the measured metrics, the deciding one first."""
+def metric_names(metrics: dict, sampled: bool = False) -> list[str]:
+    """Names of the measured metrics, the deciding one first; ``sampled``: instead those against sampled items."""
     names: dict[str, None] = {}
     for variant in (metrics.get("variants") or {}).values():
         for name, value in variant.items():
-            if isinstance(value, dict) and "mean" in value:
+            if isinstance(value, dict) and "mean" in value and sampled == bool(sampled_from(name)):
                 names[name] = None
     first = [name for name in PRIMARY if name in names]
     return first[:1] + [name for name in names if name not in first[:1]]
+
+
+def sampled_from(metric: str) -> str:
+    """How the items of a sampled metric were drawn (``uniform100`` of ``hr@5_uniform100``); empty for all others."""
+    name, _, sample = metric.partition("_")
+    return sample if "@" in name else ""
+
+
+def heading(metric: str) -> str:
+    """A metric's name for people: ``test AUC``, ``test NDCG@5``."""
+    name = metric.partition("_")[0].upper() if "@" in metric else metric
+    return HEADINGS.get(metric, f"test {name}")
 
 
 def standard_error(metrics: dict, metric: str) -> float | None:
@@ -50,11 +64,11 @@ def standard_error(metrics: dict, metric: str) -> float | None:
 
 
 def ordered_variants(metrics: dict) -> list[str]:
-    """AMEIR variants first (C, B, A: the most complete on top), then the fixed points, then controls, in
-    the file's order."""
+    """AMEIR variants first (C, B, A: the most complete on top), then the hand-made ones, then controls in the
+    file's order."""
     names = list(metrics.get("variants") or {})
     found = [n for n in FOUND if n in names]
-    fixed = [n for n in names if n in ("DIN", "Wide&Deep", "DNN-pool", "DNN")]
+    fixed = [n for n in FIXED if n in names]
     return found + fixed + [n for n in names if n not in found and n not in fixed]
 
 
@@ -117,7 +131,7 @@ def table_header(metrics: dict) -> list[str]:
     against = [f"vs {name}" for name in BASELINES if name in (metrics.get("variants") or {})]
     return [
         "variant",
-        *[HEADINGS.get(name, f"test {name}") for name in names],
+        *[heading(name) for name in names],
         *against,
         "parameters",
         "outside embedding",
@@ -144,6 +158,27 @@ def table_rows(metrics: dict) -> list[list[str]]:
         ]
         rows.append(row)
     return rows
+
+
+def sampled_tables(metrics: dict) -> list[tuple[str, list[str], list[list[str]]]]:
+    """A table for each way of sampling items, where the run ranked against samples: title, header, rows."""
+    names = metric_names(metrics, sampled=True)
+    tables = []
+    for sample in dict.fromkeys(sampled_from(name) for name in names):
+        own = [name for name in names if sampled_from(name) == sample]
+        rows = [
+            [variant, *[mean_and_deviation(metrics["variants"][variant].get(name)) for name in own]]
+            for variant in ordered_variants(metrics)
+        ]
+        tables.append((describe_sample(sample), ["variant", *[heading(name) for name in own]], rows))
+    return tables
+
+
+def describe_sample(sample: str) -> str:
+    """``uniform100`` → ``against 100 items drawn uniformly``."""
+    kind = sample.rstrip("0123456789")
+    how = {"uniform": "drawn uniformly", "popular": "drawn by popularity"}.get(kind, kind)
+    return f"against {sample[len(kind) :]} items {how}"
 
 
 def describe_block(block: dict) -> str:
