@@ -112,13 +112,16 @@ def search(
     check_resume(resume, overwrite)
     from ..report import build_report
     from ..search import search as run_search
+    from ..search.fixed import all_variants
 
     settings_of_run = make_config(config, settings, seed=seed, quick=quick)
     chosen = choose_strategy(strategy)
+    wanted = choose_variants(variants)
     set_threads(threads)
     check_device(device)
     dataset = open_data(data)
-    wanted = choose_variants(variants, dataset.schema)
+    if wanted == ("all",):
+        wanted = all_variants(dataset.schema)
     with _progress(run, tensorboard) as progress, resumable():
         metrics = run_search(
             dataset,
@@ -343,14 +346,10 @@ def choose_strategy(name: str) -> Any:
         raise InputError(f"--strategy {name}: {class_name!r} cannot be made without arguments ({error})") from None
 
 
-def choose_variants(text: str | None, schema: Any) -> tuple[str, ...] | None:
-    """Names for the driver; None keeps its default, ``all`` is every row that the data allows."""
+def choose_variants(text: str | None) -> tuple[str, ...] | None:
+    """Names for the driver; None keeps its default. ``all``, every row that the data allows, stays as it is."""
     if text is None:
         return None
-    if text == "all":
-        from ..search.fixed import all_variants
-
-        return all_variants(schema)
     from .tools import listed
 
     return tuple(dict.fromkeys(listed(text)))
