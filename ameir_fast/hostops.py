@@ -18,6 +18,69 @@ Bag = tuple[np.ndarray, np.ndarray]
 Assembled = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
+class Storage:
+    """Columns of R rows and E events, checked once, from which batches are assembled.
+
+    Args:
+        columns: one int32 [R] per field; ``None`` stands for a multi-categorical field and is filled with 0.
+        bags: per multi-categorical field ``(ids int32 [*], offsets int64 [R+1])``.
+        events: one int32 [E] per behaviour field; row r's history is ``events[j][begin[r]:end[r]]``, oldest
+            first.
+        begin, end: int64 [R].
+
+    Raises:
+        TypeError: an array of another type or number of dimensions, or not C-contiguous.
+        InputError: lengths that don't belong together.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[np.ndarray | None],
+        bags: Sequence[Bag],
+        events: Sequence[np.ndarray],
+        begin: np.ndarray,
+        end: np.ndarray,
+    ):
+        check_array("begin", begin, np.int64)
+        check_array("end", end, np.int64)
+        for j, column in enumerate(columns):
+            if column is not None:
+                check_array(f"columns[{j}]", column, np.int32)
+        for j, (ids, offsets) in enumerate(bags):
+            check_array(f"bags[{j}] ids", ids, np.int32)
+            check_array(f"bags[{j}] offsets", offsets, np.int64)
+        for j, column in enumerate(events):
+            check_array(f"events[{j}]", column, np.int32)
+        self._parts = list(columns), list(bags), list(events), begin, end
+        with input_errors():
+            _check_lengths(*self._parts)
+        self._native = None
+
+    def assemble(self, rows: np.ndarray, max_history: int) -> Assembled:
+        """Rows as the parts of a jagged batch.
+
+        Args:
+            rows: int64 [B], the rows wanted, in this order, repetitions allowed.
+            max_history: the newest that many events are taken.
+
+        Returns:
+            ``fields`` int32 [B, len(columns)], ``bag_ids`` int32 [*], ``bag_offsets`` int64 [B·len(bags)+1]
+            (row-major over rows and bags), ``history`` int32 [ΣT, len(events)], ``history_offsets`` int64 [B+1].
+
+        Raises:
+            InputError: a row outside the storage, or offsets that leave it; the message names the row.
+            TypeError: ``rows`` is no such array.
+        """
+        check_array("rows", rows, np.int64)
+        driver = native.driver()
+        with input_errors():
+            if driver is None:
+                return _assemble_numpy(rows, *self._parts, max_history)
+            if self._native is None:
+                self._native = driver.Storage(*self._parts)
+            return self._native.assemble(rows, max_history)
+
+
 def assemble(
     rows: np.ndarray,
     columns: Sequence[np.ndarray | None],
@@ -27,41 +90,35 @@ def assemble(
     end: np.ndarray,
     max_history: int,
 ) -> Assembled:
-    """Rows of columnar storage (R rows, E events) as the parts of a jagged batch.
+    """``Storage(columns, bags, events, begin, end).assemble(rows, max_history)``, for one batch."""
+    return Storage(columns, bags, events, begin, end).assemble(rows, max_history)
+
+
+def read_ahead(columns: Sequence[np.ndarray], first: np.ndarray, last: np.ndarray) -> None:
+    """Tells the operating system that ``column[first[k]:last[k]]`` of memory-mapped columns will be read soon.
+
+    A hint that changes no result, and does nothing without the native module or where the system takes no hints.
 
     Args:
-        rows: int64 [B], the rows wanted, in this order, repetitions allowed.
-        columns: one int32 [R] per field; ``None`` stands for a multi-categorical field and is filled with 0.
-        bags: per multi-categorical field ``(ids int32 [*], offsets int64 [R+1])``.
-        events: one int32 [E] per behaviour field; row r's history is ``events[j][begin[r]:end[r]]``, oldest
-            first.
-        begin, end: int64 [R].
-        max_history: the newest that many events are taken.
-
-    Returns:
-        ``fields`` int32 [B, len(columns)], ``bag_ids`` int32 [*], ``bag_offsets`` int64 [B·len(bags)+1]
-        (row-major over rows and bags), ``history`` int32 [ΣT, len(events)], ``history_offsets`` int64 [B+1].
+        columns: one-dimensional, of any type.
+        first, last: int64 [n], ranges of their elements.
 
     Raises:
-        InputError: a row outside the storage, or offsets that leave it; the message names the row.
-        TypeError: an array of another type or number of dimensions, or not C-contiguous.
-        ValueError: lengths that don't belong together.
+        InputError: a range outside a column, or ranges of different number.
+        TypeError: ranges of another type or number of dimensions, or a column that is not contiguous.
     """
-    check_array("rows", rows, np.int64)
-    check_array("begin", begin, np.int64)
-    check_array("end", end, np.int64)
+    check_array("first", first, np.int64)
+    check_array("last", last, np.int64)
     for j, column in enumerate(columns):
-        if column is not None:
-            check_array(f"columns[{j}]", column, np.int32)
-    for j, (ids, offsets) in enumerate(bags):
-        check_array(f"bags[{j}] ids", ids, np.int32)
-        check_array(f"bags[{j}] offsets", offsets, np.int64)
-    for j, column in enumerate(events):
-        check_array(f"events[{j}]", column, np.int32)
+        check_array(f"columns[{j}]", column, column.dtype)
+    if first.shape != last.shape:
+        raise InputError(f"there are {first.size} first and {last.size} last ends of ranges")
+    size = min((column.size for column in columns), default=0)
+    for k in np.flatnonzero((first < 0) | (first > last) | (last > size))[:1]:
+        raise InputError(f"range [{first[k]}, {last[k]}) leaves a column of {size}")
     driver = native.driver()
-    function = _assemble_numpy if driver is None else driver.assemble
-    with input_errors():
-        return function(rows, list(columns), list(bags), list(events), begin, end, max_history)
+    if driver is not None:
+        driver.read_ahead(list(columns), first, last)
 
 
 class input_errors:
@@ -92,9 +149,8 @@ def check_array(name: str, value: np.ndarray, dtype: type) -> None:
 # ---- NumPy -----------------------------------------------------------------------------------------
 
 
-def _assemble_numpy(rows, columns, bags, events, begin, end, max_history) -> Assembled:
-    num_rows, batch = begin.shape[0], rows.shape[0]
-    need(max_history >= 0, "max_history is negative")
+def _check_lengths(columns, bags, events, begin, end) -> None:
+    num_rows = begin.shape[0]
     need(end.shape[0] == num_rows, "begin and end differ in length")
     need(all(c is None or c.shape[0] == num_rows for c in columns), "a column and begin differ in length")
     need(
@@ -102,6 +158,11 @@ def _assemble_numpy(rows, columns, bags, events, begin, end, max_history) -> Ass
         "offsets of a bag must have one entry more than begin",
     )
     need(all(e.shape == events[0].shape for e in events), "behaviour columns differ in length")
+
+
+def _assemble_numpy(rows, columns, bags, events, begin, end, max_history) -> Assembled:
+    num_rows, batch = begin.shape[0], rows.shape[0]
+    need(max_history >= 0, "max_history is negative")
     for position in np.flatnonzero((rows < 0) | (rows >= num_rows))[:1]:
         raise InputError(f"row {rows[position]} at position {position} is outside 0..{num_rows - 1}")
 

@@ -7,9 +7,12 @@
 
 #include <optional>
 #include <stdexcept>
+#include <utility>
+#include <vector>
 
 #include "data/assemble.h"
 #include "data/negatives.h"
+#include "data/read_ahead.h"
 
 namespace py = pybind11;
 
@@ -26,49 +29,79 @@ void need(bool condition, const char* message) {
   }
 }
 
-py::tuple assemble(const Positions& rows, const std::vector<std::optional<Ids>>& columns,
-                   const std::vector<std::pair<Ids, Positions>>& bags, const std::vector<Ids>& events,
-                   const Positions& begin, const Positions& end, int64_t max_history) {
-  ameir_fast::Storage storage{};
-  storage.num_rows = begin.size();
-  storage.begin = begin.data();
-  storage.end = end.data();
-  need(max_history >= 0, "max_history is negative");
-  need(end.size() == begin.size(), "begin and end differ in length");
-  for (const auto& column : columns) {
-    need(!column || column->size() == storage.num_rows, "a column and begin differ in length");
-    storage.columns.push_back(column ? column->data() : nullptr);
+// The arrays of a storage and the pointers into them.
+class Storage {
+ public:
+  Storage(std::vector<std::optional<Ids>> columns, std::vector<std::pair<Ids, Positions>> bags,
+          std::vector<Ids> events, Positions begin, Positions end)
+      : columns_(std::move(columns)), bags_(std::move(bags)), events_(std::move(events)),
+        begin_(std::move(begin)), end_(std::move(end)) {
+    storage_.num_rows = begin_.size();
+    storage_.begin = begin_.data();
+    storage_.end = end_.data();
+    need(end_.size() == begin_.size(), "begin and end differ in length");
+    for (const auto& column : columns_) {
+      need(!column || column->size() == storage_.num_rows, "a column and begin differ in length");
+      storage_.columns.push_back(column ? column->data() : nullptr);
+    }
+    for (const auto& [ids, offsets] : bags_) {
+      need(offsets.size() == storage_.num_rows + 1, "offsets of a bag must have one entry more than begin");
+      storage_.bags.push_back({ids.data(), ids.size(), offsets.data()});
+    }
+    storage_.num_events = events_.empty() ? 0 : events_[0].size();
+    for (const auto& column : events_) {
+      need(column.size() == storage_.num_events, "behaviour columns differ in length");
+      storage_.events.push_back(column.data());
+    }
   }
-  for (const auto& [ids, offsets] : bags) {
-    need(offsets.size() == storage.num_rows + 1, "offsets of a bag must have one entry more than begin");
-    storage.bags.push_back({ids.data(), ids.size(), offsets.data()});
-  }
-  storage.num_events = events.empty() ? 0 : events[0].size();
-  for (const auto& column : events) {
-    need(column.size() == storage.num_events, "behaviour columns differ in length");
-    storage.events.push_back(column.data());
-  }
-  const int64_t batch = rows.size(), width = static_cast<int64_t>(columns.size());
-  const int64_t num_bags = static_cast<int64_t>(bags.size()), depth = static_cast<int64_t>(events.size());
 
-  Positions history_offsets(batch + 1), bag_offsets(batch * num_bags + 1);
-  int64_t* const history_offset = history_offsets.mutable_data();
-  int64_t* const bag_offset = bag_offsets.mutable_data();
-  ameir_fast::Layout layout;
-  {
-    py::gil_scoped_release unlocked;
-    layout = ameir_fast::plan_batch(storage, rows.data(), batch, max_history, history_offset, bag_offset);
+  py::tuple assemble(const Positions& rows, int64_t max_history) const {
+    need(max_history >= 0, "max_history is negative");
+    const int64_t batch = rows.size(), width = static_cast<int64_t>(columns_.size());
+    const int64_t num_bags = static_cast<int64_t>(bags_.size()), depth = static_cast<int64_t>(events_.size());
+    Positions history_offsets(batch + 1), bag_offsets(batch * num_bags + 1);
+    int64_t* const history_offset = history_offsets.mutable_data();
+    int64_t* const bag_offset = bag_offsets.mutable_data();
+    ameir_fast::Layout layout;
+    {
+      py::gil_scoped_release unlocked;
+      layout = ameir_fast::plan_batch(storage_, rows.data(), batch, max_history, history_offset, bag_offset);
+    }
+    Ids fields({batch, width}), history({history_offset[batch], depth}), bag_ids(bag_offset[batch * num_bags]);
+    int32_t* const field = fields.mutable_data();
+    int32_t* const event = history.mutable_data();
+    int32_t* const bag_id = bag_ids.mutable_data();
+    {
+      py::gil_scoped_release unlocked;
+      ameir_fast::fill_batch(storage_, rows.data(), batch, layout, history_offset, bag_offset, field, event,
+                             bag_id);
+    }
+    return py::make_tuple(fields, bag_ids, bag_offsets, history, history_offsets);
   }
-  Ids fields({batch, width}), history({history_offset[batch], depth}), bag_ids(bag_offset[batch * num_bags]);
-  int32_t* const field = fields.mutable_data();
-  int32_t* const event = history.mutable_data();
-  int32_t* const bag_id = bag_ids.mutable_data();
-  {
-    py::gil_scoped_release unlocked;
-    ameir_fast::fill_batch(storage, rows.data(), batch, layout, history_offset, bag_offset, field, event,
-                           bag_id);
+
+ private:
+  std::vector<std::optional<Ids>> columns_;
+  std::vector<std::pair<Ids, Positions>> bags_;
+  std::vector<Ids> events_;
+  Positions begin_, end_;
+  ameir_fast::Storage storage_{};
+};
+
+// Ranges were checked by hostops.py; the worst that a wrong one could do is a refused hint.
+void read_ahead(const std::vector<py::array>& columns, const Positions& first, const Positions& last) {
+  need(first.size() == last.size(), "first and last differ in length");
+  const int64_t *begin = first.data(), *end = last.data();
+  std::vector<std::pair<const char*, size_t>> wanted;
+  for (const auto& column : columns) {
+    const char* start = static_cast<const char*>(column.data());
+    for (py::ssize_t k = 0; k < first.size(); ++k) {
+      wanted.emplace_back(start + begin[k] * column.itemsize(), (end[k] - begin[k]) * column.itemsize());
+    }
   }
-  return py::make_tuple(fields, bag_ids, bag_offsets, history, history_offsets);
+  py::gil_scoped_release unlocked;
+  for (const auto& [start, bytes] : wanted) {
+    ameir_fast::will_need(start, bytes);
+  }
 }
 
 Ids sample_negatives(const Positions& users, const Positions& user_offsets, const Ids& user_items,
@@ -97,9 +130,14 @@ Ids sample_negatives(const Positions& users, const Positions& user_offsets, cons
 
 PYBIND11_MODULE(_driver, m) {
   m.doc() = "Native host work of ameir_fast; use ameir_fast.hostops.";
-  m.def("assemble", &assemble, py::arg("rows").noconvert(), py::arg("columns").noconvert(),
-        py::arg("bags").noconvert(), py::arg("events").noconvert(), py::arg("begin").noconvert(),
-        py::arg("end").noconvert(), py::arg("max_history"));
+  py::class_<Storage>(m, "Storage")
+      .def(py::init<std::vector<std::optional<Ids>>, std::vector<std::pair<Ids, Positions>>, std::vector<Ids>,
+                    Positions, Positions>(),
+           py::arg("columns").noconvert(), py::arg("bags").noconvert(), py::arg("events").noconvert(),
+           py::arg("begin").noconvert(), py::arg("end").noconvert())
+      .def("assemble", &Storage::assemble, py::arg("rows").noconvert(), py::arg("max_history"));
+  m.def("read_ahead", &read_ahead, py::arg("columns").noconvert(), py::arg("first").noconvert(),
+        py::arg("last").noconvert());
   m.def("sample_negatives", &sample_negatives, py::arg("users").noconvert(),
         py::arg("user_offsets").noconvert(), py::arg("user_items").noconvert(), py::arg("num_items"),
         py::arg("n"), py::arg("seed"), py::arg("positives").noconvert(), py::arg("rows").noconvert(),

@@ -15,6 +15,8 @@ from ..negatives import item_starts, sample_negatives
 from ..schema import FeatureSchema
 from . import order
 from .columns import Columns
+from .feed import feed
+from .shuffle import Shuffle
 
 
 class Dataset:
@@ -29,6 +31,15 @@ class Dataset:
     def __init__(self, columns: Columns, schema: FeatureSchema):
         self._columns = columns
         self.schema = schema
+        multi = [f.kind == "multi_categorical" for f in schema.fields]
+        single = [None if m else columns.field[f.name] for f, m in zip(schema.fields, multi, strict=True)]
+        bags = [columns.bag[f.name] for f, m in zip(schema.fields, multi, strict=True) if m]
+        events = [columns.event[b.name] for b in schema.behavior]
+        self._storage = hostops.Storage(single, bags, events, columns.begin, columns.end)
+        # What a batch reads in the order of its rows; bags and events lie elsewhere.
+        own = [*single, *([columns.begin, columns.end] if events else []), columns.label]
+        own += [] if columns.items is None else [columns.items, columns.row_user]
+        self._read_by_row = [column for column in own if column is not None]
 
     @classmethod
     def open(cls, directory: str | Path, verify: bool = True) -> Dataset:
@@ -126,33 +137,51 @@ class Dataset:
         device: str | torch.device | None = None,
         start_batch: int = 0,
         negatives: int = 0,
+        prefetch: int = 0,
+        pin_memory: bool = False,
     ) -> Iterator[Batch]:
         """The rows of a split, ``batch_size`` a time; the last batch holds what is left.
 
         Args:
             seed: ``None`` for the stored order; otherwise a permutation that is a function of (seed, epoch)
-                alone.
+                alone. Beyond 1,048,576 rows it is one of blocks of rows and of the rows of 128 to 256 blocks at a time
+                (``shuffle.py`` says what that is worth).
             limit: only that many rows, a fixed pseudo-random subset that is a function of (split, limit): the
                 same every time, and part of the one for a larger limit.
             device: where the tensors go; the CPU by default.
-            start_batch: the first batch to give; those before it are not assembled.
+            start_batch: the first batch to give; those before it cost nothing, however many there are.
             negatives: retrieval task: that many items a row in ``Batch.negatives``, none of them among the
                 items of the row's user in the training rows; a function of (seed, epoch, batch).
+            prefetch: that many batches are made ahead, in a thread that ends with the iterator.
+            pin_memory: make them in page-locked memory and copy them to ``device`` while training goes on;
+                ``InputError`` where torch sees no GPU.
         """
         if batch_size < 1:
             raise InputError(f"batch_size {batch_size} is not at least 1")
+        for name, value in (("start_batch", start_batch), ("prefetch", prefetch)):
+            if value < 0:
+                raise InputError(f"{name} {value} is negative")
         if negatives and self.task != "retrieval":
             raise InputError("negatives belong to the retrieval task")
+        made = self._made(split, batch_size, seed, epoch, limit, start_batch, negatives)
+        yield from feed(made, device, prefetch, pin_memory)
+
+    def _made(self, split, batch_size, seed, epoch, limit, start_batch, negatives) -> Iterator[Batch]:
         first, _ = self._columns.split(split)
         wanted = self._positions(split, limit)
         count = self.size(split) if wanted is None else wanted.shape[0]
-        shuffled = None if seed is None else order.permutation(count, int(seed), int(epoch))
+
+        def soon(start: np.ndarray, stop: np.ndarray) -> None:
+            hostops.read_ahead(self._read_by_row, start + first, stop + first)
+
+        shuffled = None
+        if seed is not None:
+            shuffled = Shuffle(count, int(seed), int(epoch), soon if wanted is None else None)
         for number in range(start_batch, -(-count // batch_size)):
             start, stop = number * batch_size, min(count, (number + 1) * batch_size)
-            rows = np.arange(start, stop) if shuffled is None else shuffled[start:stop].astype(np.int64)
+            rows = np.arange(start, stop) if shuffled is None else shuffled.rows(start, stop)
             rows = rows if wanted is None else wanted[rows]
-            batch = self._assemble(rows + first, negatives, order.mixed(int(seed or 0), int(epoch), number))
-            yield batch if device is None else batch.to(device)
+            yield self._assemble(rows + first, negatives, order.mixed(int(seed or 0), int(epoch), number))
 
     def labels(self, split: str, limit: int | None = None) -> np.ndarray:
         """Labels, float32, in the order of ``batches(split, …, seed=None, limit=limit)``."""
@@ -220,12 +249,7 @@ class Dataset:
 
     def _assemble(self, rows: np.ndarray, negatives: int = 0, seed: int = 0) -> Batch:
         columns, schema = self._columns, self.schema
-        single = [None if f.kind == "multi_categorical" else columns.field[f.name] for f in schema.fields]
-        bags = [columns.bag[f.name] for f in schema.fields if f.kind == "multi_categorical"]
-        events = [columns.event[b.name] for b in schema.behavior]
-        fields, bag_ids, bag_offsets, history, history_offsets = hostops.assemble(
-            rows, single, bags, events, columns.begin, columns.end, schema.max_history
-        )
+        fields, bag_ids, bag_offsets, history, history_offsets = self._storage.assemble(rows, schema.max_history)
         items = drawn = label = None
         if schema.task == "retrieval":
             items = columns.items[rows]
@@ -243,11 +267,11 @@ class Dataset:
         tensor = torch.from_numpy
         return Batch(
             fields=tensor(fields),
-            history=tensor(history) if events else None,
-            history_offsets=tensor(history_offsets) if events else None,
+            history=tensor(history) if schema.behavior else None,
+            history_offsets=tensor(history_offsets) if schema.behavior else None,
             label=None if label is None else tensor(label),
-            bag_ids=tensor(bag_ids) if bags else None,
-            bag_offsets=tensor(bag_offsets) if bags else None,
+            bag_ids=tensor(bag_ids) if schema.multi_fields else None,
+            bag_offsets=tensor(bag_offsets) if schema.multi_fields else None,
             items=None if items is None else tensor(items),
             negatives=None if drawn is None else tensor(drawn),
         )

@@ -66,6 +66,10 @@ class Task:
         """Batches of training steps ``start`` to ``stop``; step s is a function of (seed, s) alone."""
         step, per_epoch = start, self.steps_per_epoch
         extra = {"negatives": self.config.negatives} if self.data.task == "retrieval" else {}
+        if torch.device(self.device).type == "cuda":
+            # Only there: on a CPU a batch takes a hundredth of its training step or less, and the thread would share
+            # the cores. Two trainings side by side on two cores: 0.99 to 1.01 times the rate without it.
+            extra.update(prefetch=2, pin_memory=True)
         while step < stop:
             epoch, skip = divmod(step, per_epoch)
             for batch in self.data.batches("train", self.config.batch_size, seed=seed, epoch=epoch,
