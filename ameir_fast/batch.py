@@ -18,7 +18,8 @@ class Batch:
     Shapes and types: ``fields`` int32 [B, N], local ids, 0 in the columns of multi-categorical fields;
     ``history`` int32 [ΣT, N_a] with ``history_offsets`` int64 [B+1]; ``label`` float32 [B];
     ``bag_ids`` int32 [*] with ``bag_offsets`` int64 [B·n_multi+1], row-major over (row, multi field);
-    ``items`` int32 [B], the item to retrieve, and ``negatives`` int32 [B, n] (retrieval task).
+    ``items`` int32 [B], the item to retrieve, ``negatives`` int32 [B, n], and what a ranking leaves out of all items,
+    ``seen`` int32 [*] with ``seen_offsets`` int64 [B+1], ascending and distinct within a row (retrieval task).
     Absent parts are ``None``.
     Lengths may be 0, and so may B.
     """
@@ -31,6 +32,8 @@ class Batch:
     bag_offsets: Tensor | None = None
     items: Tensor | None = None
     negatives: Tensor | None = None
+    seen: Tensor | None = None
+    seen_offsets: Tensor | None = None
 
     def __len__(self) -> int:
         return self.fields.shape[0]
@@ -68,9 +71,14 @@ class Batch:
             bag_offsets = self.bag_offsets[start * per_row:stop * per_row + 1]
             bag_ids = self.bag_ids[bag_offsets[0]:bag_offsets[-1]]
             bag_offsets = bag_offsets - bag_offsets[0]
+        seen = seen_offsets = None
+        if self.seen_offsets is not None:
+            seen_offsets = self.seen_offsets[start:stop + 1]
+            seen = self.seen[seen_offsets[0]:seen_offsets[-1]]
+            seen_offsets = seen_offsets - seen_offsets[0]
         part = lambda t: None if t is None else t[start:stop]
         return Batch(self.fields[start:stop], history, offsets, part(self.label), bag_ids, bag_offsets,
-                     part(self.items), part(self.negatives))
+                     part(self.items), part(self.negatives), seen, seen_offsets)
 
     def to_padded(self) -> tuple[Tensor, Tensor]:
         """History as int32 [B, T_max, N_a] (0 beyond the true length) and bool mask [B, T_max]."""

@@ -28,43 +28,66 @@ _CHUNK = 1 << 22
 CUTS = (5, 10)
 
 _library = torch.library.Library("ameir_fast", "FRAGMENT")
-_library.define("rank_counts(Tensor users, Tensor items, Tensor positive, Tensor? candidates) -> Tensor")
+_library.define(
+    "rank_counts(Tensor users, Tensor items, Tensor positive, Tensor? candidates, Tensor? seen_offsets, Tensor? seen) "
+    "-> Tensor"
+)
 
 
 @torch.library.register_fake("ameir_fast::rank_counts", lib=_library)
-def _(users: Tensor, items: Tensor, positive: Tensor, candidates: Tensor | None) -> Tensor:
+def _(users: Tensor, items: Tensor, positive: Tensor, candidates=None, seen_offsets=None, seen=None) -> Tensor:
     torch._check(users.dim() == 2 and items.dim() == 2, lambda: "users must be [B, K] and items [V, K]")
     torch._check(users.shape[1] == items.shape[1], lambda: "users and items must be equally wide")
     torch._check(positive.dim() == 1 and positive.shape[0] == users.shape[0], lambda: "positive must be [B]")
     return positive.new_empty(users.shape[0], 2)
 
 
-def rank_counts_torch(users: Tensor, items: Tensor, positive: Tensor, candidates: Tensor | None = None) -> Tensor:
+def rank_counts_torch(users: Tensor, items: Tensor, positive: Tensor, candidates: Tensor | None = None,
+                      seen_offsets: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
     """:func:`rank_counts` in plain PyTorch, without its checks: what the native operation computes, up to the
     rounding of scores."""
     chunk = max(1, _CHUNK // (items.shape[0] if candidates is None else 1 + candidates.shape[1] * items.shape[1]))
-    result = [_counts_torch(u, items, p, c) for u, p, c in zip(
-        users.split(chunk), positive.split(chunk),
-        [None] * len(users) if candidates is None else candidates.split(chunk), strict=False)]
+    result = []
+    for start in range(0, len(users), chunk):
+        rows = slice(start, start + chunk)
+        if candidates is None:
+            own = None if seen is None else _pairs(seen_offsets, seen, rows)
+            result.append(_among_all(users[rows], items, positive[rows], own))
+        else:
+            result.append(_among_candidates(users[rows], items, positive[rows], candidates[rows]))
     return torch.cat(result) if result else positive.new_zeros(0, 2)
 
 
-def _counts_torch(users: Tensor, items: Tensor, positive: Tensor, candidates: Tensor | None) -> Tensor:
-    if candidates is None:
-        scores = users @ items.t()
-        own = scores.gather(1, positive[:, None])
-        ids = torch.arange(items.shape[0], device=items.device)
-    else:
-        ids = torch.cat([positive[:, None], candidates.long()], 1)
-        scores = (F.embedding(ids, items) @ users[..., None])[..., 0]
-        own = scores[:, :1]
-    counts = (ids != 0) & (ids != positive[:, None])
-    found = torch.stack([((scores > own) & counts).sum(1), ((scores == own) & counts).sum(1) + 1], 1)
+def _pairs(offsets: Tensor, seen: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    """(row within the slice, item) of all seen items of a slice of rows."""
+    offsets = offsets[rows.start:rows.stop + 1]
+    owner = torch.arange(len(offsets) - 1, device=seen.device).repeat_interleave(offsets.diff())
+    return owner, seen[offsets[0]:offsets[-1]].long()
+
+
+def _among_all(users: Tensor, items: Tensor, positive: Tensor, seen: tuple[Tensor, Tensor] | None) -> Tensor:
+    scores = users @ items.t()
+    ranked = torch.ones_like(scores, dtype=torch.bool)
+    if seen is not None:
+        ranked[seen] = False
+    ranked[:, 0] = False
+    return _counted(scores, scores.gather(1, positive[:, None]), ranked.scatter_(1, positive[:, None], False))
+
+
+def _among_candidates(users: Tensor, items: Tensor, positive: Tensor, candidates: Tensor) -> Tensor:
+    ids = torch.cat([positive[:, None], candidates.long()], 1)
+    scores = (F.embedding(ids, items) @ users[..., None])[..., 0]
+    return _counted(scores, scores[:, :1], (ids != 0) & (ids != positive[:, None]))
+
+
+def _counted(scores: Tensor, own: Tensor, ranked: Tensor) -> Tensor:
+    found = torch.stack([((scores > own) & ranked).sum(1), ((scores == own) & ranked).sum(1) + 1], 1)
     return found.masked_fill_(~scores.isfinite().all(1, keepdim=True), -1)
 
 
 @torch.no_grad()
-def rank_counts(users: Tensor, items: Tensor, positive: Tensor, candidates: Tensor | None = None) -> Tensor:
+def rank_counts(users: Tensor, items: Tensor, positive: Tensor, candidates: Tensor | None = None,
+                seen: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """How many items score above the positive of each row, and how many as high, itself included.
 
     The score of item i for row b is ``users[b] · items[i]``. Item 0 is never ranked.
@@ -75,14 +98,16 @@ def rank_counts(users: Tensor, items: Tensor, positive: Tensor, candidates: Tens
         positive: integers [B], each in 1..V-1.
         candidates: int32 [B, n] to rank against; ``None`` for all items. 0 stands for no candidate, and the
             positive does not compete with itself.
+        seen: items of each row that are left out of a ranking among all: offsets int64 [B+1] and ids int32 [*],
+            ascending and distinct within a row. The positive is ranked even if it is one of them.
 
     Returns:
         int64 [B, 2]: above, tied. Native and PyTorch scores differ by rounding, so that near ties may fall the other
         way; natively, items of equal vectors tie exactly.
 
     Raises:
-        InputError: shapes that don't belong together, a positive or candidate outside its range, or a score that is
-            not finite; each names the row.
+        InputError: shapes that don't belong together, a positive, candidate or seen item outside its range, or a score
+            that is not finite; each names the row.
     """
     if users.dim() != 2 or items.dim() != 2 or users.shape[1] != items.shape[1]:
         raise InputError(f"users {list(users.shape)} and items {list(items.shape)} are not [B, K] and [V, K]")
@@ -96,16 +121,32 @@ def rank_counts(users: Tensor, items: Tensor, positive: Tensor, candidates: Tens
         raise InputError(f"positive {int(positive[row])} of row {row} is outside 1..{last}")
     if candidates is not None:
         candidates = candidates.to(users.device, torch.int32)
+        if seen is not None:
+            raise InputError("seen items are left out of all items, not of candidates")
         if candidates.dim() != 2 or candidates.shape[0] != len(users):
             raise InputError(f"candidates are {list(candidates.shape)} for {len(users)} rows")
         for row, column in ((candidates < 0) | (candidates > last)).nonzero()[:1].tolist():
             raise InputError(f"candidate {int(candidates[row, column])} of row {row} is outside 0..{last}")
+    offsets, ids = (None, None) if seen is None else _checked_seen(*seen, len(users), last, users.device)
     native_cpu = users.device.type == "cpu" and native.ops_loaded()
     function = torch.ops.ameir_fast.rank_counts if native_cpu else rank_counts_torch
-    counts = function(users, items, positive, candidates)
+    counts = function(users, items, positive, candidates, offsets, ids)
     for row in (counts[:, 0] < 0).nonzero()[:1, 0].tolist():
         raise InputError(f"row {row} has a score that is not finite")
     return counts
+
+
+def _checked_seen(offsets: Tensor, ids: Tensor, rows: int, last: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    offsets, ids = offsets.to(device, torch.int64), ids.to(device, torch.int32)
+    sizes = offsets.diff()
+    if offsets.shape != (rows + 1,) or int(offsets[0]) or int(offsets[-1]) != len(ids) or bool((sizes < 0).any()):
+        raise InputError(f"offsets of the seen items do not rise from 0 to {len(ids)} over {rows} rows")
+    owner = torch.arange(rows, device=device).repeat_interleave(sizes)
+    wrong = (ids < 0) | (ids > last)
+    wrong[1:] |= (ids[1:] <= ids[:-1]) & (owner[1:] == owner[:-1])
+    for at in wrong.nonzero()[:1, 0].tolist():
+        raise InputError(f"seen items of row {int(owner[at])} are not ascending and distinct in 0..{last}")
+    return offsets, ids
 
 
 def row_metrics(counts: Tensor | np.ndarray, k: Sequence[int] = CUTS) -> dict[str, np.ndarray]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +59,50 @@ def test_counts_by_definition(engine, rows, items, width, candidates, dtype):
         assert ranking.rank_counts(*arguments).tolist() == expected_counts(*arguments)
 
 
+def seen_items(seed: int, rows: int, items: int, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distinct ascending items a row, id 0 among them now and then."""
+    generator = np.random.default_rng(seed)
+    lists = [np.sort(generator.choice(items, generator.integers(0, min(most, items) + 1), replace=False))
+             for _ in range(rows)]
+    offsets = torch.tensor([0, *np.cumsum([len(x) for x in lists])])
+    return offsets, torch.tensor(np.concatenate(lists), dtype=torch.int32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("rows", "items", "width"), [(7, 17, 3), (13, 16, 8), (40, 133, 4), (1, 2, 1), (12, 33, 16)])
+def test_seen_items_are_left_out(engine, rows, items, width, dtype):
+    for seed in range(3):
+        users, table, positive, _ = problem(seed, rows, items, width, dtype=dtype)
+        offsets, ids = seen_items(seed, rows, items, 40)
+        expected = []
+        for b in range(rows):
+            out = set(ids[offsets[b]:offsets[b + 1]].tolist()) - {int(positive[b])}
+            left = torch.tensor([[i for i in range(1, items) if i not in out]], dtype=torch.int32)
+            expected += expected_counts(users[b:b + 1], table, positive[b:b + 1], left)
+        assert ranking.rank_counts(users, table, positive, seen=(offsets, ids)).tolist() == expected
+
+
+@NEEDS_OPS
+def test_the_portable_kernel_counts_the_same():
+    """ATEN_CPU_CAPABILITY turns vector instructions off, as on a processor without them."""
+    code = """
+import torch
+from tests.test_ranking import problem, seen_items
+from ameir_fast import native, ranking
+assert native.ops_loaded()
+for dtype in (torch.float32, torch.float64):
+    users, table, positive, drawn = problem(1, 57, 403, 9, 30, dtype)
+    for among in ({}, {"candidates": drawn}, {"seen": seen_items(1, 57, 403, 40)}):
+        flat = {} if not among else among if "candidates" in among else dict(zip(("seen_offsets", "seen"), among["seen"]))
+        got = ranking.rank_counts(users, table, positive, **among)
+        assert torch.equal(got, ranking.rank_counts_torch(users, table, positive, **flat))
+"""
+    for capability in ("default", "avx2"):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
+                              cwd=Path(__file__).resolve().parents[1], env={**os.environ, "ATEN_CPU_CAPABILITY": capability})
+        assert done.returncode == 0, done.stderr
+
+
 @NEEDS_OPS
 @pytest.mark.parametrize("threads", [1, 2])
 def test_native_equals_torch_on_larger_problems(threads):
@@ -82,6 +130,12 @@ def test_equal_items_tie_exactly_wherever_they_lie(width, dtype):
         assert (counts[:, 1] == 60).all()
     everything = copies.to(torch.int32).expand(50, -1)
     assert (ranking.rank_counts(users, table, copies[:50], everything)[:, 1] == 60).all()
+    # Left out wherever it lies, an item takes itself and nothing else away.
+    some = copies[1:31].sort().values
+    offsets, ids = torch.arange(51) * 30, some.to(torch.int32).repeat(50)
+    left = ranking.rank_counts(users, table, copies[0].expand(50), seen=(offsets, ids))
+    assert (left[:, 1] == 30).all()
+    assert torch.equal(left[:, 0], ranking.rank_counts(users, table, copies[0].expand(50))[:, 0])
     # Nor on the rows around it: one at a time as all together.
     positive = torch.randint(1, 300, (50,), generator=g)
     together = ranking.rank_counts(users, table, positive)
@@ -111,6 +165,17 @@ def test_what_does_not_fit_is_named(engine):
     ):
         with pytest.raises(InputError, match=message):
             ranking.rank_counts(*arguments)
+    offsets, ids = torch.tensor([0, 2, 2, 4, 4, 4, 5]), torch.tensor([3, 4, 1, 2, 9], dtype=torch.int32)
+    for seen, message in (
+        ((offsets[:-1], ids), "do not rise from 0 to 5 over 6 rows"), ((offsets, ids[:-1]), "do not rise from 0 to 4"),
+        ((offsets.flip(0), ids), "do not rise"), ((offsets, ids + 11), "seen items of row 5 are not ascending"),
+        ((offsets, torch.tensor([3, 4, 2, 2, 9])), "seen items of row 2 are not ascending and distinct in 0..19"),
+        ((offsets, torch.tensor([3, 4, 1, 2, -1])), "seen items of row 5"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ranking.rank_counts(users, table, positive, seen=seen)
+    with pytest.raises(InputError, match="not of candidates"):
+        ranking.rank_counts(users, table, positive, drawn, (offsets, ids))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -134,14 +199,15 @@ def test_scores_that_are_not_finite_raise(engine, value, candidates):
 class TestOperation:
     def test_opcheck(self):
         assert native.ops_loaded()
-        for arguments in (problem(1, 9, 40, 5), problem(1, 9, 40, 5, 7)):
+        for arguments in ((*problem(1, 9, 40, 5), None, None), (*problem(1, 9, 40, 5, 7), None, None),
+                          (*problem(1, 9, 40, 5), *seen_items(1, 9, 40, 20))):
             # Not differentiable: a step function of the scores.
             torch.library.opcheck(torch.ops.ameir_fast.rank_counts.default, arguments,
                                   test_utils=("test_schema", "test_faketensor"))
 
     def test_compiles_without_a_graph_break(self):
         assert native.ops_loaded()
-        arguments = problem(2, 9, 40, 5)
+        arguments = (*problem(2, 9, 40, 5), *seen_items(2, 9, 40, 20))
         compiled = torch.compile(lambda *a: torch.ops.ameir_fast.rank_counts(*a), fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(*arguments), torch.ops.ameir_fast.rank_counts(*arguments))
 
@@ -158,7 +224,14 @@ class TestOperation:
             (users, table, positive, drawn + 40), (users, table, positive, drawn - 40),
         ):
             with pytest.raises(RuntimeError, match="rank_counts"):
-                op(*arguments)
+                op(*arguments, None, None)
+        offsets, ids = seen_items(3, 9, 40, 20)
+        for candidates, *seen in ((drawn, offsets, ids), (None, offsets, None), (None, None, ids),
+                                  (None, offsets.int(), ids), (None, offsets, ids.long()), (None, offsets[1:], ids),
+                                  (None, offsets + 1, ids), (None, offsets.flip(0), ids), (None, offsets, ids * 0 + 7),
+                                  (None, offsets, ids + 40), (None, offsets, ids - 40)):
+            with pytest.raises(RuntimeError, match="rank_counts"):
+                op(users, table, positive, candidates, *seen)
 
 
 # ---- metrics from counts --------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ from ameir_fast.data import Dataset
 from ameir_fast.errors import InputError
 from ameir_fast.progress import Progress
 from ameir_fast.report import build_report
-from ameir_fast.search import evaluate, search
+from ameir_fast.search import evaluate, search, train
 from ameir_fast.search.driver import make_context
 from ameir_fast.search.fixed import all_variants, applicable, default_variants, fixed_point
 from ameir_fast.search.store import RunDirectory
 from ameir_fast.search.variants import CONTROLS
+from ameir_fast.space.architecture import ZERO, fixed_mlp
 
 from . import tiny
 from .test_search import comparable
@@ -52,6 +54,12 @@ def fields(tmp_path_factory) -> Dataset:
 def retrieved(sequences, tmp_path_factory):
     run = tmp_path_factory.mktemp("run") / "run"
     return run, search(sequences, run, QUICK)
+
+
+@pytest.fixture(scope="module")
+def never_again(tmp_path_factory) -> Dataset:
+    """Sequences in which no user has an item twice."""
+    return tiny.prepared_sequences(tmp_path_factory.mktemp("new"), repeats=False)
 
 
 # ---- sampled items ------------------------------------------------------------------------------------
@@ -119,6 +127,30 @@ def test_candidates_belong_to_retrieval(fields):
 # ---- the sequential scenario --------------------------------------------------------------------------
 
 
+def check_by_plain_python(data: Dataset, run: Path, found: dict, new_only: bool) -> None:
+    """What ``evaluate`` found of a run's model, from its scores and one row at a time."""
+    model = af.Model.load(run / "model")
+    drawn = {name: torch.cat(list(data.candidates("test", 2048, 100, popular=name == "popular100")))
+             for name in ("uniform100", "popular100")}
+    batch = next(data.batches("test", 2048))
+    with torch.no_grad():
+        scores = model(batch).tolist()
+    expected: dict[str, list[float]] = {}
+    for b, (row, own) in enumerate(zip(scores, batch.items.tolist(), strict=True)):
+        out = whole_history(data, data.splits["test"][0] + b) if new_only else set()
+        among = {"": [i for i in range(1, len(row)) if i not in out],
+                 **{f"_{name}": c[b].tolist() for name, c in drawn.items()}}
+        for name, candidates in among.items():
+            rank = 1 + sum(row[i] > row[own] for i in candidates if i != own)  # ties do not happen here
+            for k in (5, 10):
+                expected.setdefault(f"hr@{k}{name}", []).append(rank <= k)
+                expected.setdefault(f"ndcg@{k}{name}", []).append((rank <= k) / math.log2(rank + 1))
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(np.mean(values), abs=1e-6), name
+    error = np.std(expected["ndcg@5"], ddof=1) / math.sqrt(len(scores))
+    assert found["ndcg@5_standard_error"] == pytest.approx(error, rel=1e-4)
+
+
 def test_retrieval_search(retrieved, sequences):
     """Step 1 alone beside the hand-made models; its metrics are those of the published model, by plain Python."""
     run, result = retrieved
@@ -131,24 +163,34 @@ def test_retrieval_search(retrieved, sequences):
     found = evaluate(run, sequences)
     row = result["variants"]["AMEIR-A"]
     assert {k: found[k] for k in METRICS} == {k: row[k]["runs"][0] for k in METRICS}
-    model = af.Model.load(run / "model")
-    drawn = {name: torch.cat(list(sequences.candidates("test", 2048, 100, popular=name == "popular100")))
-             for name in ("uniform100", "popular100")}
-    batch = next(sequences.batches("test", 2048))
-    with torch.no_grad():
-        scores = model(batch).tolist()
-    expected: dict[str, list[float]] = {}
-    for b, (row, own) in enumerate(zip(scores, batch.items.tolist(), strict=True)):
-        among = {"": range(1, len(row)), **{f"_{name}": c[b].tolist() for name, c in drawn.items()}}
-        for name, candidates in among.items():
-            rank = 1 + sum(row[i] > row[own] for i in candidates if i != own)  # ties do not happen here
-            for k in (5, 10):
-                expected.setdefault(f"hr@{k}{name}", []).append(rank <= k)
-                expected.setdefault(f"ndcg@{k}{name}", []).append((rank <= k) / math.log2(rank + 1))
-    for name, values in expected.items():
-        assert found[name] == pytest.approx(np.mean(values), abs=1e-6), name
-    error = np.std(expected["ndcg@5"], ddof=1) / math.sqrt(len(scores))
-    assert found["ndcg@5_standard_error"] == pytest.approx(error, rel=1e-4)
+    assert found["ranked"] == result["data"]["ranked"] == "all items"
+    check_by_plain_python(sequences, run, found, new_only=False)
+
+
+def test_items_the_user_had_are_not_ranked_where_none_comes_again(never_again, sequences, tmp_path):
+    assert never_again.repeat_share() == 0 and sequences.repeat_share() > 0.01
+    columns, (first, last) = sequences._columns, sequences.splits["train"]
+    again = [int(columns.items[row]) in whole_history(sequences, row) for row in range(first, last)]
+    assert sequences.repeat_share() == pytest.approx(np.mean(again))
+    arch = af.Architecture((ZERO,) * 3, (), fixed_mlp(200, 80), "none")
+    result = train(never_again, tmp_path / "run", arch, QUICK)
+    found = evaluate(tmp_path / "run", never_again)
+    assert found["ranked"] == result["data"]["ranked"] == "items new to the user"
+    assert {k: found[k] for k in METRICS} == {k: result["variants"]["model"][k]["mean"] for k in METRICS}
+    check_by_plain_python(never_again, tmp_path / "run", found, new_only=True)
+
+
+def test_seen_items_of_a_batch(never_again, fields):
+    for batch in never_again.batches("test", 25, seen=True):
+        part = batch.slice(10, 20).to("cpu")
+        assert part.seen_offsets[0] == 0 and len(part.seen_offsets) == len(part) + 1
+        for b in range(len(part)):
+            seen = part.seen[part.seen_offsets[b]:part.seen_offsets[b + 1]].tolist()
+            start, stop = part.history_offsets[b:b + 2].tolist()
+            assert seen == sorted(set(seen)) and set(part.history[start:stop, 0].tolist()) <= set(seen)
+            assert int(part.items[b]) not in seen
+    with pytest.raises(InputError, match="seen items belong to the retrieval task"):
+        next(fields.batches("test", 8, seen=True))
 
 
 def test_the_popularity_row(retrieved, sequences):
@@ -209,11 +251,11 @@ def test_the_retrieval_report(retrieved, capsys):
     run_commands.show_results(None, result)
     out = capsys.readouterr().out
     for word in ("test NDCG@5", "test HR@10", "vs SASRec", "against 100 items drawn uniformly",
-                 "against 100 items drawn by popularity", "standard error", *SEQUENTIAL):
+                 "against 100 items drawn by popularity", "standard error", "ranked among all items", *SEQUENTIAL):
         assert word in out, word
     assert "AUC" not in out and "_uniform100" not in out and "…" not in out
     page = build_report(run).read_text(encoding="utf-8")
-    for word in ("test NDCG@5", "Against 100 items drawn uniformly", "validation NDCG@5", *SEQUENTIAL):
+    for word in ("test NDCG@5", "Against 100 items drawn uniformly", "validation NDCG@5", "ranked among all items", *SEQUENTIAL):
         assert word in page, word
     assert "AUC" not in page
 

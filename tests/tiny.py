@@ -44,15 +44,19 @@ def prepared(directory: Path) -> Dataset:
     return Dataset.open(directory / "data")
 
 
-def prepared_sequences(directory: Path, users: int = 60, items: int = 40, events: int = 20) -> Dataset:
-    """Histories alone, for retrieval: an item is mostly followed by the next one."""
+def prepared_sequences(directory: Path, repeats: bool = True, users: int = 60, items: int = 40,
+                       events: int = 20) -> Dataset:
+    """Histories alone, for retrieval: an item is mostly followed by the next one, or by any (new) one."""
     rng = np.random.default_rng(0)
     lines = ["user,item,time"]
     for user in range(users):
-        item = int(rng.integers(items))
+        had: list[int] = []
         for time in range(events):
+            item = (had[-1] + 1) % items if had and rng.random() < 0.9 else int(rng.integers(items))
+            while not repeats and item in had:
+                item = int(rng.integers(items))
+            had.append(item)
             lines.append(f"u{user},i{item},{time * 100 + user}")
-            item = (item + 1) % items if rng.random() < 0.9 else int(rng.integers(items))
     schema = {"version": 1, "task": "retrieval", "item": {"column": "item", "vocabulary": "item"}, "user": "user",
               "time": "time", "fields": [], "history": {"max_history": 6, "fields": [
                   {"name": "history_item", "column": "item", "vocabulary": "item"}]}}

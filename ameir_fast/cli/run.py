@@ -218,6 +218,8 @@ def evaluate(
     found = run_evaluate(run, dataset, split=split, device=device)
     rows = [[key, show_value(value)] for key, value in found.items() if isinstance(value, (int, float))]
     show_table(json_file, f"{run} on the {split} split of {data}", ["", "value"], rows)
+    if "ranked" in found:
+        say(json_file, f"each row's item was ranked among {found['ranked']}")
     write_result(json_file, found)
 
 
@@ -416,6 +418,9 @@ def show_results(json_file: str | None, metrics: dict, write: Callable[..., None
         summary.table_rows(metrics),
         strong,
     )
+    ranked = (metrics.get("data") or {}).get("ranked")
+    if ranked:
+        say(json_file, f"each row's item was ranked among {ranked}")
     for title, header, rows in summary.sampled_tables(metrics):
         write(json_file, title, header, rows, strong)
     for name in names:

@@ -139,6 +139,7 @@ class Dataset:
         negatives: int = 0,
         prefetch: int = 0,
         pin_memory: bool = False,
+        seen: bool = False,
     ) -> Iterator[Batch]:
         """The rows of a split, ``batch_size`` a time; the last batch holds what is left.
 
@@ -155,18 +156,19 @@ class Dataset:
             prefetch: that many batches are made ahead, in a thread that ends with the iterator.
             pin_memory: make them in page-locked memory and copy them to ``device`` while training goes on;
                 ``InputError`` where torch sees no GPU.
+            seen: retrieval task: the items of each row's whole history in ``Batch.seen``.
         """
         if batch_size < 1:
             raise InputError(f"batch_size {batch_size} is not at least 1")
         for name, value in (("start_batch", start_batch), ("prefetch", prefetch)):
             if value < 0:
                 raise InputError(f"{name} {value} is negative")
-        if negatives and self.task != "retrieval":
-            raise InputError("negatives belong to the retrieval task")
-        made = self._made(split, batch_size, seed, epoch, limit, start_batch, negatives)
+        if (negatives or seen) and self.task != "retrieval":
+            raise InputError(f"{'negatives' if negatives else 'seen items'} belong to the retrieval task")
+        made = self._made(split, batch_size, seed, epoch, limit, start_batch, negatives, seen)
         yield from feed(made, device, prefetch, pin_memory)
 
-    def _made(self, split, batch_size, seed, epoch, limit, start_batch, negatives) -> Iterator[Batch]:
+    def _made(self, split, batch_size, seed, epoch, limit, start_batch, negatives, seen) -> Iterator[Batch]:
         first, _ = self._columns.split(split)
         wanted = self._positions(split, limit)
         count = self.size(split) if wanted is None else wanted.shape[0]
@@ -181,7 +183,7 @@ class Dataset:
             start, stop = number * batch_size, min(count, (number + 1) * batch_size)
             rows = np.arange(start, stop) if shuffled is None else shuffled.rows(start, stop)
             rows = rows if wanted is None else wanted[rows]
-            yield self._assemble(rows + first, negatives, order.mixed(int(seed or 0), int(epoch), number))
+            yield self._assemble(rows + first, negatives, order.mixed(int(seed or 0), int(epoch), number), seen)
 
     def labels(self, split: str, limit: int | None = None) -> np.ndarray:
         """Labels, float32, in the order of ``batches(split, …, seed=None, limit=limit)``."""
@@ -224,21 +226,39 @@ class Dataset:
         first, last = columns.split(split)
         wanted = self._positions(split, limit)
         wanted = np.arange(last - first) if wanted is None else wanted
-        vocabulary = self.schema.item_vocabulary
-        events = [columns.event[b.name] for b in columns.full.behavior if b.vocabulary == vocabulary]
-        size = self.schema.size(vocabulary)
+        size = self.schema.size(self.schema.item_vocabulary)
         starts = item_starts(self.popularity()) if popular else None
         for at in range(0, len(wanted), batch_size):
             rows = wanted[at : at + batch_size] + first
-            place = np.arange(len(rows))
-            own = order.user_items(place, slice(None), [], events, columns.begin[rows], columns.end[rows], size)
             drawn = sample_negatives(
-                place, *own, size, n, order.mixed("candidates", int(seed), bool(popular)), columns.items[rows],
+                np.arange(len(rows)), *self._seen(rows), size, n, order.mixed("candidates", int(seed), bool(popular)), columns.items[rows],
                 rows=rows, starts=starts, may_be_none=True,
             )
             yield torch.from_numpy(drawn)
 
+    def repeat_share(self, rows: int = 4096) -> float:
+        """Share of training rows whose item is in their own history, over so many of them (a fixed subset).
+
+        Raises ``InputError`` for data of another task."""
+        if self.task != "retrieval":
+            raise InputError("repeated items belong to the retrieval task")
+        first, last = self._columns.split("train")
+        wanted = self._positions("train", rows)
+        wanted = np.arange(first, last) if wanted is None else wanted + first
+        offsets, seen = self._seen(wanted)
+        again = seen == np.repeat(self._columns.items[wanted], np.diff(offsets))
+        return float(again.sum() / max(1, len(wanted)))  # seen items are distinct: at most one of them is the row's
+
     # ---- inside -------------------------------------------------------------------------------
+
+    def _seen(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct items of the rows' whole histories: offsets int64 [B+1], ids int32, ascending within a row."""
+        columns, vocabulary = self._columns, self.schema.item_vocabulary
+        events = [columns.event[b.name] for b in columns.full.behavior if b.vocabulary == vocabulary]
+        begin, end = columns.begin[rows], columns.end[rows]
+        return order.user_items(
+            np.arange(len(rows)), slice(None), [], events, begin, end, self.schema.size(vocabulary)
+        )
 
     def _positions(self, split: str, limit: int | None) -> np.ndarray | None:
         if limit is None or limit >= self.size(split):
@@ -247,10 +267,11 @@ class Dataset:
             raise InputError(f"limit {limit} is not at least 1")
         return self._columns.subset(split, limit)
 
-    def _assemble(self, rows: np.ndarray, negatives: int = 0, seed: int = 0) -> Batch:
+    def _assemble(self, rows: np.ndarray, negatives: int = 0, seed: int = 0, seen: bool = False) -> Batch:
         columns, schema = self._columns, self.schema
         fields, bag_ids, bag_offsets, history, history_offsets = self._storage.assemble(rows, schema.max_history)
         items = drawn = label = None
+        seen_offsets, seen_items = self._seen(rows) if seen else (None, None)
         if schema.task == "retrieval":
             items = columns.items[rows]
             if negatives:
@@ -274,4 +295,6 @@ class Dataset:
             bag_offsets=tensor(bag_offsets) if schema.multi_fields else None,
             items=None if items is None else tensor(items),
             negatives=None if drawn is None else tensor(drawn),
+            seen=tensor(seen_items) if seen else None,
+            seen_offsets=tensor(seen_offsets) if seen else None,
         )

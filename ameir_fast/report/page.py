@@ -220,6 +220,9 @@ def _results(run: Run) -> Html | None:
             f"{summary.heading(main)} of one model (whiskers); "
             "differences between models are paired run by run and much sharper. "
         )
+    ranked = (metrics.get("data") or {}).get("ranked")
+    if ranked:
+        note += f"Each row's item was ranked among {ranked}. "
     note += (
         "Columns “vs” give the mean difference ± its standard error and in how many runs the variant wins."
     )

@@ -23,7 +23,7 @@ from .objective import ERROR, make_objective
 from .seeds import seeded_initialization
 from .store import RunDirectory, Scope
 from .strategy import RandomStrategy, Strategy
-from .training import Task
+from .training import Task, ranking_of
 from .variants import CONTROLS, DEEPFM_FOUND, INHERITED, ameir_i, complete, race_row
 
 RACED = ("AMEIR-A", "AMEIR-C")
@@ -193,7 +193,8 @@ def summarize(found: list[dict], variants, config: SearchConfig, data, device: s
     primary = found[0]["primary"]
     errors = [e[primary + ERROR] for e in table.values() if primary + ERROR in e]
     return {"version": 1, "data": {**data_identity(data), "rows": sum(data.size(s) for s in data.splits),
-                                   "splits": {s: data.size(s) for s in data.splits}, "statistics": data.statistics},
+                                   "splits": {s: data.size(s) for s in data.splits}, **ranking_of(data),
+                                   "statistics": data.statistics},
             "variants": table, "standard_error": {primary: max(errors)} if errors else {},
             "steps": mean_costs([f["steps"] for f in found]), "found": [{k: a.to_dict() for k, a in f["found"].items()} for f in found],
             "environment": describe(device)}

@@ -21,6 +21,7 @@ from .config import SearchConfig
 EVALUATION_BATCH = 2048
 NEGATIVES = 100  # of the sampled metrics, as in the papers of SASRec and BERT4Rec
 SAMPLED = {f"uniform{NEGATIVES}": False, f"popular{NEGATIVES}": True}  # how they are called, and whether by popularity
+REPEATS = 0.01  # training rows whose item is in their history, above which such items are ranked among all
 ERROR = "_standard_error"  # of a metric, as the end of its name
 Call = Callable[[Batch, Items], Tensor]  # scores of a batch (of items, where given)
 
@@ -74,8 +75,8 @@ class CtrObjective(Objective):
 class RetrievalObjective(Objective):
     """Sampled binary cross-entropy; NDCG@5 over all items decides.
 
-    Over all items nothing is left out but id 0: what the user had before stays rankable. Beside that, each row's own
-    item is ranked against sampled ones (``SAMPLED``), which are never from the row's history.
+    Id 0 is never ranked, nor what a batch names as ``seen`` (``training.ranks_seen`` decides). Beside all items, each
+    row's own is ranked against sampled ones (``SAMPLED``), which are never from the row's history.
     """
 
     primary = "ndcg@5"
@@ -100,8 +101,10 @@ class RetrievalObjective(Objective):
     def _counts(self, call: Call, rows: Iterable[tuple[Batch, list[Tensor]]]) -> Tensor:
         """Items above and tied [1 + sets of candidates, rows, 2], among all items first."""
         def ranked(batch: Batch, drawn: list[Tensor]) -> Tensor:
+            seen = None if batch.seen is None else (batch.seen_offsets, batch.seen)
             return call(batch, lambda users, items: torch.stack(
-                [rank_counts(users, items, batch.items, among) for among in (None, *drawn)]))
+                [rank_counts(users, items, batch.items, seen=seen),
+                 *(rank_counts(users, items, batch.items, among) for among in drawn)]))
         return torch.cat([ranked(batch, drawn).cpu() for batch, drawn in rows], 1)
 
 

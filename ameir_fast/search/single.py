@@ -17,7 +17,7 @@ from .environment import describe
 from .objective import ERROR, make_objective
 from .seeds import seeded_initialization
 from .store import RunDirectory
-from .training import Task
+from .training import Task, ranking_of
 from .variants import samples_per_second, test_row
 
 
@@ -45,7 +45,7 @@ def train(data, run_dir: str | Path, architecture: Architecture, config: SearchC
         row = test_row(task, model)
         result = {
             "version": 1, "data": {"kind": data.kind, "checksum": data.checksum,
-                                   "splits": {s: data.size(s) for s in data.splits}},
+                                   "splits": {s: data.size(s) for s in data.splits}, **ranking_of(data)},
             "variants": {"model": {k: ({"mean": v, "std": 0.0, "runs": [v]} if is_metric(k) else v)
                                    for k, v in row.items()}},
             "valid": outcome.score, "steps": {"retrain": {"seconds": outcome.seconds,
@@ -78,7 +78,7 @@ def evaluate(run_dir: str | Path, data, split: str = "test", device: str = "cpu"
         raise InputError(f"{run_dir}: its model was made for another schema than {data.directory}'s")
     config = SearchConfig()
     task = Task(data, make_objective(data.schema, config), config, Progress(), device)
-    result = {"split": split, "rows": data.size(split),
+    result = {"split": split, "rows": data.size(split), **ranking_of(data),
               **task.test(lambda b, items: model(b, items=items), split)}
     total, outside = model.parameter_counts()
     return {**result, "parameters": total, "parameters_outside_embedding": outside,

@@ -17,6 +17,7 @@ from .config import SearchConfig
 from .objective import (
     EVALUATION_BATCH,
     NEGATIVES,
+    REPEATS,
     SAMPLED,
     Call,
     Objective,
@@ -29,6 +30,19 @@ from .store import Scope
 
 
 _filling = threading.Lock()
+
+
+def ranks_seen(data) -> bool:
+    """Whether a ranking of all items holds those of the user's own history: where training rows repeat items. Where
+    they never do, no recommender would show them. Of other tasks, true."""
+    return data.task != "retrieval" or data.repeat_share() >= REPEATS
+
+
+def ranking_of(data) -> dict[str, str]:
+    """What a result says of its ranking, beside its data; nothing for other tasks."""
+    if data.task != "retrieval":
+        return {}
+    return {"ranked": "all items" if ranks_seen(data) else "items new to the user"}
 
 
 @dataclass
@@ -53,7 +67,7 @@ class Task:
         with _filling:  # by one of the trainings that may ask at the same time
             if key not in self._cache:
                 self._cache[key] = [b.check(self.data.schema) for b in self.data.batches(
-                    split, EVALUATION_BATCH, limit=limit, device=self.device)]
+                    split, EVALUATION_BATCH, limit=limit, device=self.device, seen=not ranks_seen(self.data))]
         return self._cache[key]
 
     def test(self, call: Call, split: str) -> dict[str, float]:

@@ -1,5 +1,5 @@
-// Where each user's positive item stands among all items, or among given candidates: how many score above it and
-// how many exactly as it does. Scores are dot products; they are counted in tiles and never kept, so the memory
+// Where each user's positive item stands among all items (without some of each user's, if wanted), or among given
+// candidates: how many score above it and how many exactly as it does. Scores are dot products; they are counted in tiles and never kept, so the memory
 // needed is a tile of items and the users' vectors, whatever the number of items.
 //
 // Work: 2 * B * V * K flops, each thread on its own users. Each thread packs a tile of items (32 KiB, so that it
@@ -10,10 +10,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
 #include <memory>
 #include <new>
 #include <optional>
+#include <string_view>
 
 #include "cpu/rank_kernels.h"
 #include "ops.h"
@@ -37,14 +39,17 @@ std::unique_ptr<T[], Free> aligned(int64_t count) {
   return std::unique_ptr<T[], Free>(memory);
 }
 
-bool has_avx2() {
 #ifdef AMEIR_FAST_AVX2
-  static const bool found = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+// ATEN_CPU_CAPABILITY=default turns vector instructions off here as it does in PyTorch.
+bool has_avx2() {
+  static const bool found = [] {
+    const char* wanted = std::getenv("ATEN_CPU_CAPABILITY");
+    return !(wanted && std::string_view(wanted) == "default") && __builtin_cpu_supports("avx2") &&
+           __builtin_cpu_supports("fma");
+  }();
   return found;
-#else
-  return false;
-#endif
 }
+#endif
 
 const RankKernel<float>& kernel(float) {
 #ifdef AMEIR_FAST_AVX2
@@ -66,7 +71,9 @@ struct Problem {
   const T* users;
   const T* items;
   const int64_t* positive;
-  const int32_t* candidates;  // null: all items but 0
+  const int32_t* candidates;  // null: all items but 0, and without
+  const int64_t* seen_offsets;  // these of each user, ascending; null: none
+  const int32_t* seen;
   int64_t num_items, width, num_candidates;
   T limit;  // of a user's largest absolute value, so that no score overflows
   int64_t* result;
@@ -99,6 +106,27 @@ void pack_users(const Problem<T>& problem, int64_t first, int64_t end, T* block)
   for (int u = 0; u < kRankUsers; ++u) {
     for (int64_t k = 0; k < problem.width; ++k) {
       block[k * kRankUsers + u] = first + u < end ? problem.users[(first + u) * problem.width + k] : T{0};
+    }
+  }
+}
+
+// Takes the row's seen items out of its counts. Their scores come from the kernel that counted them.
+template <typename T>
+void leave_out(const Problem<T>& problem, int64_t row, const T* block, int user, T own, T* panel, T* scores) {
+  constexpr int kItems = RankLanes<T>::kItems;
+  const int64_t end = problem.seen_offsets[row + 1];
+  for (int64_t at = problem.seen_offsets[row]; at < end; at += kItems) {
+    const int count = static_cast<int>(std::min<int64_t>(kItems, end - at));
+    for (int lane = 0; lane < count; ++lane) {
+      pack_item(problem.item(problem.seen[at + lane]), problem.width, panel, lane);
+    }
+    kernel(T{}).score(block, panel, problem.width, scores);
+    for (int lane = 0; lane < count; ++lane) {
+      const int64_t id = problem.seen[at + lane];
+      const T score = scores[user * kItems + lane];
+      const bool counted = id != 0 && id != problem.positive[row];
+      problem.result[2 * row] -= counted && score > own;
+      problem.result[2 * row + 1] -= counted && score == own;
     }
   }
 }
@@ -150,6 +178,10 @@ void rank_among_all(const Problem<T>& problem, int64_t begin, int64_t end) {
     }
     problem.result[2 * row] = more - (T{0} > own[at] ? empty : 0);
     problem.result[2 * row + 1] = same - (T{0} == own[at] ? empty : 0);
+    if (problem.seen) {
+      const T* const block = users.get() + at / kRankUsers * kRankUsers * width;
+      leave_out(problem, row, block, static_cast<int>(at % kRankUsers), own[at], panels.get(), scores.get());
+    }
   }
 }
 
@@ -192,24 +224,11 @@ void rank(Problem<T> problem, int64_t rows) {
   });
 }
 
-template <typename T>
-Problem<T> problem_of(const at::Tensor& users, const at::Tensor& items, const at::Tensor& positive,
-                      const std::optional<at::Tensor>& candidates, at::Tensor& result) {
-  return {users.const_data_ptr<T>(),
-          items.const_data_ptr<T>(),
-          positive.const_data_ptr<int64_t>(),
-          candidates ? candidates->const_data_ptr<int32_t>() : nullptr,
-          items.size(0),
-          items.size(1),
-          candidates ? candidates->size(1) : 0,
-          T{0},
-          result.mutable_data_ptr<int64_t>()};
-}
-
 }  // namespace
 
 at::Tensor rank_counts(const at::Tensor& users, const at::Tensor& items, const at::Tensor& positive,
-                       const std::optional<at::Tensor>& candidates) {
+                       const std::optional<at::Tensor>& candidates, const std::optional<at::Tensor>& seen_offsets,
+                       const std::optional<at::Tensor>& seen) {
   TORCH_CHECK(users.dim() == 2 && items.dim() == 2 && users.size(1) == items.size(1),
               "rank_counts: users must be [B, K] and items [V, K]");
   TORCH_CHECK(users.scalar_type() == items.scalar_type() &&
@@ -220,10 +239,18 @@ at::Tensor rank_counts(const at::Tensor& users, const at::Tensor& items, const a
   TORCH_CHECK(!candidates || (candidates->dim() == 2 && candidates->size(0) == users.size(0) &&
                               candidates->scalar_type() == at::kInt),
               "rank_counts: candidates must be int32 [B, n]");
+  TORCH_CHECK(seen.has_value() == seen_offsets.has_value() && !(seen && candidates),
+              "rank_counts: seen items come with their offsets, and without candidates");
+  TORCH_CHECK(!seen || (seen->dim() == 1 && seen->scalar_type() == at::kInt && seen_offsets->dim() == 1 &&
+                        seen_offsets->scalar_type() == at::kLong && seen_offsets->size(0) == users.size(0) + 1),
+              "rank_counts: seen must be int32 [*] and its offsets int64 [B+1]");
   TORCH_CHECK(items.size(0) <= std::numeric_limits<int32_t>::max(), "rank_counts: more than 2^31 - 1 items");
   const int64_t rows = users.size(0), num_items = items.size(0);
   const at::Tensor u = users.contiguous(), e = items.contiguous(), p = positive.contiguous();
-  const std::optional<at::Tensor> c = candidates ? std::optional(candidates->contiguous()) : std::nullopt;
+  const auto contiguous = [](const std::optional<at::Tensor>& t) {
+    return t ? std::optional(t->contiguous()) : std::nullopt;
+  };
+  const std::optional<at::Tensor> c = contiguous(candidates), s = contiguous(seen), o = contiguous(seen_offsets);
   const int64_t* wanted = p.const_data_ptr<int64_t>();
   for (int64_t row = 0; row < rows; ++row) {
     TORCH_CHECK(wanted[row] >= 1 && wanted[row] < num_items, "rank_counts: positive ", wanted[row], " of row ", row,
@@ -236,15 +263,32 @@ at::Tensor rank_counts(const at::Tensor& users, const at::Tensor& items, const a
                   " is outside 0..", num_items - 1);
     }
   }
+  if (s) {
+    const int64_t* offset = o->const_data_ptr<int64_t>();
+    const int32_t* id = s->const_data_ptr<int32_t>();
+    bool fits = offset[0] == 0 && offset[rows] == s->numel();
+    for (int64_t row = 0; fits && row < rows; ++row) {
+      fits = offset[row] <= offset[row + 1];
+    }
+    TORCH_CHECK(fits, "rank_counts: offsets do not rise from 0 to the number of seen items");
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t i = offset[row]; i < offset[row + 1]; ++i) {
+        TORCH_CHECK(id[i] >= 0 && id[i] < num_items && (i == offset[row] || id[i - 1] < id[i]),
+                    "rank_counts: seen items of row ", row, " are not ascending and distinct in 0..", num_items - 1);
+      }
+    }
+  }
   at::Tensor result = at::empty({rows, 2}, users.options().dtype(at::kLong));
   if (rows == 0) {
     return result;
   }
-  if (users.scalar_type() == at::kFloat) {
-    rank(problem_of<float>(u, e, p, c, result), rows);
-  } else {
-    rank(problem_of<double>(u, e, p, c, result), rows);
-  }
+  const auto run = [&]<typename T>(T) {
+    rank<T>({u.const_data_ptr<T>(), e.const_data_ptr<T>(), wanted, c ? c->const_data_ptr<int32_t>() : nullptr,
+             o ? o->const_data_ptr<int64_t>() : nullptr, s ? s->const_data_ptr<int32_t>() : nullptr, num_items,
+             items.size(1), c ? c->size(1) : 0, T{0}, result.mutable_data_ptr<int64_t>()},
+            rows);
+  };
+  users.scalar_type() == at::kFloat ? run(float{}) : run(double{});
   return result;
 }
 
