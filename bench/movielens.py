@@ -10,12 +10,21 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+
+from .quality import (
+    difference,
+    environment,
+    paired_differences,
+    read_runs,
+    run_side_by_side,
+    sizes,
+    variant_table,
+    write_report,
+)
 
 NAME = "movielens-100k"
 REFERENCES = ("DIN", "DNN", "AMEIR-B", "random children")
@@ -42,36 +51,16 @@ def main(argv: list[str] | None = None) -> int:
     tasks = [f"search:{seed}" for seed in range(args.seeds)]
     studies = [*(f"rank:behavior:{run}" for run in range(args.rank_runs)), *(f"scores:{s}" for s in supernets(args)),
                *(f"rank:{step}:{run}" for step, runs in OTHER_RUNS.items() for run in range(runs))]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for wave in () if args.collect else (tasks, studies):  # the rank study starts from the seeds' supernets
-            for task, code in zip(wave, pool.map(lambda t: call(args, t), wave), strict=True):
-                if code:
-                    print(f"error: {task} failed", file=sys.stderr)
-                    return 1
-    report = collect(args)
-    from ameir_fast.atomic import write_json, write_text
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.json, report)
-    text = as_markdown(report)
-    write_text(args.json.with_suffix(".md"), text)
-    print(text)
+    for wave in () if args.collect else (tasks, studies):  # the rank study starts from the seeds' supernets
+        own = ["--data", str(args.data), "--work", str(args.work)]
+        if not run_side_by_side("ameir_fast.bench.movielens", wave, own, args.work, args.jobs):
+            return 1
+    write_report(collect(args), args.json, as_markdown)
     return 0
 
 
 def supernets(args: argparse.Namespace) -> range:
     return range(min(args.rank_supernets, args.seeds))
-
-
-def call(args: argparse.Namespace, task: str) -> int:
-    """One task in a process of its own; its output goes to a log beside the runs."""
-    args.work.mkdir(parents=True, exist_ok=True)
-    print(f"{task}: started", flush=True)
-    with open(args.work / f"{task.replace(':', '-')}.log", "w") as log:
-        code = subprocess.run([sys.executable, "-m", "ameir_fast.bench.movielens", "--task", task, "--data",
-                               str(args.data), "--work", str(args.work)], stdout=log, stderr=subprocess.STDOUT,
-                              check=False).returncode
-    print(f"{task}: {'done' if code == 0 else 'failed, see its log'}", flush=True)
-    return code
 
 
 def run_task(args: argparse.Namespace) -> None:
@@ -98,9 +87,10 @@ def settings(seed: int):
 
 def search_seed(data, run: Path, seed: int, progress) -> None:
     from ameir_fast.search import search
-    from ameir_fast.search.driver import DEFAULT_VARIANTS
+    from ameir_fast.search.fixed import default_variants
     from ameir_fast.search.variants import CONTROLS
-    search(data, run, settings(seed), resume=True, variants=(*DEFAULT_VARIANTS, *CONTROLS), progress=progress)
+    search(data, run, settings(seed), resume=True, variants=(*default_variants(data.schema), *CONTROLS),
+           progress=progress)
 
 
 # ---- what a supernet's ranking is worth ----------------------------------------------------------------
@@ -238,35 +228,15 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
 # ---- the report ----------------------------------------------------------------------------------------
 
 def collect(args: argparse.Namespace) -> dict:
-    from ameir_fast import metrics
     from ameir_fast.data import Dataset
-    data = Dataset.open(args.data)
-    runs = [json.loads((args.work / f"seed-{s}" / "metrics.json").read_text()) for s in range(args.seeds)]
-    table, differences = {}, {}
-    for name in runs[0]["variants"]:
-        rows = [r["variants"][name] for r in runs]
-        entry = {}
-        for metric in ("auc", "log_loss", "valid"):
-            values = [r[metric]["runs"][0] for r in rows]
-            entry[metric] = {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1
-                             else 0.0, "runs": values}
-        entry["parameters_outside_embedding"] = [r["parameters_outside_embedding"] for r in rows]
-        entry["parameters"] = [r["parameters"] for r in rows]
-        entry["samples_per_s"] = [r["samples_per_s"] for r in rows]
-        table[name] = entry
-    for reference in REFERENCES:
-        for name, entry in table.items():
-            if name != reference:
-                mean, error, wins, count = metrics.paired(entry["auc"]["runs"], table[reference]["auc"]["runs"])
-                differences[f"{name} - {reference}"] = {"mean": mean, "standard_error": error, "wins": wins, "of": count}
-    ranks = rank_studies(args)
+    runs = read_runs(args.work, args.seeds)
+    table = variant_table(runs)
     return {"version": 1, "data": runs[0]["data"], "seeds": args.seeds, "jobs": args.jobs, "threads_per_job": 1,
             "standard_error": runs[0]["standard_error"], "config": settings(0).to_dict(), "variants": table,
-            "paired_differences": differences, "rank_correlation": ranks,
+            "paired_differences": paired_differences(table, REFERENCES, "auc"),
+            "rank_correlation": rank_studies(args),
             "found": [r["found"][0] for r in runs], "seconds_per_search": [r["seconds"] for r in runs],
-            "statistics": data.statistics,
-            "environment": {**runs[-1]["environment"],  # the revisions that searched, not the one that reports
-                            "git": ", ".join(sorted({r["environment"]["git"] for r in runs}))}}
+            "statistics": Dataset.open(args.data).statistics, "environment": environment(runs)}
 
 
 def rank_studies(args: argparse.Namespace) -> dict:
@@ -294,12 +264,6 @@ def rank_studies(args: argparse.Namespace) -> dict:
     return found
 
 
-def sizes(counts: list[int]) -> str:
-    """Their mean, and the range where they differ."""
-    spread = f" ({min(counts):,}–{max(counts):,})" if min(counts) < max(counts) else ""
-    return f"{np.mean(counts):,.0f}{spread}"
-
-
 def as_markdown(report: dict) -> str:
     """The tables that the README quotes."""
     env = report["environment"]
@@ -317,17 +281,15 @@ def as_markdown(report: dict) -> str:
              "| model | test AUC | log loss | parameters outside embedding | samples/s | AUC − DIN (paired) | wins |",
              "|---|---|---|---|---|---|---|"]
     for name, e in report["variants"].items():
-        d = report["paired_differences"].get(f"{name} - DIN")
-        paired = f"{d['mean']:+.4f} ± {d['standard_error']:.4f}" if d else "–"
-        wins = f"{d['wins']}/{d['of']}" if d else "–"
+        paired, wins = difference(report["paired_differences"].get(f"{name} - DIN"))
         lines.append(f"| {name} | {e['auc']['mean']:.4f} ± {e['auc']['std']:.4f} | {e['log_loss']['mean']:.4f} ± "
                      f"{e['log_loss']['std']:.4f} | {sizes(e['parameters_outside_embedding'])} | "
                      f"{np.mean(e['samples_per_s']):,.0f} | {paired} | {wins} |")
     lines.append("")
     for label, key in (("DNN without history", "DNN"), ("DIN", "DIN"), ("AMEIR-B", "AMEIR-B"),
                        ("random children", "random children")):
-        d = report["paired_differences"][f"AMEIR-C - {key}"]
-        lines.append(f"AMEIR-C − {label}: {d['mean']:+.4f} ± {d['standard_error']:.4f}, wins {d['wins']}/{d['of']}.")
+        paired, wins = difference(report["paired_differences"][f"AMEIR-C - {key}"])
+        lines.append(f"AMEIR-C − {label}: {paired}, wins {wins}.")
     lines += ["", "Rank correlation (Spearman, bootstrap standard error over children and supernets) of what a search knows of "
               f"{CHILDREN} children with their validation and test AUC when each is trained on its own from scratch. "
               "Step 1 has two scores: the shared weights as they are, and after adaptation, the score of a finalist "

@@ -1,0 +1,222 @@
+"""The quality table of any prepared data: a search per seed, its rows' means, and paired differences.
+
+``python -m ameir_fast.bench.quality --data DIR --name NAME`` searches once per seed, each in a process of its own with
+one thread, and writes ``bench/results/NAME.json`` and a table beside it. Everything is resumable: run it again after an
+interruption. Settings are those of ``ameir-fast search`` (``--set``, ``--config``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+RESULTS = Path("bench") / "results"
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="prepared data")
+    parser.add_argument("--name", required=True, help="of the result files")
+    parser.add_argument("--work", type=Path, help="run directories of the seeds (default: runs/quality/NAME)")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=2, help="processes side by side, one thread each")
+    parser.add_argument("--config", metavar="FILE", help="settings as JSON")
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="one setting; may be repeated")
+    parser.add_argument("--variants", metavar="V,…", help="rows of the table, or all (default: those of the search)")
+    parser.add_argument("--against", metavar="V,…", help="rows to take paired differences from")
+    parser.add_argument("--collect", action="store_true", help="only make the report of what has been run")
+    parser.add_argument("--task", type=int, metavar="SEED", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    args.work = args.work or Path("runs") / "quality" / args.name
+    if args.task is not None:
+        search_seed(args, args.task)
+        return 0
+    seeds = [] if args.collect else [str(seed) for seed in range(args.seeds)]
+    if not run_side_by_side("ameir_fast.bench.quality", seeds, argv, args.work, args.jobs):
+        return 1
+    write_report(collect(args), RESULTS / f"{args.name}.json", as_markdown)
+    return 0
+
+
+# ---- running -------------------------------------------------------------------------------------------
+
+def run_side_by_side(module: str, tasks: Sequence[str], argv: Sequence[str], work: Path, jobs: int) -> bool:
+    """``python -m module ARGV --task TASK`` for all tasks, ``jobs`` at a time, each with a log in ``work``; whether all
+    succeeded."""
+    def call(task: str) -> int:
+        print(f"{task}: started", flush=True)
+        with open(work / f"{task.replace(':', '-')}.log", "w") as log:
+            code = subprocess.run([sys.executable, "-m", module, *argv, "--task", task], stdout=log,
+                                  stderr=subprocess.STDOUT, check=False).returncode
+        print(f"{task}: {'done' if code == 0 else 'failed, see its log'}", flush=True)
+        return code
+
+    work.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        failed = [task for task, code in zip(tasks, pool.map(call, tasks), strict=True) if code]
+    for task in failed:
+        print(f"error: {task} failed, see {work}/{task.replace(':', '-')}.log", file=sys.stderr)
+    return not failed
+
+
+def search_seed(args: argparse.Namespace, seed: int) -> None:
+    import torch
+
+    from ameir_fast.cli.run import choose_variants, make_config
+    from ameir_fast.data import Dataset
+    from ameir_fast.progress import make_progress
+    from ameir_fast.search import search
+    torch.set_num_threads(1)
+    data = Dataset.open(args.data)
+    search(data, args.work / f"seed-{seed}", make_config(args.config, args.set, seed=seed), resume=True,
+           variants=choose_variants(args.variants, data.schema), progress=make_progress(sys.stdout))
+
+
+# ---- collecting ----------------------------------------------------------------------------------------
+
+def read_runs(work: Path, seeds: int) -> list[dict]:
+    """``metrics.json`` of each seed's run."""
+    return [json.loads((work / f"seed-{seed}" / "metrics.json").read_text(encoding="utf-8")) for seed in range(seeds)]
+
+
+def variant_table(runs: list[dict]) -> dict[str, dict]:
+    """Of each row the metrics' runs with mean and deviation, and sizes and speed run by run."""
+    table = {}
+    for name, first in runs[0]["variants"].items():
+        rows = [run["variants"][name] for run in runs]
+        entry = {}
+        for metric in (key for key, value in first.items() if isinstance(value, dict)):
+            values = [row[metric]["runs"][0] for row in rows]
+            entry[metric] = {"mean": float(np.mean(values)),
+                             "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0, "runs": values}
+        for key in ("parameters_outside_embedding", "parameters", "samples_per_s"):
+            entry[key] = [row[key] for row in rows]
+        table[name] = entry
+    return table
+
+
+def paired_differences(table: dict[str, dict], references: Sequence[str], metric: str) -> dict[str, dict]:
+    """``"A - B"``: mean difference of a metric over the seeds, its standard error, and the seeds won."""
+    from ameir_fast.metrics import paired
+    found = {}
+    for reference in references:
+        for name, entry in table.items():
+            if name != reference:
+                mean, error, wins, count = paired(entry[metric]["runs"], table[reference][metric]["runs"])
+                found[f"{name} - {reference}"] = {"mean": mean, "standard_error": error if count > 1 else None,
+                                                  "wins": wins, "of": count}
+    return found
+
+
+def environment(runs: list[dict]) -> dict:
+    """Of the last run, with the revisions of all: those that searched, not the one that reports."""
+    return {**runs[-1]["environment"], "git": ", ".join(sorted({str(r["environment"]["git"]) for r in runs}))}
+
+
+def collect(args: argparse.Namespace) -> dict:
+    from ameir_fast.cli.run import make_config
+    from ameir_fast.errors import InputError
+    from ameir_fast.report import summary
+    runs = read_runs(args.work, args.seeds)
+    table = variant_table(runs)
+    references = [name.strip() for name in args.against.split(",")] if args.against else [
+        name for name in summary.BASELINES if name in table]
+    for name in references:
+        if name not in table:
+            raise InputError(f"--against {name}: no such row; there are {', '.join(table)}")
+    metric = summary.metric_names(runs[0])[0]
+    default = make_config(None, None).to_dict()
+    config = make_config(args.config, args.set).to_dict()
+    return {"version": 1, "name": args.name, "data": runs[0]["data"], "seeds": args.seeds, "jobs": args.jobs,
+            "threads_per_job": 1, "metric": metric, "standard_error": runs[0]["standard_error"], "config": config,
+            "changed_settings": {key: value for key, value in config.items() if value != default[key]},
+            "variants": table, "references": references,
+            "paired_differences": paired_differences(table, references, metric),
+            "found": [run["found"][0] for run in runs], "seconds_per_search": [run["seconds"] for run in runs],
+            "environment": environment(runs)}
+
+
+def write_report(report: dict, path: Path, as_text: Callable[[dict], str]) -> None:
+    """The report as JSON, and its table beside it and on the screen."""
+    from ameir_fast.atomic import write_json, write_text
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, report)
+    text = as_text(report)
+    write_text(path.with_suffix(".md"), text)
+    print(text)
+
+
+# ---- the table -----------------------------------------------------------------------------------------
+
+def sizes(counts: list[int]) -> str:
+    """Their mean, and the range where they differ."""
+    spread = f" ({min(counts):,}–{max(counts):,})" if min(counts) < max(counts) else ""
+    return f"{np.mean(counts):,.0f}{spread}"
+
+
+def difference(found: dict | None) -> tuple[str, str]:
+    """A paired difference and its wins; dashes for a row against itself."""
+    if not found:
+        return "–", "–"
+    error = "" if found["standard_error"] is None else f" ± {found['standard_error']:.4f}"
+    return f"{found['mean']:+.4f}{error}", f"{found['wins']}/{found['of']}"
+
+
+def table_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def as_markdown(report: dict) -> str:
+    """The tables that the README quotes."""
+    from ameir_fast.report import summary
+    env, data, table = report["environment"], report["data"], report["variants"]
+    names = summary.metric_names(report)
+    names.remove("valid")
+    splits = ", ".join(f"{count:,} {split}" for split, count in data["splits"].items())
+    changed = ", ".join(f"{key} {value}" for key, value in report["changed_settings"].items())
+    error = report["standard_error"].get(report["metric"])
+    lines = [f"# {report['name']}, {report['seeds']} seeds", "",
+             f"Data: {data['kind']}, {splits} rows, checksum {data['checksum'][:12]}.",
+             f"{env['cpu']}, torch {env['torch']}, {report['jobs']} processes side by side with "
+             f"{report['threads_per_job']} thread each, git {env['git']}, {env['date']}; a search took "
+             f"{np.mean(report['seconds_per_search']) / 60:.0f} minutes on average.",
+             f"Settings: {'the default ones' if not changed else changed + ', otherwise the default ones'}. ± is the "
+             "deviation over seeds, of paired differences their standard error"
+             + (f"; the standard error that the test rows leave on one model's "
+                f"{summary.heading(report['metric'])} is {error:.4f}." if error is not None else "."),
+             f"Every trained row is the best of {report['config']['runs']} full trainings by validation."]
+    if data.get("ranked"):
+        lines.append(f"Each row's item is ranked among {data['ranked']}.")
+    against = report["references"]
+    header = ["model", *map(summary.heading, names), "parameters outside embedding", "samples/s"]
+    for name in against:
+        header += [f"{summary.heading(report['metric']).removeprefix('test ')} − {name} (paired)", "wins"]
+    order = summary.ordered_variants(report)
+    rows = []
+    for name in order:
+        entry = table[name]
+        row = [name, *(summary.mean_and_deviation(entry[metric]) for metric in names),
+               sizes(entry["parameters_outside_embedding"]), f"{np.mean(entry['samples_per_s']):,.0f}"]
+        for reference in against:
+            row += difference(report["paired_differences"].get(f"{name} - {reference}"))
+        rows.append(row)
+    lines += ["", *table_of(header, rows)]
+    for title, header, rows in summary.sampled_tables(report):
+        lines += ["", f"The same, {title}:", "", *table_of(["model", *header[1:]], rows)]
+    lines += ["", "Found, seed by seed:", ""]
+    for seed, found in enumerate(report["found"]):
+        lines += [f"- {seed}, {name}: {summary.describe(arch)}" for name, arch in found.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
