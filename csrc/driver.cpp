@@ -5,12 +5,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <utility>
 #include <vector>
 
 #include "data/assemble.h"
+#include "data/distinct.h"
 #include "data/negatives.h"
 #include "data/read_ahead.h"
 
@@ -126,6 +128,21 @@ Ids sample_negatives(const Positions& users, const Positions& user_offsets, cons
   return result;
 }
 
+py::tuple distinct(const Array<uint64_t>& keys, const std::optional<Array<bool>>& missing) {
+  need(!missing || missing->size() == keys.size(), "missing and keys differ in length");
+  need(keys.size() < int64_t{1} << 32, "there are too many keys");
+  Array<uint32_t> codes(keys.size());
+  uint32_t* const code = codes.mutable_data();
+  std::vector<int64_t> found;
+  {
+    py::gil_scoped_release unlocked;
+    found = ameir_fast::distinct(keys.data(), missing ? missing->data() : nullptr, keys.size(), code);
+  }
+  Positions first(static_cast<int64_t>(found.size()));
+  std::copy(found.begin(), found.end(), first.mutable_data());
+  return py::make_tuple(codes, first);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_driver, m) {
@@ -142,4 +159,5 @@ PYBIND11_MODULE(_driver, m) {
         py::arg("user_offsets").noconvert(), py::arg("user_items").noconvert(), py::arg("num_items"),
         py::arg("n"), py::arg("seed"), py::arg("positives").noconvert(), py::arg("rows").noconvert(),
         py::arg("starts").noconvert(), py::arg("may_be_none"));
+  m.def("distinct", &distinct, py::arg("keys").noconvert(), py::arg("missing").noconvert());
 }

@@ -17,8 +17,9 @@ import polars as pl
 from ..errors import InputError
 from . import files
 from .arrays import ArrayFile, blocks
+from .coding import code
 from .numbering import Numbering
-from .pieces import code, regrouped
+from .pieces import regrouped
 from .plan import TablePlan
 from .rows import Rows
 from .source import Source

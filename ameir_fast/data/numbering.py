@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from . import files
+from .coding import Coded, code
 
 
 class Numbering:
@@ -16,29 +17,26 @@ class Numbering:
 
     def __init__(self, values: pl.Series):
         """``values`` are distinct."""
-        self._known = pl.DataFrame({"value": values, "number": pl.Series(np.arange(len(values), dtype=np.int32))})
+        self.values = values.rename("value")
 
     def __len__(self) -> int:
-        return self._known.height
-
-    @property
-    def values(self) -> pl.Series:
-        return self._known["value"]
+        return len(self.values)
 
     def find(self, values: pl.Series) -> np.ndarray:
         """int32, the number of each of ``values``, -1 for an unknown one."""
-        wanted = values.rename("value").to_frame()
-        found = wanted.join(self._known, on="value", how="left", nulls_equal=True, maintain_order="left")
-        return found["number"].fill_null(-1).to_numpy()
+        numbers = self._coded(values).codes[len(self) :].astype(np.int64)
+        return np.where(numbers < len(self), numbers, -1).astype(np.int32)
 
     def add(self, values: pl.Series) -> np.ndarray:
         """The same for distinct ``values``, of which unknown ones get the next numbers."""
-        numbers = self.find(values).copy()
-        new = numbers < 0
-        numbers[new] = np.arange(len(self), len(self) + np.count_nonzero(new))
-        more = pl.DataFrame({"value": values.filter(pl.Series(new)), "number": pl.Series(numbers[new])})
-        self._known = self._known.vstack(more)
+        coded = self._coded(values)
+        numbers = coded.codes[len(self) :].astype(np.int32)
+        self.values = coded.values
         return numbers
+
+    def _coded(self, values: pl.Series) -> Coded:
+        # Those known are distinct, so their codes are their numbers.
+        return code(pl.concat([self.values, values.rename("value")]))
 
     def save(self, path: Path, shown: Path, **columns: np.ndarray) -> None:
         """Writes the values, and ``columns`` of as many numbers; an error of the disk names ``shown``."""

@@ -10,9 +10,10 @@ import numpy as np
 
 from . import order
 from .arrays import ArrayFile, blocks
+from .coding import Coded
 from .events import EventLog
 from .files import file_name
-from .pieces import Coded, Pieces
+from .pieces import Pieces
 from .plan import FieldPlan, HistoryPlan, TablePlan
 from .rows import LABEL, Rows
 from .vocabulary import Encoder

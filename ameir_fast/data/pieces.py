@@ -1,4 +1,4 @@
-"""The rows of a source on disk, in pieces of bounded size, every column with its distinct values told apart.
+"""The rows of a source on disk, in pieces of bounded size, every column coded.
 
 Counting and encoding then look at each distinct value of a piece once, and at its rows only as small integers.
 """
@@ -8,57 +8,17 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from . import files, lists
+from . import files
+from .coding import Coded, code
 
 #: A piece has at most that many rows, and hardly more bytes than that before it is coded.
 ROWS = 1 << 20
 BYTES = 192 << 20
-_CODES = (np.uint8, np.uint16, np.uint32)
-
-
-@dataclass(frozen=True)
-class Coded:
-    """A column of some rows: element e has the value ``values[codes[e]]``.
-
-    ``values`` are distinct and in order of first appearance, a missing value among them. ``lengths`` int32 [rows] of
-    a column of lists, whose elements lie one after another; a missing list is an empty one.
-    """
-
-    codes: np.ndarray
-    values: pl.Series
-    lengths: np.ndarray | None = None
-
-    def without_missing(self) -> Coded:
-        """The same lists without their missing elements."""
-        missing = self.values.is_null().arg_true()
-        if not len(missing):
-            return self
-        there = self.codes != missing[0]
-        before = np.concatenate([[0], np.cumsum(there)])
-        ends = np.cumsum(self.lengths, dtype=np.int64)
-        lengths = (before[ends] - before[ends - self.lengths]).astype(np.int32)
-        return Coded(self.codes[there], self.values, lengths)
-
-
-def code(column: pl.Series) -> Coded:
-    """Tells the distinct values of a column apart."""
-    lengths = lists.lengths(column) if lists.is_list(column) else None
-    column = lists.flat(column)
-    if column.dtype in (pl.Categorical, pl.Enum):
-        column = column.cast(pl.String)
-    values = column.unique(maintain_order=True)
-    if not len(values):
-        return Coded(np.zeros(0, np.uint8), values, lengths)
-    numbers = pl.Series(np.arange(len(values), dtype=np.uint32))
-    codes = column.replace_strict(values, numbers, return_dtype=pl.UInt32).to_numpy()
-    dtype = next(t for t in _CODES if len(values) <= 1 << 8 * np.dtype(t).itemsize)
-    return Coded(codes.astype(dtype, copy=False), values, lengths)
 
 
 def regrouped(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from .arrays import ArrayFile
+from .coding import code
 from .files import SPLITS
 from .pieces import Pieces
 from .plan import TablePlan
@@ -117,5 +118,5 @@ def _distinct(pieces: Pieces, column: str) -> int:
     found = None
     for piece in range(len(pieces)):
         values = pieces.values(piece, column).drop_nulls()
-        found = values if found is None else pl.concat([found, values]).unique()
+        found = values if found is None else code(pl.concat([found, values])).values
     return len(found)

@@ -14,7 +14,8 @@ import polars as pl
 from ..errors import InputError
 from . import files
 from .arrays import ArrayFile
-from .pieces import Coded, Pieces
+from .coding import Coded, code
+from .pieces import Pieces
 from .plan import TablePlan, VocabularyPlan
 
 #: What fits into 64 bits with a sign; larger ones (hashes, mostly) are taken as text.
@@ -40,14 +41,11 @@ class Encoder:
             inside = (values >= 0) & (values < self.size)
             known = pl.select(pl.when(inside).then(values.cast(pl.Int64)).otherwise(0)).to_series()
             return known.cast(pl.Int32).to_numpy()
-        if self.tokens.is_empty():
-            return np.zeros(len(values), np.int32)
-        return (
-            _plain(values, self.tokens.dtype)
-            .replace_strict(self.tokens, self.ids, default=0, return_dtype=pl.Int32)
-            .fill_null(0)
-            .to_numpy()
-        )
+        # The tokens are distinct, so they are the first codes; whatever has a later one is none of them.
+        codes = code(pl.concat([self.tokens.rename(""), _plain(values, self.tokens.dtype).rename("")])).codes
+        ids = np.zeros(len(codes) + 1, np.int32)
+        ids[: len(self.tokens)] = self.ids.to_numpy()
+        return np.take(ids, codes[len(self.tokens) :])
 
     def apply(self, column: Coded) -> np.ndarray:
         """int32, one id for each element of a column."""
@@ -138,7 +136,10 @@ def _added(counts: Iterator[pl.DataFrame], dtype: pl.DataType) -> pl.DataFrame:
 
 
 def _sums(apart: list[pl.DataFrame]) -> pl.DataFrame:
-    return pl.concat(apart).group_by("value").agg(pl.col("count").sum())
+    found = pl.concat(apart)
+    coded = code(found["value"])
+    counts = np.bincount(coded.codes, found["count"].to_numpy(), len(coded.values))  # exact below 2^53
+    return pl.DataFrame({"value": coded.values, "count": counts.astype(np.int64)})
 
 
 def _listed(plan: VocabularyPlan, counts: pl.DataFrame, dtype: pl.DataType) -> Encoder:
