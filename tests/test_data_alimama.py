@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ameir_fast import InputError
-from ameir_fast.data import Dataset, events, prepare_alimama, prepare_alimama_dmr
+from ameir_fast.data import Dataset, events, files, prepare_alimama, prepare_alimama_dmr
 from ameir_fast.data.alimama import LAST_DAY
 from tests import data_helpers as helpers
 from tests.shared import shared
@@ -258,6 +260,47 @@ def test_no_event_of_a_known_user(tmp_path):
     helpers.write_lines(folder / "behavior_log.csv", "user,time_stamp,btag,cate,brand", ["0,1494137644,pv,1,1"])
     with pytest.raises(InputError, match="no event belongs to a user with a row; 1 do not"):
         prepare_alimama(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("stage", ["collect", "_sort"])
+def test_a_preparation_that_was_interrupted_in_the_log_goes_on(folder, tmp_path, monkeypatch, stage):
+    prepare_alimama(folder, tmp_path / "clean")
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"ameir_fast.data.{'build' if stage == 'collect' else 'events'}.{stage}", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_alimama(folder, tmp_path / "out")
+    # The impressions have been read, and are not read again.
+    monkeypatch.setattr("ameir_fast.data.alimama.AlimamaSource.chunks", interrupted)
+    statistics = prepare_alimama(folder, tmp_path / "out")
+    assert statistics == Dataset.open(tmp_path / "clean").statistics
+    assert Dataset.open(tmp_path / "out").checksum == Dataset.open(tmp_path / "clean").checksum
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clean", "out"]
+
+
+def test_a_full_disk_leaves_nothing(folder, tmp_path, monkeypatch):
+    """In every place where the log's events are written."""
+    original, seen = files.write, []
+    monkeypatch.setattr(files, "write", lambda file, data: (seen.append(len(data)), original(file, data))[1])
+    prepare_alimama(folder, tmp_path / "out")
+    writes = len(seen)
+    for allowed in [*range(0, writes, max(1, writes // 12)), writes - 1]:
+        left = [allowed]
+
+        def full(file, data, left=left):
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            original(file, data)
+
+        monkeypatch.setattr(files, "write", full)
+        with pytest.raises(OSError) as caught:
+            prepare_alimama(folder, tmp_path / "full" / "out")
+        assert caught.value.errno == errno.ENOSPC and str(tmp_path / "full" / "out") in str(caught.value.filename)
+        assert list((tmp_path / "full").iterdir()) == []
 
 
 # ---- 267 columns -----------------------------------------------------------------------------------

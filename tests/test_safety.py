@@ -1,4 +1,4 @@
-"""Nothing in the package executes what it reads: no pickle in any guise, no YAML, no evaluated text."""
+"""Nothing in the package executes what it reads: no pickle in any guise, no YAML but its safe loader, no evaluated text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ MODULES = {
     "joblib",
     "shelve",
     "marshal",
-    "yaml",
     "jsonpickle",
 }
 # Dotted names as written at the call, after import aliases are resolved.
@@ -33,6 +32,8 @@ CALLS = {
     "pandas.read_pickle",
     "numpy.core.multiarray._reconstruct",
 }
+#: All that may be used of a module.
+ONLY = {"yaml": {"safe_load", "YAMLError"}}
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 
 
@@ -52,9 +53,16 @@ def violations(source: str) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             for item in node.names:
                 names[item.asname or item.name] = f"{node.module}.{item.name}"
-                if node.module.split(".")[0] in MODULES or f"{node.module}.{item.name}" in CALLS:
+                if node.module.split(".")[0] in (*MODULES, *ONLY) or f"{node.module}.{item.name}" in CALLS:
                     found.append(f"{node.lineno}: from {node.module} import {item.name}")
+    harmless = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in ONLY.get(dotted(node.value, names), ())
+    }
     for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and names.get(node.id, "").split(".")[0] in ONLY and id(node) not in harmless:
+            found.append(f"{node.lineno}: {names[node.id]}, of which only {ONLY[names[node.id].split('.')[0]]} may be used")
         if isinstance(node, ast.Attribute):  # also where it is passed on and not called
             name = dotted(node, names)
             if name in CALLS:
@@ -95,7 +103,12 @@ def test_no_code_is_loaded_from_data(path: Path) -> None:
         "from pickle import loads",
         "import torch as t\nt.load('x')",
         "from torch import load",
-        "import yaml",
+        "import yaml\nyaml.load(f, yaml.SafeLoader)",
+        "import yaml as y\ny.unsafe_load(f)",
+        "import yaml\nload = getattr(yaml, 'load')",
+        "import yaml.loader\nyaml.loader.Loader(f)",
+        "from yaml import load",
+        "from yaml import safe_load as load",
         "eval('1')",
         "exec('1')",
         "f = eval",
@@ -118,6 +131,7 @@ def test_the_check_finds_each_form(source: str) -> None:
         "import json\njson.load(f)",
         "model.compile()",
         "import torch\ntorch.compile(f)",
+        "import yaml\ntry:\n    yaml.safe_load(f)\nexcept yaml.YAMLError:\n    pass",
     ],
 )
 def test_the_check_lets_harmless_names_pass(source: str) -> None:

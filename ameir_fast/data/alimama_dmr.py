@@ -15,7 +15,6 @@ import numpy as np
 import polars as pl
 
 from ..atomic import check_output_dir
-from ..errors import InputError
 from . import order
 from .alimama import DEFAULT_FIELDS, MAX_HISTORY, OF_USERS, make_plan
 from .blocks import Reading

@@ -15,7 +15,6 @@ from ..errors import InputError
 from .blocks import BLOCK, Block, Reading, blocks
 from .quoted import layout
 
-
 _START = 1 << 16
 
 

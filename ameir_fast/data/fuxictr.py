@@ -93,7 +93,8 @@ class FuxiCTRSource:
     def __init__(self, config: Config, root: Path, histories: list[Feature]):
         self.config, self.histories = config, histories
         self.data = {split: _paths(root, path, config.data_format) for split, path in config.data.items()}
-        self.files = tuple(dict.fromkeys(path for paths in self.data.values() for path in paths))
+        # The configuration decides what is read: where it changes, an interrupted preparation must not go on.
+        self.files = (config.path, *dict.fromkeys(path for paths in self.data.values() for path in paths))
         self.dropped: dict[str, int] = {}
         self.left_out = dict(config.left_out)
         self._features = []
@@ -102,11 +103,14 @@ class FuxiCTRSource:
                 self.left_out[f.name] = "numeric, which is no category"
             else:
                 self._features.append(f)
-        self._done = 0.0
+        self._read_rows = self._rows = 0
+        self._reading: Reading | None = None
 
     @property
     def done(self) -> float:
-        return self._done
+        if self._reading is not None:
+            return self._reading.share
+        return self._read_rows / self._rows if self._rows else 0.0
 
     def plan(self, max_history: int | None) -> TablePlan:
         """Fields, histories, vocabularies and split."""
@@ -137,6 +141,11 @@ class FuxiCTRSource:
     def chunks(self) -> Iterator[pl.DataFrame]:
         columns = list(dict.fromkeys([self.config.label, *(f.column for f in self._features)]))
         named = len(self.config.data) > 1
+        paths = [path for paths in self.data.values() for path in paths]
+        if self.config.data_format == "csv":
+            self._reading = Reading(paths)
+        else:
+            self._read_rows, self._rows = 0, sum(map(parquet_height, paths))
         for part, paths in self.data.items():
             for rows in self._read(paths, columns):
                 label = rows.number(self.config.label)
@@ -148,12 +157,14 @@ class FuxiCTRSource:
 
     def _read(self, paths: Sequence[Path], columns: Sequence[str]) -> Iterator[Rows]:
         if self.config.data_format == "csv":
-            for rows in read_delimited(paths, self.config.separator, quoted=True):
+            for rows in read_delimited(paths, self.config.separator, quoted=True, reading=self._reading):
                 rows.need(*columns)
                 yield rows
         else:
             for path in paths:
-                yield from read_parquet(path, columns)
+                for rows in read_parquet(path, columns):
+                    self._read_rows += rows.frame.height
+                    yield rows
 
     def _column(self, rows: Rows, feature: Feature) -> pl.Series:
         """Values as text (missing: null), lists of such for a sequence. What ``fill_na`` names is missing too."""

@@ -38,6 +38,7 @@ class Feature:
 class Config:
     """One entry of the file; ``data``: path of each split that it names; ``left_out``: features that are not read."""
 
+    path: Path
     name: str
     data_format: str
     separator: str
@@ -90,7 +91,7 @@ def read_config(path: Path, dataset_id: str | None) -> Config:
         raise InputError(f"{path}: {what}: {', '.join(entries)}")
     file, entry = entries[dataset_id]
     try:
-        return _config(dataset_id, entry)
+        return _config(file, dataset_id, entry)
     except InputError as error:
         raise InputError(f"{file}: {dataset_id}: {error}") from None
 
@@ -107,7 +108,7 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _config(name: str, entry: object) -> Config:
+def _config(path: Path, name: str, entry: object) -> Config:
     if not isinstance(entry, dict):
         raise InputError("is not an object")
     data_format = _take(entry, "data_format", str, "csv")
@@ -115,8 +116,8 @@ def _config(name: str, entry: object) -> Config:
         raise InputError(f"data_format {data_format!r} is neither csv nor parquet")
     data = {}
     for split in ("train", "valid", "test"):
-        if (path := _take(entry, f"{split}_data", str, None)) is not None:
-            data[split] = path
+        if (given := _take(entry, f"{split}_data", str, None)) is not None:
+            data[split] = given
     if set(data) not in ({"train"}, {"train", "valid", "test"}):
         raise InputError("names neither train_data, valid_data and test_data, nor train_data alone")
     labels = entry.get("label_col")
@@ -143,8 +144,8 @@ def _config(name: str, entry: object) -> Config:
             if feature_name in [f.name for f in features]:
                 raise InputError(f"feature {feature_name!r} is there twice")
             features.append(_feature(feature_name, column, least))
-    return Config(name, data_format, _take(entry, "sep", str, ","), data, _take(labels[0], "name", str), tuple(features),
-                  left_out)
+    return Config(path, name, data_format, _take(entry, "sep", str, ","), data, _take(labels[0], "name", str),
+                  tuple(features), left_out)
 
 
 def _feature(name: str, column: dict, least: int) -> Feature:

@@ -99,12 +99,12 @@ class TableReader:
 
     def pieces(self) -> Iterator[Table]:
         """All rows, a bounded number at a time."""
-        for self._at, path in enumerate(self.paths):
-            self._share, first = 0.0, 0
+        for at, path in enumerate(self.paths):
+            self._at, self._share, first = at, 0.0, 0
             for frame in self._parquet(path) if path.name.endswith(_PARQUET) else self._text(path):
                 yield Table(frame, path, first)
                 first += frame.height
-        self._at += 1
+        self._at = len(self.paths)
 
     def _text(self, path: Path) -> Iterator[pl.DataFrame]:
         reading = Reading([path])

@@ -78,6 +78,7 @@ def prepare_recbole(
     return build(
         source, plan, output_dir, kind="recbole",
         options={"label": meaning.label, "threshold": meaning.threshold and list(meaning.threshold),
+                 "columns": {"user": meaning.user, "item": meaning.item, "time": source.time},
                  "retrieval": retrieval, "split": plan.split.by, "max_history": max_history, "user_field": user_field,
                  "left_out": source.left_out},
         overwrite=overwrite, on_progress=on_progress,

@@ -10,6 +10,7 @@ from .arrays import blocks
 from .files import SPLITS
 from .plan import SplitPlan
 
+
 def by_order(part: np.ndarray, parts: tuple[float, ...]) -> None:
     """Fills ``part`` int8 [R] by position, for rows that are in the order of time."""
     for i, (first, last) in enumerate(_ends(part.shape[0], parts), start=1):

@@ -14,7 +14,16 @@ from ..schema import read_json
 from .build import Progress, build
 from .plan import TablePlan
 from .reading import Table, TableReader, data_files
-from .table_checks import Times, check_labels, check_lengths, check_splits, missing, with_ids, with_lists, with_whole_numbers
+from .table_checks import (
+    Times,
+    check_labels,
+    check_lengths,
+    check_splits,
+    missing,
+    with_ids,
+    with_lists,
+    with_whole_numbers,
+)
 from .table_schema import load_plan
 
 _LABEL, _TIME = "\0label", "\0time"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 
 import typer
@@ -41,10 +40,13 @@ def prepare(
     check_json_file(json_file)
     from ...data import prepare_fuxictr
 
+    left_out: list[str] = []
     with Notes() as notes:
         prepare_fuxictr(
             source, output, dataset_id=dataset_id, root=root,
             history=None if history is None else [name for name in history.split(",") if name],
-            max_history=max_history, overwrite=overwrite, on_progress=notes, on_note=partial(say, json_file),
+            max_history=max_history, overwrite=overwrite, on_progress=notes, on_note=left_out.append,
         )
+    for line in left_out:
+        say(json_file, line)
     finish(output, json_file)

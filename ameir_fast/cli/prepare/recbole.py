@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 
 import typer
@@ -60,11 +59,14 @@ def prepare(
         label=label, threshold=_threshold(threshold), user=user, item=item, time=time, history=_names(history),
         target=_names(target), leave_out=_names(leave_out) or (),
     )
+    left_out: list[str] = []
     with Notes() as notes:
         prepare_recbole(
             source, output, meaning, retrieval=retrieval, split=split, max_history=max_history, user_field=user_field,
-            overwrite=overwrite, on_progress=notes, on_note=partial(say, json_file),
+            overwrite=overwrite, on_progress=notes, on_note=left_out.append,
         )
+    for line in left_out:
+        say(json_file, line)
     finish(output, json_file)
 
 
