@@ -20,6 +20,7 @@ from ..progress import Progress as Stages
 from . import vocabulary
 from .arrays import ArrayFile
 from .events import EventLog, collect
+from .encoder import Encoder
 from .files import SPLITS, VERSION, file_name
 from .output import Columns
 from .pieces import Pieces, regrouped
@@ -195,8 +196,8 @@ class _Build:
         columns = Columns(writer, pieces, plan, self.rows, places, found["rows"], self.encoder, self.log)
         columns.write(self.pool, self._start("write", len(columns)))
         for name in plan.vocabulary_names:
-            if (tokens := self.encoder(name).values()) is not None:
-                writer.json(f"vocabularies/{file_name(name)}.json", tokens)
+            if (stored := self.encoder(name).to_json()) is not None:
+                writer.json(f"vocabularies/{file_name(name)}.json", stored)
         full, default = (schema.to_dict() for schema in plan.schemas(sizes))
         writer.json("schema.json", default)
         writer.json("statistics.json", found)
@@ -214,9 +215,9 @@ class _Build:
         self._finish(found["rows"])
         return found
 
-    def _load_encoder(self, name: str) -> vocabulary.Encoder:
+    def _load_encoder(self, name: str) -> Encoder:
         number = self.plan.vocabulary_names.index(name)
-        return vocabulary.Encoder.load(self.work.path("vocabularies") / f"{number}.arrow", self.sizes[name])
+        return Encoder.load(self.work.path("vocabularies") / f"{number}.arrow", self.sizes[name])
 
     # ---- progress -------------------------------------------------------------------------------
 

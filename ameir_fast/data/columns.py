@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import InputError
 from ..schema import FeatureSchema, read_json
 from . import files, order
+from .encoder import names
 
 
 class Columns:
@@ -90,7 +91,7 @@ class Columns:
         if name not in self.about["checksums"]:
             return None
         files.checked(self.directory, name, self.about["checksums"])
-        return read_json(self.directory / name)
+        return names(read_json(self.directory / name))
 
     @property
     def user_items(self) -> tuple[np.ndarray, np.ndarray]:

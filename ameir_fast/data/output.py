@@ -11,12 +11,12 @@ import numpy as np
 from . import order
 from .arrays import ArrayFile, blocks
 from .coding import Coded
+from .encoder import Encoder
 from .events import EventLog
 from .files import file_name
 from .pieces import Pieces
 from .plan import FieldPlan, HistoryPlan, TablePlan
 from .rows import LABEL, Rows
-from .vocabulary import Encoder
 from .writer import DirectoryWriter
 
 Moved = Callable[[int], None]

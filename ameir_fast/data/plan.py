@@ -43,7 +43,7 @@ class HistoryPlan:
 class VocabularyPlan:
     """Where ids come from: learnt from the training rows (values seen ``min_count`` times there); listed in
     ``values`` (value i has id i+1, kept only if seen in the training rows); or the column holds ids below
-    ``size`` already. ``all_rows``: learnt from all rows, which tells the training part what comes later.
+    ``size`` already; or numbers are cut at quantiles of the training rows into at most ``bins`` ranges. ``all_rows``: learnt from all rows, which tells the training part what comes later.
     """
 
     min_count: int = 1
@@ -51,6 +51,7 @@ class VocabularyPlan:
     size: int | None = None
     on_unknown: str = "raise"  # "map": an id outside 0..size-1 becomes 0
     all_rows: bool = False
+    bins: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,13 @@ class TablePlan:
         for name, plan in self.vocabularies.items():
             if name not in self.vocabulary_names:
                 raise InputError(f"vocabulary {name!r} is used by no field")
-            if plan.values is not None and plan.size is not None:
-                raise InputError(f'vocabulary {name!r} has both "values" and "size"')
+            ways = {"values": plan.values, "size": plan.size, "bins": plan.bins}
+            if len(given := [f'"{way}"' for way, value in ways.items() if value is not None]) > 1:
+                raise InputError(f"vocabulary {name!r} has both {' and '.join(given)}")
+            if plan.bins is not None and not 2 <= plan.bins < 2**31:
+                raise InputError(f'vocabulary {name!r}: "bins" is {plan.bins}, not at least 2')
+            if plan.bins is not None and plan.min_count != 1:
+                raise InputError(f'vocabulary {name!r}: "min_count" does not go with "bins"')
         self.schemas(dict.fromkeys(self.vocabulary_names, 1))  # names, kinds and the target fit together
 
     def _check_split(self) -> None:

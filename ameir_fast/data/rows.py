@@ -10,11 +10,11 @@ import numpy as np
 from ..errors import InputError
 from . import order, split
 from .arrays import ArrayFile, blocks, index_type
+from .encoder import Encoder
 from .files import SPLITS
 from .numbering import Numbering
 from .pieces import Pieces
 from .plan import TablePlan
-from .vocabulary import Encoder
 
 #: Columns of numbers that a piece holds beside the coded ones.
 LABEL, TIME, SPLIT = "\0row label", "\0row time", "\0row split"

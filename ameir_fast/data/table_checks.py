@@ -72,9 +72,8 @@ def with_ids(table: Table, plan: TablePlan) -> Table:
             if vocabulary.on_unknown == "raise":
                 outside = (flat(ids) < 0) | (flat(ids) >= vocabulary.size)
                 for at in outside.fill_null(False).arg_true().head(1):
-                    row = at if not is_list(ids) else int(np.searchsorted(offsets(ids), at, side="right")) - 1
                     raise InputError(
-                        f"{table.where(row)}: column {column!r} holds the id {flat(ids)[at]}, outside "
+                        f"{table.where(_row(ids, at))}: column {column!r} holds the id {flat(ids)[at]}, outside "
                         f"0..{vocabulary.size - 1} of vocabulary {name!r}"
                     )
             frame = frame.with_columns(ids.alias(column))
@@ -83,26 +82,43 @@ def with_ids(table: Table, plan: TablePlan) -> Table:
 
 def with_whole_numbers(table: Table, plan: TablePlan) -> Table:
     """Floats as integers (what a missing value makes of an integer column in many tools); a fraction is an
-    error.
+    error, except in columns that are to be cut into ranges.
     """
     frame = table.frame
+    categories = [name for name in plan.vocabulary_names if plan.vocabulary(name).bins is None]
     for column in dict.fromkeys(c for name in plan.vocabulary_names for c in plan.columns_of(name)):
         values = frame[column]
         inner = values.dtype.inner if is_list(values) else values.dtype
+        if not any(column in plan.columns_of(name) for name in categories):
+            _check_numbers(table, column, values, inner)
+            continue
         if not (inner.is_numeric() or inner.is_temporal() or inner in _TEXTS):
             raise InputError(f"{table.path}: column {column!r} holds {inner}, which is no category")
         if not inner.is_float():
             continue
         numbers = flat(values)
         for at in (numbers.is_finite() & (numbers != numbers.round())).fill_null(False).arg_true().head(1):
-            row = at if not is_list(values) else int(np.searchsorted(offsets(values), at, side="right")) - 1
             raise InputError(
-                f"{table.where(row)}: column {column!r} holds {numbers[at]}; a number with a fraction is no "
-                "category, divide such a column into ranges first"
+                f"{table.where(_row(values, at))}: column {column!r} holds {numbers[at]}; a number with a fraction "
+                'is no category, let "bins" of its vocabulary cut it into ranges'
             )
         whole = pl.List(pl.Int64) if is_list(values) else pl.Int64
         frame = frame.with_columns(values.cast(whole, strict=False))  # NaN and infinity become missing
     return replace(table, frame=frame)
+
+
+def _check_numbers(table: Table, column: str, values: pl.Series, inner: pl.DataType) -> None:
+    if not inner.is_numeric() and inner not in (pl.String, pl.Boolean):
+        raise InputError(f"{table.path}: column {column!r} holds {inner}, not numbers to cut into ranges")
+    elements = flat(values)
+    wrong = elements.cast(pl.Float64, strict=False).is_null() & ~missing(elements)
+    for at in wrong.arg_true().head(1):
+        raise InputError(f"{table.where(_row(values, at))}: column {column!r} holds {elements[at]!r}, not a number")
+
+
+def _row(column: pl.Series, at: int) -> int:
+    """The row of the element at position ``at``."""
+    return int(np.searchsorted(offsets(column), at, side="right")) - 1 if is_list(column) else at
 
 
 def _integers(table: Table, column: str) -> pl.Series:

@@ -143,6 +143,7 @@ def _vocabulary(name: str, data: object) -> VocabularyPlan:
         None if values is None else tuple(values),
         entry.take("size", int, None),
         entry.take("on_unknown", str, "raise"),
+        bins=entry.take("bins", int, None),
     )
     if plan.min_count < 1 or (plan.size is not None and not 1 <= plan.size < 2**31):
         raise InputError(f'{entry.what}: "min_count" and "size" must be at least 1, and ids fit into 32 bits')

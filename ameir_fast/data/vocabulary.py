@@ -2,78 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from ..errors import InputError
-from . import files
 from .arrays import ArrayFile
-from .coding import Coded, code
+from .coding import code
+from .encoder import INTEGERS, Encoder, numbers, plain
 from .pieces import Pieces
 from .plan import TablePlan, VocabularyPlan
 
-#: What fits into 64 bits with a sign; larger ones (hashes, mostly) are taken as text.
-_INTEGERS = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32)
 #: Counts of so many values are kept apart before equal values are added up.
 _APART = 1 << 20
 
-
-@dataclass(frozen=True)
-class Encoder:
-    """Values of one vocabulary: ``tokens[i]`` has id ``ids[i]``, everything else (and a missing value) id 0.
-
-    ``tokens`` is ``None`` where columns hold ids already.
-    """
-
-    size: int
-    tokens: pl.Series | None = None
-    ids: pl.Series | None = None
-
-    def encode(self, values: pl.Series) -> np.ndarray:
-        """int32, one id for each of ``values``."""
-        if self.tokens is None:
-            inside = (values >= 0) & (values < self.size)
-            known = pl.select(pl.when(inside).then(values.cast(pl.Int64)).otherwise(0)).to_series()
-            return known.cast(pl.Int32).to_numpy()
-        # The tokens are distinct, so they are the first codes; whatever has a later one is none of them.
-        codes = code(pl.concat([self.tokens.rename(""), _plain(values, self.tokens.dtype).rename("")])).codes
-        ids = np.zeros(len(codes) + 1, np.int32)
-        ids[: len(self.tokens)] = self.ids.to_numpy()
-        return np.take(ids, codes[len(self.tokens) :])
-
-    def apply(self, column: Coded) -> np.ndarray:
-        """int32, one id for each element of a column."""
-        return np.take(self.encode(column.values), column.codes)
-
-    def save(self, path: Path, shown: Path) -> None:
-        """Writes what ``load`` reads; an error of the disk names ``shown``."""
-        packed = io.BytesIO()
-        if self.tokens is not None:
-            pl.DataFrame({"token": self.tokens, "id": self.ids}).write_ipc(packed, compression="uncompressed")
-        with files.shown_as(shown), open(path, "xb") as file:
-            files.write(file, packed.getbuffer())
-
-    @classmethod
-    def load(cls, path: Path, size: int) -> Encoder:
-        if not path.stat().st_size:
-            return cls(size)
-        found = pl.read_ipc(path)
-        return cls(size, found["token"], found["id"])
-
-    def values(self) -> list | None:
-        """Value of every id, ``None`` for id 0 and for ids without one."""
-        if self.tokens is None:
-            return None
-        found: list = [None] * self.size
-        for token, i in zip(self.tokens.to_list(), self.ids.to_list(), strict=True):
-            found[i] = token
-        return found
 
 
 def learn(
@@ -92,10 +36,14 @@ def learn(
         return Encoder(vocabulary.size)
     # One type for all columns of a vocabulary: numbers stay numbers where every column has them.
     dtypes = [*(pieces.values(0, c).dtype for c in columns), *(frame["value"].dtype for frame in logged)]
-    dtype = pl.Int64 if all(d in _INTEGERS for d in dtypes) else pl.String
+    dtype = pl.Int64 if all(d in INTEGERS for d in dtypes) else pl.String
+    if vocabulary.bins is not None:
+        dtype = pl.Float64
     more = (_seen(frame["value"], frame["count"].to_numpy(), dtype) for frame in logged)
     seen = _counts(pieces, columns, None if vocabulary.all_rows else part, dtype, moved)
     counts = _added(itertools.chain(more, seen), dtype)
+    if vocabulary.bins is not None:
+        return _cut(vocabulary.bins, counts)
     return _listed(vocabulary, counts, dtype) if vocabulary.values is not None else _frequent(vocabulary, counts)
 
 
@@ -117,7 +65,8 @@ def _counts(
 
 
 def _seen(values: pl.Series, counts: np.ndarray, dtype: pl.DataType) -> pl.DataFrame:
-    found = pl.DataFrame({"value": _plain(values, dtype).rename("value"), "count": counts})
+    values = numbers(values) if dtype == pl.Float64 else plain(values, dtype)
+    found = pl.DataFrame({"value": values.rename("value"), "count": counts})
     return found.filter((pl.col("count") > 0) & pl.col("value").is_not_null())
 
 
@@ -158,7 +107,15 @@ def _frequent(plan: VocabularyPlan, counts: pl.DataFrame) -> Encoder:
     return Encoder(kept.height + 1, kept["value"], pl.Series(np.arange(1, kept.height + 1, dtype=np.int32)))
 
 
-def _plain(values: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """``values`` as ``dtype``; the empty text is a missing value."""
-    values = values.cast(dtype)
-    return values.set(values == "", None) if dtype == pl.String else values
+def _cut(bins: int, counts: pl.DataFrame) -> Encoder:
+    """Ranges of as nearly equal numbers of training values as can be: edge k is the one at position ⌊k·n/bins⌋ of n
+    sorted values. Equal values are never parted, so there may be fewer ranges.
+    """
+    counts = counts.sort("value")
+    values, ends = counts["value"].to_numpy(), np.cumsum(counts["count"].to_numpy())
+    if not len(values):
+        return Encoder(1, edges=values)
+    places = np.arange(1, bins, dtype=np.int64) * int(ends[-1]) // bins
+    edges = np.unique(values[np.searchsorted(ends, places, "right")])
+    edges = edges[edges > values[0]]
+    return Encoder(len(edges) + 2, edges=edges)
