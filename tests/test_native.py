@@ -193,11 +193,46 @@ def test_assemble_native_equals_numpy(seed):
         num_events=int(generator.integers(0, 3000)),
     )
     rows = generator.integers(0, data["begin"].shape[0], int(generator.integers(0, 200)))
-    arguments = (rows, *data.values(), int(generator.integers(0, 40)))
-    for a, b in zip(native.driver().assemble(*arguments), hostops._assemble_numpy(*arguments), strict=True):
+    max_history = int(generator.integers(0, 40))
+    got = native.driver().Storage(*data.values()).assemble(rows, max_history)
+    for a, b in zip(got, hostops._assemble_numpy(rows, *data.values(), max_history), strict=True):
         assert a.dtype == b.dtype
         assert a.shape == b.shape
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_storage_serves_many_batches_and_lasts_longer_than_its_columns(engine):
+    data = storage(5)
+    kept = {name: [c if c is None else c.copy() for c in data[name]] for name in ("columns", "events")}
+    expected = [by_hand(rows, **data, max_history=7) for rows in np.arange(50).reshape(10, 5)]
+    made = hostops.Storage(**{**data, **kept})
+    kept.clear()
+    for rows, wanted in zip(np.arange(50).reshape(10, 5), expected, strict=True):
+        for a, b in zip(made.assemble(rows, 7), wanted, strict=True):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(InputError, match="^row 50 at position 0"):
+        made.assemble(np.array([50]), 7)
+    with pytest.raises(TypeError, match="rows must be"):
+        made.assemble(np.arange(3, dtype=np.int32), 7)
+    with pytest.raises(InputError, match="begin and end differ in length"):
+        hostops.Storage(**{**data, "end": data["end"][:-1].copy()})
+
+
+def test_reading_ahead_is_a_hint_within_the_columns(engine, tmp_path):
+    np.save(tmp_path / "column.npy", np.arange(100_000, dtype=np.int32))
+    mapped = np.asarray(np.load(tmp_path / "column.npy", mmap_mode="r"))
+    label = np.ones(100_000, np.float32)
+    for first, last in (([], []), ([0], [100_000]), ([3, 90_000], [3, 90_001])):
+        hostops.read_ahead([mapped, label], np.array(first, np.int64), np.array(last, np.int64))
+    np.testing.assert_array_equal(mapped, np.arange(100_000))
+    hostops.read_ahead([], np.zeros(0, np.int64), np.zeros(0, np.int64))
+    for first, last in ((-1, 5), (9, 8), (99_999, 100_001)):
+        with pytest.raises(InputError, match=rf"^range \[{first}, {last}\) leaves a column of 100000$"):
+            hostops.read_ahead([mapped, label], np.array([0, first]), np.array([1, last]))
+    with pytest.raises(InputError, match="1 first and 2 last"):
+        hostops.read_ahead([mapped], np.array([0]), np.array([1, 2]))
+    with pytest.raises(TypeError, match="columns.0. must be a contiguous"):
+        hostops.read_ahead([mapped[::2]], np.array([0]), np.array([1]))
 
 
 @NEEDS_DRIVER
