@@ -22,6 +22,7 @@ from .arrays import ArrayFile
 from .events import EventLog, collect
 from .encoder import Encoder
 from .files import SPLITS, VERSION, file_name
+from .like import Like
 from .output import Columns
 from .pieces import Pieces, regrouped
 from .plan import TablePlan
@@ -46,6 +47,7 @@ def build(
     options: dict,
     named_split: np.ndarray | None = None,
     overwrite: bool = False,
+    like: str | Path | None = None,
     on_progress: Progress | None = None,
 ) -> dict:
     """Writes the prepared directory ``output`` and returns its statistics.
@@ -53,7 +55,8 @@ def build(
     ``source``'s chunks have the columns that ``plan`` names, checked: a label of 0 and 1, a time without gaps, lists
     where the plan wants lists, and train, valid or test in the column of a split by column (unless ``named_split``
     int8 [R] says 0, 1 or 2 for each row). Its row order breaks ties between equal times. ``options`` goes into
-    ``dataset.json``. ``on_progress`` gets lines of text, or is a ``progress.Progress`` that is shown the stages.
+    ``dataset.json``. ``like``: a prepared directory whose vocabularies and ranges are taken; every row is for test
+    then, and labels may be missing, or the whole column of them. ``on_progress`` gets lines of text, or is a ``progress.Progress`` that is shown the stages.
 
     The chunks are read once, into pieces on the disk beside the output, and memory doesn't grow with the rows except
     where there are users or times: some 30 bytes a row then. The directory appears whole or not at all. Work that was
@@ -61,16 +64,18 @@ def build(
     and plan, and ``source.files`` have not changed; whatever else decides what ``source`` yields must therefore be
     among ``options``. For a source without files it always begins anew.
 
-    Raises ``InputError`` when the output is in use or a split has no rows, ``OSError`` when the disk is full.
+    Raises ``InputError`` when the output is in use, a split has no rows or the plan doesn't fit ``like``, ``OSError``
+    when the disk is full.
     """
-    output = Path(output)
+    output, model = Path(output), None if like is None else Like(Path(like), plan)
     progress = on_progress if isinstance(on_progress, Stages) else LineProgress(on_progress)
     named = None if named_split is None else hashlib.sha256(np.ascontiguousarray(named_split)).hexdigest()
     identity = identity_of(
-        source.files, version=VERSION, output=output.name, kind=kind, options=options, plan=asdict(plan), named=named
+        source.files, version=VERSION, output=output.name, kind=kind, options=options, plan=asdict(plan), named=named,
+        like=model and model.checksum,
     )
     with open_work(output, identity, STAGES[-1], overwrite) as work, ThreadPoolExecutor(_THREADS) as pool:
-        building = _Build(work, source, plan, named_split, progress, pool)
+        building = _Build(work, source, plan, named_split, model, progress, pool)
         try:
             return building.run({"kind": kind, "task": plan.task}, options)
         except KeyboardInterrupt:
@@ -88,10 +93,11 @@ class _Build:
         source: Source,
         plan: TablePlan,
         named_split: np.ndarray | None,
+        like: Like | None,
         progress: Stages,
         pool: ThreadPoolExecutor,
     ):
-        self.work, self.source, self.plan, self.named_split = work, source, plan, named_split
+        self.work, self.source, self.plan, self.named_split, self.like = work, source, plan, named_split, like
         self.progress, self.pool = progress, pool
         self.encoder = functools.lru_cache(maxsize=_THREADS)(self._load_encoder)
         self.stop = threading.Event()
@@ -102,7 +108,7 @@ class _Build:
         others = (plan.user, next((f.column for f in plan.fields if f.name in plan.target), None))
         self._coded += tuple(c for c in dict.fromkeys(others) if c is not None and c not in self._coded)
         self._plain = {LABEL: plan.label, TIME: plan.time}
-        if plan.split.by == "column" and named_split is None:
+        if plan.split.by == "column" and named_split is None and like is None:
             self._plain[SPLIT] = plan.split.column
         self._plain = {name: column for name, column in self._plain.items() if column is not None}
 
@@ -148,11 +154,14 @@ class _Build:
             share = self.source.done
             self.progress.total = round(rows / share) if share > 0 else None
             self.progress.update(rows)
+            if self.like is not None and self.plan.label is not None and self.plan.label not in frame.columns:
+                frame = frame.with_columns(pl.lit(None, pl.Float32).alias(self.plan.label))
             yield frame.select(*self._coded, *(_numbers(frame, name, c) for name, c in self._plain.items()))
 
     def _split(self, directory: Path) -> dict:
         self.progress.start("split", self.pieces.rows, "row")
-        found = arrange(self.pieces, self.plan, directory, self.named_split, self.work.output)
+        only_test = self.like is not None
+        found = arrange(self.pieces, self.plan, directory, self.named_split, self.work.output, only_test)
         self._finish(self.pieces.rows)
         return found
 
@@ -176,9 +185,7 @@ class _Build:
 
         def learn(number_and_name: tuple[int, str]) -> int:
             number, name = number_and_name
-            logged = {h.column for h in self.plan.history if h.logged and h.vocabulary == name}
-            logged = [self.log.counts(column) for column in sorted(logged)]
-            encoder = vocabulary.learn(name, self.plan, self.pieces, self.rows.part, moved, logged)
+            encoder = self._learn(name, moved) if self.like is None else self.like.encoder(name)
             encoder.save(directory / f"{number}.arrow", self.work.output)
             return encoder.size
 
@@ -186,8 +193,14 @@ class _Build:
         self._finish(self.pieces.rows)
         return sizes
 
+    def _learn(self, name: str, moved: Callable[[int], None]) -> Encoder:
+        logged = {h.column for h in self.plan.history if h.logged and h.vocabulary == name}
+        counts = [self.log.counts(column) for column in sorted(logged)]
+        return vocabulary.learn(name, self.plan, self.pieces, self.rows.part, moved, counts)
+
     def _order(self, dropped: dict[str, int], directory: Path) -> dict:
-        return place(self.pieces, self.plan, self.rows, self.encoder, directory, dropped, self.work.output)
+        only_test = self.like is not None
+        return place(self.pieces, self.plan, self.rows, self.encoder, directory, dropped, self.work.output, only_test)
 
     def _write(self, placed: dict, users: int | None, about: dict, options: dict, directory: Path) -> dict:
         pieces, plan, sizes = self.pieces, self.plan, self.sizes
@@ -209,6 +222,7 @@ class _Build:
             "all_fields": full["fields"],
             "vocabularies": full["vocabularies"],
             "options": options,
+            **({} if self.like is None else {"like": self.like.checksum}),
             "checksums": dict(sorted(writer.checksums.items())),
         }
         writer.json("dataset.json", about)

@@ -27,7 +27,7 @@ class Columns:
         path = directory / "dataset.json"
         self.about = about = read_json(path)
         self.checksum = files.sha256(path)
-        _check_about(path, about)
+        check_about(path, about)
         self.rows: int = about["rows"]
         self.splits: dict[str, tuple[int, int]] = {k: tuple(v) for k, v in about["splits"].items()}
         self.default = FeatureSchema.load(directory / "schema.json")
@@ -134,7 +134,7 @@ class Columns:
         return self._popularity
 
 
-def _check_about(path: Path, about: dict) -> None:
+def check_about(path: Path, about: dict) -> None:
     """The parts of ``dataset.json`` that everything else relies on."""
     if not isinstance(about, dict) or about.get("version") != files.VERSION:
         version = about.get("version") if isinstance(about, dict) else None

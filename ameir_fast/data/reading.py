@@ -41,14 +41,26 @@ class Table:
             value = self.frame[column][rows[0]]
             raise InputError(f"{self.where(rows[0])}: column {column!r} {what(value)}")
 
-    def number(self, column: str) -> pl.Series:
-        """A column as Float64; a missing value, NaN or a text that is no number is an error."""
+    def number(self, column: str, optional: bool = False) -> pl.Series:
+        """A column as Float64; a text that is no number is an error, and unless ``optional`` so is a missing value or
+        NaN.
+        """
         values = self.frame[column]
         if values.dtype not in (pl.String, pl.Boolean) and not values.dtype.is_numeric():
             raise InputError(f"{self.path}: column {column!r} holds {values.dtype}, not numbers")
         found = values.cast(pl.Float64, strict=False)
-        self.refuse(found.is_null() | found.is_nan(), column, lambda v: f"is {_shown(v)}, not a number")
+        found = found.fill_nan(None)
+        there = ~missing(values) if optional else True
+        self.refuse(found.is_null() & there, column, lambda v: f"is {_shown(v)}, not a number")
         return found
+
+
+def missing(values: pl.Series) -> pl.Series:
+    """Null, NaN, and the empty text."""
+    wrong = values.is_null()
+    if values.dtype == pl.String:
+        wrong |= (values == "").fill_null(True)
+    return wrong | values.is_nan().fill_null(True) if values.dtype.is_float() else wrong
 
 
 def _shown(value: object) -> str:
@@ -79,8 +91,13 @@ class TableReader:
     Raises ``InputError`` for a column that a file lacks, or that has another type there than in the first one.
     """
 
-    def __init__(self, paths: Sequence[Path], columns: Sequence[str], separator: str | None = None):
+    def __init__(
+        self, paths: Sequence[Path], columns: Sequence[str], separator: str | None = None, optional: str | None = None
+    ):
+        """``optional``: a column that is left out where the first file lacks it."""
         self.paths, self.columns, self.separator = tuple(paths), list(columns), separator
+        if optional is not None and optional not in self._present(self.paths[0]):
+            self.columns.remove(optional)
         self.types = self._check(self.paths[0])
         for path in self.paths[1:]:
             for name, kind in self._check(path).items():
@@ -119,13 +136,15 @@ class TableReader:
             self._share = done / max(height, 1)
             yield rows.frame
 
-    def _check(self, path: Path) -> dict[str, pl.DataType]:
+    def _present(self, path: Path) -> dict[str, pl.DataType]:
         if path.name.endswith(_PARQUET):
-            present = parquet_columns(path)
-        elif path.name.endswith(_TEXT):
-            present = dict.fromkeys(read_header(path, self._separator(path), quoted=True), pl.String)
-        else:
-            raise InputError(f"{path}: the name ends in none of {', '.join((*_TEXT, *_PARQUET))}")
+            return parquet_columns(path)
+        if path.name.endswith(_TEXT):
+            return dict.fromkeys(read_header(path, self._separator(path), quoted=True), pl.String)
+        raise InputError(f"{path}: the name ends in none of {', '.join((*_TEXT, *_PARQUET))}")
+
+    def _check(self, path: Path) -> dict[str, pl.DataType]:
+        present = self._present(path)
         for column in self.columns:
             if column not in present:
                 raise InputError(f"{path}: column {column!r} is missing; it has {', '.join(present)}")

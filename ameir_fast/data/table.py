@@ -12,7 +12,7 @@ from ..atomic import check_output_dir
 from ..errors import InputError
 from ..schema import read_json
 from .build import Progress, build
-from .plan import TablePlan
+from .plan import SplitPlan, TablePlan
 from .reading import Table, TableReader, data_files
 from .table_checks import (
     Times,
@@ -35,6 +35,7 @@ def prepare_table(
     schema_path: str | Path,
     *,
     overwrite: bool = False,
+    like: str | Path | None = None,
     on_progress: Progress | None = None,
 ) -> dict:
     """Prepares a table and returns the statistics.
@@ -44,6 +45,8 @@ def prepare_table(
         output_dir: appears whole or not at all.
         schema_path: the table schema, JSON; says which columns mean what.
         overwrite: replace what ``output_dir`` holds.
+        like: a prepared directory of the same schema, whose vocabularies are taken: every row is for test then, and
+            labels may be missing.
         on_progress: called with a line of text now and then.
 
     Raises:
@@ -53,13 +56,15 @@ def prepare_table(
     """
     check_output_dir(output_dir, overwrite)  # before the work, not after it
     plan, separator = load_plan(schema_path)
+    if like is not None:  # every row is for test
+        plan = replace(plan, split=SplitPlan("order"))
     paths = data_files([input_paths] if isinstance(input_paths, str | Path) else input_paths)
     for whole in (True, False):
-        source = TableSource(paths, plan, separator, whole)
+        source = TableSource(paths, plan, separator, whole, labelled=like is None)
         try:
             return build(
                 source, source.plan, output_dir, kind="table", options={"schema": read_json(schema_path)},
-                overwrite=overwrite, on_progress=on_progress,
+                overwrite=overwrite, like=like, on_progress=on_progress,
             )
         except Times.Fraction:
             # The first time with a fraction comes late: all are then numbers with one.
@@ -70,13 +75,16 @@ def prepare_table(
 class TableSource:
     """The rows of the files, checked, without those that have no user, time or item.
 
-    ``plan``: as ``build`` wants it. ``whole``: times in text are whole numbers, if they are numbers; ``chunks`` raises
+    ``plan``: as ``build`` wants it. ``labelled``: every row must have its label. ``whole``: times in text are whole numbers, if they are numbers; ``chunks`` raises
     ``Times.Fraction`` where they aren't.
     """
 
-    def __init__(self, paths: Sequence[Path], plan: TablePlan, separator: str | None, whole: bool = True):
-        self.files, self._given, self._whole = tuple(paths), plan, whole
-        self.reader = TableReader(paths, _columns(plan), separator)
+    def __init__(
+        self, paths: Sequence[Path], plan: TablePlan, separator: str | None, whole: bool = True, labelled: bool = True
+    ):
+        self.files, self._given, self._whole, self._labelled = tuple(paths), plan, whole, labelled
+        needed = labelled or plan.label in [h.column for h in plan.history]
+        self.reader = TableReader(paths, _columns(plan), separator, optional=None if needed else plan.label)
         # Names of their own, so that the columns can be fields as well, as what they were read.
         self.plan = replace(plan, label=plan.label and _LABEL, time=plan.time and _TIME)
         self.dropped: dict[str, int] = {}
@@ -102,8 +110,8 @@ class TableSource:
         table = with_whole_numbers(with_ids(with_lists(table, plan), plan), plan)
         check_lengths(table, plan)
         new = {}
-        if plan.task == "ctr":
-            new[_LABEL] = check_labels(table, plan.label)
+        if plan.task == "ctr" and plan.label in table.frame.columns:
+            new[_LABEL] = check_labels(table, plan.label, optional=not self._labelled)
         if plan.time is not None:
             new[_TIME] = times.read(table, plan.time)
         if plan.split.by == "column":

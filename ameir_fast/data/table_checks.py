@@ -11,7 +11,7 @@ from ..errors import InputError
 from .files import SPLITS
 from .lists import flat, is_list, offsets
 from .plan import TablePlan
-from .reading import Table
+from .reading import Table, missing
 
 _TEXTS = (pl.String, pl.Boolean, pl.Categorical, pl.Enum)
 #: Dates and times in text. Numbers are tried first.
@@ -22,13 +22,6 @@ _TIME_FORMATS = (
     "%Y-%m-%d %H:%M",
     "%Y-%m-%d",
 )
-
-
-def missing(values: pl.Series) -> pl.Series:
-    wrong = values.is_null()
-    if values.dtype == pl.String:
-        wrong |= (values == "").fill_null(True)
-    return wrong | values.is_nan().fill_null(True) if values.dtype.is_float() else wrong
 
 
 def with_lists(table: Table, plan: TablePlan) -> Table:
@@ -154,10 +147,10 @@ def check_lengths(table: Table, plan: TablePlan) -> None:
         )
 
 
-def check_labels(table: Table, column: str) -> pl.Series:
-    """Labels as Float64, each 0 or 1."""
-    found = table.number(column)
-    table.refuse((found != 0) & (found != 1), column, lambda v: f"is {v!r}, a label that is neither 0 nor 1")
+def check_labels(table: Table, column: str, optional: bool = False) -> pl.Series:
+    """Labels as Float64, each 0 or 1, or null where they are ``optional``."""
+    found = table.number(column, optional)
+    table.refuse(((found != 0) & (found != 1)).fill_null(False), column, lambda v: f"is {v!r}, a label that is neither 0 nor 1")
     return found
 
 

@@ -16,6 +16,14 @@ Inputs = Annotated[
 ]
 Output = Annotated[str, typer.Option("--output", metavar="DIR", help="New directory for the prepared data.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Of the random split.")]
+Like = Annotated[
+    str | None,
+    typer.Option(
+        "--like",
+        metavar="DIR",
+        help="Take the vocabularies of this prepared data; every row is for test then, and labels may be missing.",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output directory holds.")]
 
 
