@@ -74,10 +74,11 @@ def search_seed(args: argparse.Namespace, seed: int) -> None:
     from ameir_fast.data import Dataset
     from ameir_fast.progress import make_progress
     from ameir_fast.search import search
+    from ameir_fast.search.fixed import all_variants
     torch.set_num_threads(1)
-    data = Dataset.open(args.data)
+    data, wanted = Dataset.open(args.data), choose_variants(args.variants)
     search(data, args.work / f"seed-{seed}", make_config(args.config, args.set, seed=seed), resume=True,
-           variants=choose_variants(args.variants, data.schema), progress=make_progress(sys.stdout))
+           variants=all_variants(data.schema) if wanted == ("all",) else wanted, progress=make_progress(sys.stdout))
 
 
 # ---- collecting ----------------------------------------------------------------------------------------

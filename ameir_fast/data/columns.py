@@ -133,6 +133,24 @@ class Columns:
                 self._popularity[0] = 0
         return self._popularity
 
+    def seen(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct items of the rows' whole histories: offsets int64 [B+1], ids int32, ascending within a row."""
+        vocabulary = self.full.item_vocabulary
+        events = [self.event[b.name] for b in self.full.behavior if b.vocabulary == vocabulary]
+        return order.user_items(
+            np.arange(len(rows)), slice(None), [], events, self.begin[rows], self.end[rows], self.full.size(vocabulary)
+        )
+
+    def repeat_share(self, wanted: np.ndarray | None) -> float:
+        """Share of training rows (of those at the positions ``wanted``) whose item is in their own history."""
+        if self.items is None:
+            raise InputError(f"{self.directory}: not data of the retrieval task, so there is no item to repeat")
+        first, last = self.split("train")
+        rows = np.arange(first, last) if wanted is None else wanted + first
+        offsets, seen = self.seen(rows)
+        again = seen == np.repeat(self.items[rows], np.diff(offsets))
+        return float(again.sum() / max(1, len(rows)))  # seen items are distinct: at most one of them is the row's
+
 
 def check_about(path: Path, about: dict) -> None:
     """The parts of ``dataset.json`` that everything else relies on."""

@@ -231,34 +231,25 @@ class Dataset:
         for at in range(0, len(wanted), batch_size):
             rows = wanted[at : at + batch_size] + first
             drawn = sample_negatives(
-                np.arange(len(rows)), *self._seen(rows), size, n, order.mixed("candidates", int(seed), bool(popular)), columns.items[rows],
-                rows=rows, starts=starts, may_be_none=True,
+                np.arange(len(rows)),
+                *columns.seen(rows),
+                size,
+                n,
+                order.mixed("candidates", int(seed), bool(popular)),
+                columns.items[rows],
+                rows=rows,
+                starts=starts,
+                may_be_none=True,
             )
             yield torch.from_numpy(drawn)
 
-    def repeat_share(self, rows: int = 4096) -> float:
-        """Share of training rows whose item is in their own history, over so many of them (a fixed subset).
+    def repeat_share(self) -> float:
+        """Share of training rows whose item is in their own history, over a fixed subset of 4096.
 
         Raises ``InputError`` for data of another task."""
-        if self.task != "retrieval":
-            raise InputError("repeated items belong to the retrieval task")
-        first, last = self._columns.split("train")
-        wanted = self._positions("train", rows)
-        wanted = np.arange(first, last) if wanted is None else wanted + first
-        offsets, seen = self._seen(wanted)
-        again = seen == np.repeat(self._columns.items[wanted], np.diff(offsets))
-        return float(again.sum() / max(1, len(wanted)))  # seen items are distinct: at most one of them is the row's
+        return self._columns.repeat_share(self._positions("train", 4096))
 
     # ---- inside -------------------------------------------------------------------------------
-
-    def _seen(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct items of the rows' whole histories: offsets int64 [B+1], ids int32, ascending within a row."""
-        columns, vocabulary = self._columns, self.schema.item_vocabulary
-        events = [columns.event[b.name] for b in columns.full.behavior if b.vocabulary == vocabulary]
-        begin, end = columns.begin[rows], columns.end[rows]
-        return order.user_items(
-            np.arange(len(rows)), slice(None), [], events, begin, end, self.schema.size(vocabulary)
-        )
 
     def _positions(self, split: str, limit: int | None) -> np.ndarray | None:
         if limit is None or limit >= self.size(split):
@@ -271,7 +262,7 @@ class Dataset:
         columns, schema = self._columns, self.schema
         fields, bag_ids, bag_offsets, history, history_offsets = self._storage.assemble(rows, schema.max_history)
         items = drawn = label = None
-        seen_offsets, seen_items = self._seen(rows) if seen else (None, None)
+        seen_offsets, seen_items = columns.seen(rows) if seen else (None, None)
         if schema.task == "retrieval":
             items = columns.items[rows]
             if negatives:
