@@ -18,13 +18,17 @@ if TYPE_CHECKING:
     from .fetch import fetch_movielens
     from .fuxictr import prepare_fuxictr
     from .movielens import prepare_movielens
+    from .planted import Interaction, SyntheticOptions
     from .recbole import prepare_recbole
     from .sequences import prepare_sequences
     from .steam import prepare_steam
+    from .synthetic import prepare_synthetic
     from .table import prepare_table
 
 __all__ = [
     "Dataset",
+    "Interaction",
+    "SyntheticOptions",
     "fetch_movielens",
     "prepare_alimama",
     "prepare_alimama_dmr",
@@ -36,10 +40,16 @@ __all__ = [
     "prepare_recbole",
     "prepare_sequences",
     "prepare_steam",
+    "prepare_synthetic",
     "prepare_table",
 ]
 #: Where names lie that are not ``prepare_`` and their module's name.
-_ELSEWHERE = {"Dataset": ".dataset", "fetch_movielens": ".fetch"}
+_ELSEWHERE = {
+    "Dataset": ".dataset",
+    "Interaction": ".planted",
+    "SyntheticOptions": ".planted",
+    "fetch_movielens": ".fetch",
+}
 
 
 def __getattr__(name: str):

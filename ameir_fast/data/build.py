@@ -46,6 +46,7 @@ def build(
     kind: str,
     options: dict,
     named_split: np.ndarray | None = None,
+    more_statistics: Callable[[], dict] = dict,
     overwrite: bool = False,
     like: str | Path | None = None,
     on_progress: Progress | None = None,
@@ -62,7 +63,8 @@ def build(
     where there are users or times: some 30 bytes a row then. The directory appears whole or not at all. Work that was
     killed or interrupted goes on at the first unfinished stage when ``build`` is called with the same kind, options
     and plan, and ``source.files`` have not changed; whatever else decides what ``source`` yields must therefore be
-    among ``options``. For a source without files it always begins anew.
+    among ``options``. For a source without files it always begins anew: then ``more_statistics`` may speak of the
+    chunks, what it returns goes into ``statistics.json``.
 
     Raises ``InputError`` when the output is in use, a split has no rows or the plan doesn't fit ``like``, ``OSError``
     when the disk is full.
@@ -75,7 +77,7 @@ def build(
         like=model and model.checksum,
     )
     with open_work(output, identity, STAGES[-1], overwrite) as work, ThreadPoolExecutor(_THREADS) as pool:
-        building = _Build(work, source, plan, named_split, model, progress, pool)
+        building = _Build(work, source, plan, named_split, model, more_statistics, progress, pool)
         try:
             return building.run({"kind": kind, "task": plan.task}, options)
         except KeyboardInterrupt:
@@ -94,11 +96,12 @@ class _Build:
         plan: TablePlan,
         named_split: np.ndarray | None,
         like: Like | None,
+        more_statistics: Callable[[], dict],
         progress: Stages,
         pool: ThreadPoolExecutor,
     ):
         self.work, self.source, self.plan, self.named_split, self.like = work, source, plan, named_split, like
-        self.progress, self.pool = progress, pool
+        self.more_statistics, self.progress, self.pool = more_statistics, progress, pool
         self.encoder = functools.lru_cache(maxsize=_THREADS)(self._load_encoder)
         self.stop = threading.Event()
         self.log: EventLog | None = None
@@ -206,6 +209,7 @@ class _Build:
         pieces, plan, sizes = self.pieces, self.plan, self.sizes
         writer, places = DirectoryWriter(directory, self.work.output), ArrayFile.open(self.work.path("order") / "place.npy")
         found = statistics(pieces, plan, self.rows, places, users, {**placed, "vocabularies": sizes})
+        found |= self.more_statistics()
         columns = Columns(writer, pieces, plan, self.rows, places, found["rows"], self.encoder, self.log)
         columns.write(self.pool, self._start("write", len(columns)))
         for name in plan.vocabulary_names:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import alimama, amazon, avazu, criteo, fuxictr, movielens, recbole, sequences, steam, table
+from . import alimama, amazon, avazu, criteo, fuxictr, movielens, recbole, sequences, steam, synthetic, table
 
 app = typer.Typer(
     help=(
@@ -19,6 +19,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-KINDS = (movielens, criteo, avazu, alimama, amazon, steam, sequences, recbole, fuxictr, table)
+KINDS = (movielens, criteo, avazu, alimama, amazon, steam, sequences, recbole, fuxictr, table, synthetic)
 for _kind in KINDS:
     app.command(_kind.NAME)(_kind.prepare)
