@@ -7,8 +7,11 @@ import gzip
 import io
 import json
 import math
+import os
 import random
 import re
+import subprocess
+import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -23,6 +26,7 @@ from ameir_fast.data.delimited import read_delimited
 from tests import data_helpers as helpers
 from tests.shared import shared
 
+ROOT = Path(__file__).resolve().parents[1]
 COUNTS = [f"I{i}" for i in range(1, 14)]
 HASHED = [f"C{i}" for i in range(1, 27)]
 FIELDS = COUNTS + HASHED
@@ -196,6 +200,17 @@ def test_random_split(tmp_path):
     assert [other.size(s) for s in ("train", "valid", "test")] == [160, 20, 20]
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["options"] == {
         "numeric": "log2", "min_count": 2, "split": "random", "seed": 2}
+
+
+def test_preparing_imports_no_torch(tmp_path):
+    """Which takes longer than preparing little data does."""
+    (tmp_path / "train.txt").write_bytes(tsv(make_rows(30)))
+    program = ("import sys; from ameir_fast import cli; result = cli._run(sys.argv[1:]); "
+               "print(result, 'polars' in sys.modules, 'torch' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", program, "prepare", "criteo", "--input", tmp_path / "train.txt",
+                           "--output", tmp_path / "out"], capture_output=True, text=True, check=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.stdout.splitlines()[-1] == "0 True False"
 
 
 # ---- refused --------------------------------------------------------------------------------------

@@ -124,10 +124,5 @@ class TextSource:
     def chunks(self) -> Iterator[pl.DataFrame]:
         self._reading = Reading(self.files)
         for path, form in self._forms.items():
-            empty = True
             for rows in read_form(path, form, self._whole, self._reading):
-                if rows.frame.height:
-                    empty = False
-                    yield self._frame(rows)
-            if empty:
-                raise InputError(f"{path}: there are no rows")
+                yield self._frame(rows)
