@@ -18,7 +18,7 @@ LABEL = "label"
 COUNTS = tuple(f"I{i}" for i in range(1, 14))
 HASHED = tuple(f"C{i}" for i in range(1, 27))
 FIELDS = COUNTS + HASHED
-NUMERIC = ("log2", "log", "quantile", "none")
+NUMERIC = ("log2", "log", "none")
 SPLITS = ("order", "random")
 #: The token of a missing count: no count has it.
 MISSING = -(2**31)
@@ -41,8 +41,8 @@ def prepare_criteo(
         input_paths: files, or folders of them, one after another: tab-separated with or without a header (Criteo's
             ``train.txt``, ``day_0.gz``), or comma-separated (Kaggle's ``train.csv``); gzip and zstandard too.
         output_dir: appears whole or not at all.
-        numeric: what becomes of a count: ``log2`` (⌊(ln x)²⌋ from 3 on), ``log`` (⌊ln x⌋ from 3 on), ``quantile``, or
-            ``none``: every number a category of its own.
+        numeric: what becomes of a count: ``log2`` (⌊(ln x)²⌋ from 3 on), ``log`` (⌊ln x⌋ from 3 on), or ``none``: every
+            number a category of its own.
         min_count: values seen less often in the training rows are "unknown".
         split: ``order`` (the rows are in time order) or ``random``; 80 / 10 / 10 either way.
         seed: of the random split.
@@ -122,8 +122,6 @@ def _tokens(rows: Rows, numeric: str) -> pl.DataFrame:
     for name in COUNTS:
         if not counts[name].dtype.is_integer():
             counts = counts.with_columns(rows.number(name, missing=True).floor().clip(lower_bound=MISSING + 1))
-    if numeric == "quantile":
-        return counts
     count = pl.col(COUNTS)
     logarithm = count.log()
     # Not a number, or infinite, where it is not used: such casts give null.

@@ -20,8 +20,8 @@ def prepare(
         typer.Option(
             "--numeric",
             metavar="HOW",
-            help="What becomes of I1 to I13: log2 ((ln x)² rounded down), log (ln x rounded down), quantile, or none "
-            "(every number its own category).",
+            help="What becomes of I1 to I13: log2 ((ln x)² rounded down), log (ln x rounded down), or none (every number "
+            "its own category).",
         ),
     ] = "log2",
     min_count: Annotated[
