@@ -12,10 +12,10 @@ from ..atomic import check_output_dir
 from ..errors import InputError
 from .build import Progress, build
 from .delimited import Rows
-from .inputs import Form, TextSource, header, label, named, text_files, whole_numbers
+from .inputs import Form, TextSource, forms_of, header, labels, named, options_like, text_files, whole_numbers
 from .plan import FieldPlan, SplitPlan, TablePlan, VocabularyPlan
 
-LABEL, HOUR = "click", "hour"
+NAME, LABEL, HOUR = "avazu", "click", "hour"
 NUMBERED = ("C1", "banner_pos", "device_type", "device_conn_type", *(f"C{i}" for i in range(14, 22)))
 HASHED = ("site_id", "site_domain", "site_category", "app_id", "app_domain", "app_category",
           "device_id", "device_ip", "device_model")
@@ -30,9 +30,10 @@ def prepare_avazu(
     input_paths: str | Path | Sequence[str | Path],
     output_dir: str | Path,
     *,
-    min_count: int = 2,
-    split: str = "time",
+    min_count: int | None = None,
+    split: str | None = None,
     seed: int = 0,
+    like: str | Path | None = None,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> dict:
@@ -42,57 +43,65 @@ def prepare_avazu(
         input_paths: files in the form of Kaggle's ``train.gz``, or folders of them, one after another: comma-separated
             with a header; gzip and zstandard too.
         output_dir: appears whole or not at all.
-        min_count: values seen less often in the training rows are "unknown".
-        split: by ``time`` (an hour is never parted), ``order`` or ``random``; 80 / 10 / 10 in each case.
+        min_count: values seen less often in the training rows are "unknown"; default 2.
+        split: by ``time`` (an hour is never parted; the default), ``order`` or ``random``; 80 / 10 / 10 in each case.
         seed: of the random split.
+        like: a prepared directory whose vocabularies and options are taken. Every row is for test then, and labels may
+            be missing, as in Kaggle's ``test.gz``.
         overwrite: replace what ``output_dir`` holds.
         on_progress: called with a line of text now and then.
 
     Raises:
         InputError: a file is missing or damaged, a column is missing, a row has another number of columns, an hour is
-            none, a label is missing or not 0 or 1 (named with file and line), or ``output_dir`` is in use.
+            none, a label is missing or not 0 or 1 (named with file and line), options contradict ``like``, or
+            ``output_dir`` is in use.
         OSError: the disk is full; ``output_dir`` is then as it was.
     """
+    if like is not None:
+        if split is not None:
+            raise InputError("split does not go with like: every row is for test")
+        min_count = options_like(like, NAME, {"min_count": min_count})["min_count"]
+    split, min_count = split or "time", 2 if min_count is None else min_count
     if split not in SPLITS:
         raise InputError(f"split {split!r} is none of {', '.join(SPLITS)}")
     check_output_dir(output_dir, overwrite)  # before the work, not after it
-    files = text_files(input_paths, "train")
-    forms = {path: form(path) for path in files}
-    for path, found in forms.items():
-        if LABEL not in found.names:
-            raise InputError(f"{path}: has no column {LABEL!r}; training, validation and test rows need it")
-    options = {"min_count": min_count, "split": split}
+    files = text_files(input_paths, "train" if like is None else "test")
+    forms = forms_of(files, form, LABEL, like)
+    options = {"min_count": min_count, "split": split if like is None else None,
+               "seed": seed if split == "random" else None}
     return build(
-        source(forms),
-        plan(min_count, SplitPlan(split, seed=seed)),
+        source(forms, unlabelled=like is not None),
+        # Rows to score stay in the order of the file.
+        plan(min_count, SplitPlan(split, seed=seed)) if like is None else plan(min_count, SplitPlan("order"), None),
         output_dir,
-        kind="avazu",
-        options=options | ({"seed": seed} if split == "random" else {}),
+        kind=NAME,
+        options={name: value for name, value in options.items() if value is not None},
         overwrite=overwrite,
+        like=like,
         on_progress=on_progress,
     )
 
 
-def plan(min_count: int, split: SplitPlan) -> TablePlan:
+def plan(min_count: int, split: SplitPlan, time: str | None = _TIME) -> TablePlan:
     """24 categorical fields with vocabularies of their own."""
     clock = {name: VocabularyPlan(values=values) for name, values in CLOCK.items()}
     return TablePlan(
         task="ctr",
         label=LABEL,
-        time=_TIME,
+        time=time,
         fields=tuple(FieldPlan(name, name, name) for name in FIELDS),
         vocabularies={name: VocabularyPlan(min_count=min_count) for name in FIELDS} | clock,
         split=split,
     )
 
 
-def source(forms: dict[Path, Form]) -> TextSource:
+def source(forms: dict[Path, Form], unlabelled: bool = False) -> TextSource:
     """Frames of the label (where there is one), the time and what it is made into, numbers, and hashes as text."""
 
     def frame(rows: Rows) -> pl.DataFrame:
-        labels = [label(rows, LABEL).to_frame()] if LABEL in rows.frame.columns else []
         numbers = pl.DataFrame([whole_numbers(rows, name) for name in NUMBERED])
-        return pl.concat([*labels, _clock(rows), numbers, rows.frame.select(HASHED)], how="horizontal")
+        parts = [labels(rows, LABEL, unlabelled), _clock(rows), numbers, rows.frame.select(HASHED)]
+        return pl.concat([part for part in parts if part.width], how="horizontal")
 
     return TextSource(forms, (LABEL, HOUR, *NUMBERED), frame)
 

@@ -11,14 +11,14 @@ from ..atomic import check_output_dir
 from ..errors import InputError
 from .build import Progress, build
 from .delimited import Rows
-from .inputs import Form, TextSource, header, label, named, text_files, whole_numbers
+from .inputs import Form, TextSource, forms_of, header, labels, named, options_like, text_files, whole_numbers
 from .plan import FieldPlan, SplitPlan, TablePlan, VocabularyPlan
 
-LABEL = "label"
+NAME, LABEL = "criteo", "label"
 COUNTS = tuple(f"I{i}" for i in range(1, 14))
 HASHED = tuple(f"C{i}" for i in range(1, 27))
 FIELDS = COUNTS + HASHED
-NUMERIC = ("log2", "log", "none")
+NUMERIC = ("log2", "log", "quantile", "none")
 SPLITS = ("order", "random")
 #: The token of a missing count: no count has it.
 MISSING = -(2**31)
@@ -28,10 +28,12 @@ def prepare_criteo(
     input_paths: str | Path | Sequence[str | Path],
     output_dir: str | Path,
     *,
-    numeric: str = "log2",
-    min_count: int = 10,
-    split: str = "order",
+    numeric: str | None = None,
+    bins: int | None = None,
+    min_count: int | None = None,
+    split: str | None = None,
     seed: int = 0,
+    like: str | Path | None = None,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> dict:
@@ -41,57 +43,73 @@ def prepare_criteo(
         input_paths: files, or folders of them, one after another: tab-separated with or without a header (Criteo's
             ``train.txt``, ``day_0.gz``), or comma-separated (Kaggle's ``train.csv``); gzip and zstandard too.
         output_dir: appears whole or not at all.
-        numeric: what becomes of a count: ``log2`` (⌊(ln x)²⌋ from 3 on), ``log`` (⌊ln x⌋ from 3 on), or ``none``: every
-            number a category of its own.
-        min_count: values seen less often in the training rows are "unknown".
-        split: ``order`` (the rows are in time order) or ``random``; 80 / 10 / 10 either way.
+        numeric: what becomes of a count: ``log2`` (⌊(ln x)²⌋ from 3 on; the default), ``log`` (⌊ln x⌋ from 3 on),
+            ``quantile`` (ranges of as many training rows each), or ``none``: every number a category of its own.
+        bins: of ``quantile``, how many; default 100.
+        min_count: values seen less often in the training rows are "unknown"; default 10.
+        split: ``order`` (the rows are in time order; the default) or ``random``; 80 / 10 / 10 either way.
         seed: of the random split.
+        like: a prepared directory whose vocabularies and options are taken. Every row is for test then, and labels may
+            be missing, as in the challenge's ``test.txt``.
         overwrite: replace what ``output_dir`` holds.
         on_progress: called with a line of text now and then.
 
     Raises:
         InputError: a file is missing or damaged, a row has another number of columns, a count is no number, a label
-            is missing or not 0 or 1 (named with file and line), or ``output_dir`` is in use.
+            is missing or not 0 or 1 (named with file and line), options contradict each other or ``like``, or
+            ``output_dir`` is in use.
         OSError: the disk is full; ``output_dir`` is then as it was.
     """
+    if like is not None:
+        if split is not None:
+            raise InputError("split does not go with like: every row is for test")
+        found = options_like(like, NAME, {"numeric": numeric, "bins": bins, "min_count": min_count})
+        numeric, bins, min_count = found["numeric"], found.get("bins"), found["min_count"]
+    numeric, split = numeric or "log2", split or "order"
+    min_count = 10 if min_count is None else min_count
     for name, value, known in (("numeric", numeric, NUMERIC), ("split", split, SPLITS)):
         if value not in known:
             raise InputError(f"{name} {value!r} is none of {', '.join(known)}")
+    if bins is not None and numeric != "quantile":
+        raise InputError(f"bins go with numeric quantile, not with {numeric}")
+    if numeric == "quantile":
+        bins = bins or 100
     check_output_dir(output_dir, overwrite)  # before the work, not after it
-    files = text_files(input_paths, "train")
-    forms = {path: form(path) for path in files}
-    for path, found in forms.items():
-        if LABEL not in found.names:
-            raise InputError(f"{path}: has no labels; training, validation and test rows need them")
-    options = {"numeric": numeric, "min_count": min_count, "split": split}
+    files = text_files(input_paths, "train" if like is None else "test")
+    forms = forms_of(files, form, LABEL, like)
+    options = {"numeric": numeric, "bins": bins, "min_count": min_count, "split": split if like is None else None,
+               "seed": seed if split == "random" else None}
     return build(
-        source(forms, numeric),
-        plan(numeric, min_count, SplitPlan(split, seed=seed)),
+        source(forms, numeric, unlabelled=like is not None),
+        plan(bins, min_count, SplitPlan(split, seed=seed)),
         output_dir,
-        kind="criteo",
-        options=options | ({"seed": seed} if split == "random" else {}),
+        kind=NAME,
+        options={name: value for name, value in options.items() if value is not None},
         overwrite=overwrite,
+        like=like,
         on_progress=on_progress,
     )
 
 
-def plan(numeric: str, min_count: int, split: SplitPlan) -> TablePlan:
-    """39 categorical fields with vocabularies of their own."""
+def plan(bins: int | None, min_count: int, split: SplitPlan) -> TablePlan:
+    """39 categorical fields with vocabularies of their own; counts come as tokens, or as numbers to cut into ``bins``."""
+    learnt = VocabularyPlan(min_count=min_count)
+    counts = learnt if bins is None else VocabularyPlan(bins=bins)
     return TablePlan(
         task="ctr",
         label=LABEL,
         fields=tuple(FieldPlan(name, name, name) for name in FIELDS),
-        vocabularies={name: VocabularyPlan(min_count=min_count) for name in FIELDS},
+        vocabularies=dict.fromkeys(COUNTS, counts) | dict.fromkeys(HASHED, learnt),
         split=split,
     )
 
 
-def source(forms: dict[Path, Form], numeric: str) -> TextSource:
-    """Frames of the label (where there is one), the counts as tokens, and the categories as text."""
+def source(forms: dict[Path, Form], numeric: str, unlabelled: bool = False) -> TextSource:
+    """Frames of the label (where there is one), the counts by ``numeric``, and the categories as text."""
 
     def frame(rows: Rows) -> pl.DataFrame:
-        labels = [label(rows, LABEL).to_frame()] if LABEL in rows.frame.columns else []
-        return pl.concat([*labels, _tokens(rows, numeric), rows.frame.select(HASHED)], how="horizontal")
+        parts = [labels(rows, LABEL, unlabelled), _counts(rows, numeric), rows.frame.select(HASHED)]
+        return pl.concat([part for part in parts if part.width], how="horizontal")
 
     return TextSource(forms, (LABEL, *COUNTS), frame)
 
@@ -109,8 +127,8 @@ def form(path: Path) -> Form:
     return Form(separator, columns, {name: name for name in columns})
 
 
-def _tokens(rows: Rows, numeric: str) -> pl.DataFrame:
-    """The counts as integers, one a category.
+def _counts(rows: Rows, numeric: str) -> pl.DataFrame:
+    """The counts as integers, one a category; for ``quantile`` as they are.
 
     The solution that won the challenge (Juan, Zhuang and Chin, "3 Idiots' Approach for Display Advertising Challenge",
     2014) keeps values up to 2 as they are, missing ones too, and takes ⌊(ln x)²⌋ of the rest. Its small values and
@@ -118,6 +136,8 @@ def _tokens(rows: Rows, numeric: str) -> pl.DataFrame:
     """
     if numeric == "none":
         return pl.DataFrame([whole_numbers(rows, name).fill_null(MISSING) for name in COUNTS])
+    if numeric == "quantile":
+        return pl.DataFrame([rows.number(name, missing=True).alias(name) for name in COUNTS])
     counts = rows.frame.select(COUNTS)
     for name in COUNTS:
         if not counts[name].dtype.is_integer():

@@ -10,7 +10,9 @@ from pathlib import Path
 import polars as pl
 
 from ..errors import InputError
+from ..schema import read_json
 from .blocks import Reading, first_line
+from .columns import check_about
 from .delimited import Rows, read_delimited, shown
 
 _ARCHIVES = (".zip", ".7z", ".tar", ".tgz", ".tar.gz")
@@ -92,11 +94,44 @@ def read_form(path: Path, form: Form, whole: Sequence[str], reading: Reading) ->
         yield replace(rows, frame=rows.frame.select(columns))
 
 
-def label(rows: Rows, column: str) -> pl.Series:
-    """A column of zeros and ones, UInt8."""
-    found = rows.number(column)
-    rows.refuse((found != 0) & (found != 1), column, lambda v: f"is {shown(v)}, a label that is neither 0 nor 1")
-    return found.cast(pl.UInt8).alias(column)
+def forms_of(files: Sequence[Path], form: Callable[[Path], Form], label: str, like: str | Path | None) -> dict[Path, Form]:
+    """The form of each file. Files without labels are refused unless they are prepared ``like`` others."""
+    forms = {path: form(path) for path in files}
+    for path, found in forms.items():
+        if like is None and label not in found.names:
+            raise InputError(f"{path}: has no labels; rows to learn from need them, others are prepared with --like")
+        if (label in found.names) != (label in forms[files[0]].names):
+            raise InputError(f"{path}: of this file and {files[0]} only one has labels")
+    return forms
+
+
+def options_like(like: str | Path, kind: str, given: dict) -> dict:
+    """The options with which the prepared directory ``like`` was made; those ``given`` (not ``None``) must be the same.
+
+    Raises ``InputError`` for a directory of another kind, and for other options.
+    """
+    path = Path(like) / "dataset.json"
+    about = read_json(path)
+    check_about(path, about)
+    if about["kind"] != kind:
+        raise InputError(f"{like}: was prepared from {about['kind']}, not from {kind}")
+    made = about.get("options")
+    for name, value in given.items():
+        if not isinstance(made, dict):
+            raise InputError(f"{path}: 'options' is missing or malformed")
+        if value is not None and value != made.get(name):
+            raise InputError(f"{like}: was prepared with {name} {made.get(name)}, not {value}")
+    return made
+
+
+def labels(rows: Rows, column: str, missing: bool) -> pl.DataFrame:
+    """The column of zeros and ones, UInt8, if there is one; with ``missing`` a cell may be empty."""
+    if column not in rows.frame.columns:
+        return pl.DataFrame()
+    found = rows.number(column, missing)
+    wrong = ((found != 0) & (found != 1)).fill_null(False)
+    rows.refuse(wrong, column, lambda v: f"is {shown(v)}, a label that is neither 0 nor 1")
+    return pl.DataFrame({column: found.cast(pl.UInt8)})
 
 
 def whole_numbers(rows: Rows, column: str) -> pl.Series:

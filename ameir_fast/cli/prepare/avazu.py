@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..common import JsonFile, check_json_file
-from .common import Inputs, Notes, Output, Overwrite, Seed, finish
+from .common import Inputs, Like, Notes, Output, Overwrite, Seed, finish
 
 NAME = "avazu"
 
@@ -16,12 +16,17 @@ def prepare(
     source: Inputs,
     output: Output,
     min_count: Annotated[
-        int, typer.Option("--min-count", min=1, metavar="N", help="Rarer values in training rows are unknown.")
-    ] = 2,
+        int | None,
+        typer.Option(
+            "--min-count", min=1, metavar="N", help="Rarer values in training rows are unknown. Default: 2."
+        ),
+    ] = None,
     split: Annotated[
-        str, typer.Option("--split", metavar="HOW", help="time (hours stay whole), order, or random.")
-    ] = "time",
+        str | None,
+        typer.Option("--split", metavar="HOW", help="time (hours stay whole; the default), order, or random."),
+    ] = None,
     seed: Seed = 0,
+    like: Like = None,
     overwrite: Overwrite = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -32,6 +37,7 @@ def prepare(
 
     \b
     ameir-fast prepare avazu --input train.gz --output data/avazu
+    ameir-fast prepare avazu --input test.gz --like data/avazu --output data/avazu-test
     """
     check_json_file(json_file)
     from ...data import prepare_avazu

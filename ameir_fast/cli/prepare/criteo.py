@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..common import JsonFile, check_json_file
-from .common import Inputs, Notes, Output, Overwrite, Seed, finish
+from .common import Inputs, Like, Notes, Output, Overwrite, Seed, finish
 
 NAME = "criteo"
 
@@ -16,21 +16,29 @@ def prepare(
     source: Inputs,
     output: Output,
     numeric: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--numeric",
             metavar="HOW",
-            help="What becomes of I1 to I13: log2 ((ln x)² rounded down), log (ln x rounded down), or none (every number "
-            "its own category).",
+            help="What becomes of I1 to I13: log2 ((ln x)² rounded down; the default), log (ln x rounded down), "
+            "quantile (ranges), or none (every number its own category).",
         ),
-    ] = "log2",
+    ] = None,
+    bins: Annotated[
+        int | None, typer.Option("--bins", min=2, metavar="N", help="Ranges of --numeric quantile. Default: 100.")
+    ] = None,
     min_count: Annotated[
-        int, typer.Option("--min-count", min=1, metavar="N", help="Rarer values in training rows are unknown.")
-    ] = 10,
+        int | None,
+        typer.Option(
+            "--min-count", min=1, metavar="N", help="Rarer values in training rows are unknown. Default: 10."
+        ),
+    ] = None,
     split: Annotated[
-        str, typer.Option("--split", metavar="HOW", help="order (as the files have the rows) or random.")
-    ] = "order",
+        str | None,
+        typer.Option("--split", metavar="HOW", help="order (as the files have the rows; the default) or random."),
+    ] = None,
     seed: Seed = 0,
+    like: Like = None,
     overwrite: Overwrite = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -42,11 +50,12 @@ def prepare(
     \b
     ameir-fast prepare criteo --input dac/train.txt --output data/criteo
     ameir-fast prepare criteo --input day_0.gz --input day_1.gz --output data/two-days --min-count 20
+    ameir-fast prepare criteo --input dac/test.txt --like data/criteo --output data/criteo-test
     """
     check_json_file(json_file)
     from ...data import prepare_criteo
 
     with Notes() as notes:
-        prepare_criteo(source, output, numeric=numeric, min_count=min_count, split=split, seed=seed,
-                       overwrite=overwrite, on_progress=notes)
+        prepare_criteo(source, output, numeric=numeric, bins=bins, min_count=min_count, split=split, seed=seed,
+                       like=like, overwrite=overwrite, on_progress=notes)
     finish(output, json_file)
