@@ -170,7 +170,7 @@ REFUSED = {
     "name twice": (text(GOOD, [*HEADER[:-1], "C20"]), "names the column 'C20' twice"),
     "no header": (text(GOOD).split(b"\n", 1)[1], "line 1 names no column 'hour'; Avazu's files begin with a header"),
     "column missing": (text(GOOD, HEADER[:-1]), "line 1 names no column 'C21'"),
-    "no labels": (text(GOOD, [c for c in HEADER if c != "click"]), "has no column 'click'"),
+    "no labels": (text(GOOD, [c for c in HEADER if c != "click"]), "has no labels"),
     "only a header": (text([]), "there are no rows"),
     "not UTF-8": (text(GOOD) + b"\xff" + text(GOOD), "line 42 is not UTF-8"),
     "empty": (b"", "the file is empty"),
