@@ -146,6 +146,30 @@ def test_missing_values(tmp_path):
     assert batch.fields[3, FIELDS.index("C14")] == 0 == batch.fields[3, FIELDS.index("site_id")]
 
 
+def test_like(tmp_path):
+    """Kaggle's folder: rows to score keep the order of the file and get the ids that training gave."""
+    rows = make_rows(200)
+    more = random.Random(0).sample([{**row, "C14": "999", "click": ""} for row in make_rows(80)], 80)
+    folder = tmp_path / "avazu"
+    folder.mkdir()
+    (folder / "train.gz").write_bytes(gzip.compress(text(rows)))
+    (folder / "test.gz").write_bytes(gzip.compress(text(more, [c for c in HEADER if c != "click"])))
+    prepare_avazu(folder, tmp_path / "model")
+    prepare_avazu(folder, tmp_path / "test", like=tmp_path / "model")
+    model, test = (Dataset.open(tmp_path / name) for name in ("model", "test"))
+    assert test.schema == model.schema and test.splits["test"] == (0, 80)
+    batch = helpers.whole(test, "test")
+    assert np.isnan(batch.label.numpy()).all()
+    for j, column in enumerate(zip(*map(values, more), strict=True)):
+        ids = {token: i for i, token in enumerate(model.tokens(FIELDS[j])) if token is not None}
+        assert batch.fields[:, j].tolist() == [ids.get(value, 0) for value in column]
+    assert not batch.fields[:, FIELDS.index("C14")].any()
+    for options, message in (({"min_count": 5}, "was prepared with min_count 2, not 5"),
+                             ({"split": "time"}, "split does not go with like")):
+        with pytest.raises(InputError, match=message):
+            prepare_avazu(folder, tmp_path / "out", like=tmp_path / "model", **options)
+
+
 GOOD = make_rows(40)
 
 
@@ -170,7 +194,7 @@ REFUSED = {
     "name twice": (text(GOOD, [*HEADER[:-1], "C20"]), "names the column 'C20' twice"),
     "no header": (text(GOOD).split(b"\n", 1)[1], "line 1 names no column 'hour'; Avazu's files begin with a header"),
     "column missing": (text(GOOD, HEADER[:-1]), "line 1 names no column 'C21'"),
-    "no labels": (text(GOOD, [c for c in HEADER if c != "click"]), "has no labels"),
+    "no labels": (text(GOOD, [c for c in HEADER if c != "click"]), "has no labels; rows to learn from need them"),
     "only a header": (text([]), "there are no rows"),
     "not UTF-8": (text(GOOD) + b"\xff" + text(GOOD), "line 42 is not UTF-8"),
     "empty": (b"", "the file is empty"),

@@ -86,6 +86,9 @@ def prepared(tmp_path: Path, content: bytes, name: str = "train.txt", **options)
     return Dataset.open(tmp_path / "out")
 
 
+GOOD = make_rows(30)
+
+
 # ---- forms ----------------------------------------------------------------------------------------
 
 
@@ -170,6 +173,22 @@ def test_numeric(tmp_path, numeric, rule):
     check(prepared(tmp_path, tsv(rows), min_count=1, numeric=numeric), rows, rule, 1)
 
 
+@pytest.mark.parametrize("bins", [None, 7])
+def test_quantiles(tmp_path, bins):
+    """Each count against edges found by sorting the training rows' counts in plain Python."""
+    rows = make_rows(300)
+    data = prepared(tmp_path, tsv(rows), min_count=2, numeric="quantile", bins=bins)
+    ids = np.concatenate([helpers.whole(data, split).fields.numpy() for split in ("train", "valid", "test")])
+    for j in range(13):
+        cells = [row[1 + j] for row in rows]
+        known = sorted(int(cell) for cell in cells[:240] if cell)
+        edges = {known[k * len(known) // (bins or 100)] for k in range(1, bins or 100)} - {known[0]}
+        assert ids[:, j].tolist() == [cell and 1 + sum(edge <= int(cell) for edge in edges) or 0 for cell in cells]
+    about = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert about["options"] == {"numeric": "quantile", "bins": bins or 100, "min_count": 2, "split": "order"}
+    check(data, rows, None, 2, HASHED)
+
+
 def test_numeric_edges(tmp_path):
     """Small, negative and huge counts, each token against the rule; whole floats, and fractions rounded down."""
     cells = ["", "-3", "-2", "-1", "0", "1", "2", "3", "4", "5", "7", "8", "65535", "2147483647", "99999999999"]
@@ -213,10 +232,65 @@ def test_preparing_imports_no_torch(tmp_path):
     assert done.stdout.splitlines()[-1] == "0 True False"
 
 
+# ---- rows to score --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"numeric": "quantile", "bins": 5}, {"numeric": "none", "split": "random"}])
+def test_like(tmp_path, options):
+    """Criteo's folder: other rows get the ids that training gave, without labels, some of them, or all."""
+    rows, more = make_rows(300), make_rows(90, seed=3)
+    more = [[row[0], *row[1:14], *other[14:]] for row, other in zip(more, make_rows(90), strict=True)]  # known hashes
+    more[5][20] = "ffffffff"
+    folder = tmp_path / "dac"
+    folder.mkdir()
+    (folder / "train.txt").write_bytes(tsv(rows))
+    (folder / "test.txt").write_bytes(tsv([row[1:] for row in more]))
+    prepare_criteo(folder, tmp_path / "model", min_count=2, **options)
+    prepare_criteo(folder, tmp_path / "test", like=tmp_path / "model")
+    model, test = (Dataset.open(tmp_path / name) for name in ("model", "test"))
+    assert test.schema == model.schema and test.splits == {"train": (0, 0), "valid": (0, 0), "test": (0, 90)}
+    batch = helpers.whole(test, "test")
+    assert np.isnan(batch.label.numpy()).all() and batch.fields[5, FIELDS.index("C7")] == 0
+    for name in HASHED:
+        ids = {token: i for i, token in enumerate(model.tokens(name)) if token}
+        assert batch.fields[:, FIELDS.index(name)].tolist() == [ids.get(row[1 + FIELDS.index(name)], 0) for row in more]
+    # The same rows with labels beside those of training: the same ids.
+    prepare_criteo(folder / "train.txt", tmp_path / "again", like=tmp_path / "model")
+    again = helpers.whole(Dataset.open(tmp_path / "again"), "test")
+    assert again.label.tolist() == [float(row[0]) for row in rows]
+    if options.get("split") != "random":
+        assert (again.fields[:240] == helpers.whole(model, "train").fields).all()
+    (folder / "some.txt").write_bytes(tsv([["" if k % 2 else row[0], *row[1:]] for k, row in enumerate(more)]))
+    prepare_criteo(folder / "some.txt", tmp_path / "some", like=tmp_path / "model")
+    label = helpers.whole(Dataset.open(tmp_path / "some"), "test").label.numpy()
+    assert np.isnan(label[1::2]).all() and label[::2].tolist() == [float(row[0]) for row in more[::2]]
+
+
+def test_what_is_refused_of_rows_to_score(tmp_path):
+    train, test = tmp_path / "train.txt", tmp_path / "test.txt"
+    train.write_bytes(tsv(GOOD))
+    test.write_bytes(tsv([row[1:] for row in GOOD]))
+    prepare_criteo(train, tmp_path / "model", numeric="log")
+    for options, message in (({"numeric": "log2"}, "model: was prepared with numeric log, not log2"),
+                             ({"min_count": 5}, "model: was prepared with min_count 10, not 5"),
+                             ({"split": "order"}, "split does not go with like"),
+                             ({"like": tmp_path / "none"}, "none/dataset.json: no such file")):
+        with pytest.raises(InputError, match=message):
+            prepare_criteo(test, tmp_path / "out", **{"like": tmp_path / "model", **options})
+    with pytest.raises(InputError, match=r"test.txt: of this file and .*train.txt only one has labels"):
+        prepare_criteo([train, test], tmp_path / "out", like=tmp_path / "model")
+    with pytest.raises(InputError, match="bins go with numeric quantile, not with log2"):
+        prepare_criteo(train, tmp_path / "out", bins=5)
+    about = json.loads((tmp_path / "model" / "dataset.json").read_text())
+    for part, message in (({"kind": "avazu"}, "model: was prepared from avazu, not from criteo"),
+                          ({"options": None}, "dataset.json: 'options' is missing or malformed")):
+        (tmp_path / "model" / "dataset.json").write_text(json.dumps({**about, **part}))
+        with pytest.raises(InputError, match=message):
+            prepare_criteo(test, tmp_path / "out", like=tmp_path / "model")
+    assert not (tmp_path / "out").exists()
+
+
 # ---- refused --------------------------------------------------------------------------------------
-
-GOOD = make_rows(30)
-
 
 def broken(row: int, column: int, cell: str | None) -> bytes:
     rows = [list(r) for r in GOOD]
@@ -233,7 +307,7 @@ REFUSED = {
     "too few": (broken(11, 20, None), r"line 12 has 39 columns, not 40"),
     "too many": (broken(11, 20, "aa\tbb"), r"line 12 has 41 columns, not 40"),
     "another table": (b"a,b\n1,2\n", r"line 1 has 2 columns; Criteo's rows have 40"),
-    "no labels": (tsv([row[1:] for row in GOOD]), "has no labels"),
+    "no labels": (tsv([row[1:] for row in GOOD]), "has no labels; rows to learn from need them, others are prepared with --like"),
     "no labels, header": (table([row[1:] for row in GOOD], FIELDS), "has no labels"),
     "only a header": (table([], ["label", *FIELDS]), "there are no rows"),
     "header again": (table([*GOOD, ["label", *FIELDS], *GOOD], ["label", *FIELDS]), "line 32 repeats the header"),
