@@ -204,6 +204,7 @@ def changed(folder: Path, name: str, line: int, new: str | bytes) -> Path:
     (write_100k, "u.user", 2, "1|24|F|other|94043", "u.user: line 2: column 'user' has '1' a second time"),
     (write_1m, "ratings.dat", 5, "1::2::3::4::5", "ratings.dat: line 5 has 5 columns, not 4"),
     (write_1m, "ratings.dat", 5, "1::2::3::later", "ratings.dat: line 5: column 'timestamp' is 'later', not a number"),
+    (write_1m, "ratings.dat", 5, "1::2::3::1e30", "ratings.dat: line 5: column 'timestamp' is 1e30, not seconds since 1970"),
     (write_1m, "movies.dat", 5, "4::Again (1990)::Drama", "movies.dat: line 5: column 'item' has '4' a second time"),
     (write_20m, "ratings.csv", 5, "userId,movieId,rating,timestamp\r", "ratings.csv: line 5 repeats the header"),
     (write_20m, "ratings.csv", 5, "1,2,0.7,880000000", "ratings.csv: line 5: column 'rating' is 0.7, none of 0.5, 1, "),

@@ -97,6 +97,13 @@ def test_whole_times_stay_exact(tmp_path, small_pieces):
     assert data.statistics["splits"]["test"]["last_time"] == 2**60 + 299
 
 
+def test_what_is_no_time(tmp_path, small_pieces):
+    rows = helpers.make_clicks(200)
+    rows[70]["ts"], rows[150]["ts"], rows[160]["ts"] = "inf", "nan", ""
+    data = prepare(write(tmp_path, rows), tmp_path / "out")
+    assert data.statistics["dropped"]["missing time"] == 3 and data.statistics["rows"] == 197
+
+
 def test_the_first_time_says_what_all_are(tmp_path, small_pieces):
     rows = helpers.make_clicks(200)
     for row in rows[:60]:

@@ -25,6 +25,7 @@ from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
 #: A rating from here on is a positive.
 POSITIVE = 4
 
+_LATEST = 253402300799  # the last second of the year 9999
 _OF_USERS = ("age_group", "gender", "occupation", "zip_prefix")
 
 
@@ -142,6 +143,7 @@ class MovieLensSource:
             value = rows.number(rating)
             rows.refuse(~value.is_in(values), rating, lambda v: f"is {v}, none of {', '.join(f'{s:g}' for s in values)}")
             stamp = rows.number(time)
+            rows.refuse(~stamp.is_between(0, _LATEST), time, lambda v: f"is {v}, not seconds since 1970")
             rows.present(user, item)
             shown = (value * 10).cast(pl.Int64).replace_strict(
                 [int(v * 10) for v in values], list(HALF_STARS), return_dtype=pl.String

@@ -169,8 +169,8 @@ class Times:
         """Numbers as they are, dates and times as microseconds since 1970 (UTC). What is missing stays so."""
         values = table.frame[column]
         if values.dtype.is_numeric():
-            # Not a number is not a time: the row is left out like one without time.
-            return values.fill_nan(None) if values.dtype.is_float() else values.cast(pl.Int64, strict=False)
+            # What is no number, or endless, is not a time: the row is left out like one without time.
+            return _finite(values) if values.dtype.is_float() else values.cast(pl.Int64, strict=False)
         if values.dtype == pl.Date:
             values = values.cast(pl.Datetime("us"))
         if isinstance(values.dtype, pl.Datetime):
@@ -192,7 +192,11 @@ class Times:
         table.refuse(found.is_null() & there, column, lambda v: f"is {v!r}, not a number as the first one is")
         if self._whole:
             raise self.Fraction
-        return found.fill_nan(None)
+        return _finite(found)
+
+
+def _finite(values: pl.Series) -> pl.Series:
+    return values.set(~values.is_finite(), None)
 
 
 def _moment(table: Table, column: str, there: pl.Series) -> pl.Series:
