@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import ameir_fast as af
+from ameir_fast.bench import quality
 from ameir_fast.cli import run as run_commands
 from ameir_fast.data import Dataset
 from ameir_fast.errors import InputError
@@ -258,6 +260,19 @@ def test_the_retrieval_report(retrieved, capsys):
     for word in ("test NDCG@5", "Against 100 items drawn uniformly", "validation NDCG@5", "ranked among all items", *SEQUENTIAL):
         assert word in page, word
     assert "AUC" not in page
+
+
+def test_the_retrieval_table_over_seeds(retrieved, tmp_path):
+    for seed in range(2):
+        (tmp_path / f"seed-{seed}").mkdir()
+        (tmp_path / f"seed-{seed}" / "metrics.json").write_bytes((retrieved[0] / "metrics.json").read_bytes())
+    report = quality.collect(Namespace(work=tmp_path, name="steps", seeds=2, jobs=1, config=None, set=None, against=None))
+    assert report["metric"] == "ndcg@5" and report["references"] == ["DIN", "SASRec"]
+    text = quality.as_markdown(report)
+    for word in ("# steps, 2 seeds", "NDCG@5 − SASRec (paired)", "The same, against 100 items drawn by popularity:",
+                 "ranked among all items", "0/2", *(f"| {name} | " for name in SEQUENTIAL)):
+        assert word in text, word
+    assert "AUC" not in text and "_" not in text.split("Found")[0].replace("x86_64", "")
 
 
 # ---- the non-sequential scenario ----------------------------------------------------------------------
