@@ -21,7 +21,9 @@ from ameir_fast.report import build_report
 from ameir_fast.search import evaluate, search, train
 from ameir_fast.search.driver import make_context
 from ameir_fast.search.fixed import all_variants, applicable, default_variants, fixed_point
+from ameir_fast.search.objective import make_objective
 from ameir_fast.search.store import RunDirectory
+from ameir_fast.search.training import Task
 from ameir_fast.search.variants import CONTROLS
 from ameir_fast.space.architecture import ZERO, fixed_mlp
 
@@ -193,6 +195,15 @@ def test_seen_items_of_a_batch(never_again, fields):
             assert int(part.items[b]) not in seen
     with pytest.raises(InputError, match="seen items belong to the retrieval task"):
         next(fields.batches("test", 8, seen=True))
+
+
+def test_validation_ranks_a_fixed_part(sequences, fields):
+    for data, limit, expected in ((sequences, 50, 50), (sequences, 10**6, sequences.size("valid")),
+                                  (fields, 50, fields.size("valid"))):
+        task = Task(data, make_objective(data.schema, QUICK), QUICK.changed(ranked_rows=limit), Progress())
+        assert sum(len(b) for b in task.validation()) == expected
+    with pytest.raises(InputError, match="ranked_rows"):
+        QUICK.changed(ranked_rows=0)
 
 
 def test_the_popularity_row(retrieved, sequences):
