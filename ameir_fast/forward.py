@@ -55,8 +55,10 @@ class Inputs:
 
     @property
     def lookup(self) -> tuple:
-        """The arguments with which the operations look fields up."""
-        return self.embedding, self.rows, self.bag_rows, self.bag_offsets, self.multi_fields
+        """The arguments with which the operations look fields up. Without fields nothing is looked up, and the
+        gradient of the whole matrix that a lookup makes would be zeros alone."""
+        embedding = self.embedding if self.rows.shape[1] else self.embedding.detach()
+        return embedding, self.rows, self.bag_rows, self.bag_offsets, self.multi_fields
 
 
 def field_rows(schema: FeatureSchema, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:

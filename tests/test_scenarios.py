@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import ameir_fast as af
+from ameir_fast.bench import quality
 from ameir_fast.cli import run as run_commands
 from ameir_fast.data import Dataset
 from ameir_fast.errors import InputError
@@ -19,7 +21,9 @@ from ameir_fast.report import build_report
 from ameir_fast.search import evaluate, search, train
 from ameir_fast.search.driver import make_context
 from ameir_fast.search.fixed import all_variants, applicable, default_variants, fixed_point
+from ameir_fast.search.objective import make_objective
 from ameir_fast.search.store import RunDirectory
+from ameir_fast.search.training import Task
 from ameir_fast.search.variants import CONTROLS
 from ameir_fast.space.architecture import ZERO, fixed_mlp
 
@@ -193,6 +197,15 @@ def test_seen_items_of_a_batch(never_again, fields):
         next(fields.batches("test", 8, seen=True))
 
 
+def test_validation_ranks_a_fixed_part(sequences, fields):
+    for data, limit, expected in ((sequences, 50, 50), (sequences, 10**6, sequences.size("valid")),
+                                  (fields, 50, fields.size("valid"))):
+        task = Task(data, make_objective(data.schema, QUICK), QUICK.changed(ranked_rows=limit), Progress())
+        assert sum(len(b) for b in task.validation()) == expected
+    with pytest.raises(InputError, match="ranked_rows"):
+        QUICK.changed(ranked_rows=0)
+
+
 def test_the_popularity_row(retrieved, sequences):
     """POP, by plain Python: ties are shared."""
     popularity = sequences.popularity().tolist()
@@ -258,6 +271,19 @@ def test_the_retrieval_report(retrieved, capsys):
     for word in ("test NDCG@5", "Against 100 items drawn uniformly", "validation NDCG@5", "ranked among all items", *SEQUENTIAL):
         assert word in page, word
     assert "AUC" not in page
+
+
+def test_the_retrieval_table_over_seeds(retrieved, tmp_path):
+    for seed in range(2):
+        (tmp_path / f"seed-{seed}").mkdir()
+        (tmp_path / f"seed-{seed}" / "metrics.json").write_bytes((retrieved[0] / "metrics.json").read_bytes())
+    report = quality.collect(Namespace(work=tmp_path, name="steps", seeds=2, jobs=1, config=None, set=None, against=None))
+    assert report["metric"] == "ndcg@5" and report["references"] == ["DIN", "SASRec"]
+    text = quality.as_markdown(report)
+    for word in ("# steps, 2 seeds", "NDCG@5 − SASRec (paired)", "The same, against 100 items drawn by popularity:",
+                 "ranked among all items", "0/2", *(f"| {name} | " for name in SEQUENTIAL)):
+        assert word in text, word
+    assert "AUC" not in text and "_" not in text.split("Found")[0].replace("x86_64", "")
 
 
 # ---- the non-sequential scenario ----------------------------------------------------------------------

@@ -38,6 +38,7 @@ class SearchConfig:
     inherited_epochs: float = 1.0           # and of one that starts from the supernet's weights
     evaluate_every: float = 0.25            # epochs between validations
     patience: int = 4                       # validations without a better one before training stops
+    ranked_rows: int = 20_000               # most validation rows that a model is judged by in training (retrieval)
     negatives: int = 4                      # per positive (retrieval)
     runs: int = 2                           # full trainings per variant; validation picks one
     # ranking
@@ -77,7 +78,7 @@ class SearchConfig:
                 raise InputError(f"config: {f.name} is {value!r}, not an integer")
         for name in ("embedding_dim", "mlp_layers", "batch_size", "epochs", "inherited_epochs", "evaluate_every", "runs", "finalists",
                      "mlp_finalists", "validation_subset", "behavior_children", "mlp_children", "interactions_per_step", "paths_per_step",
-                     "top_k", "keep_interactions"):
+                     "top_k", "keep_interactions", "ranked_rows"):
             if getattr(self, name) <= 0:
                 raise InputError(f"config: {name} is {getattr(self, name)!r}, not positive")
         if not 0 <= self.dropout < 1 or not 0 <= self.unknown_rate < 1:

@@ -50,8 +50,8 @@ class Context:
     # ---- scores with the supernet's weights ------------------------------------------------------
 
     def score_children(self, archs: Sequence[Architecture], limit: int | None) -> list[dict[str, float]]:
-        """Validation metrics of children with the shared weights."""
-        batches = self.task.held_out("valid", limit)
+        """Validation metrics of children with the shared weights, on so many rows or all that decide."""
+        batches = self.task.validation() if limit is None else self.task.held_out("valid", limit)
         if isinstance(self.task.objective, CtrObjective):
             found = evaluate_population(self.net, archs, batches)
             return [{"auc": float(a), "log_loss": float(b)} for a, b in zip(found.auc, found.log_loss, strict=True)]
@@ -102,7 +102,7 @@ def derives(arch: Architecture) -> bool:
 
 def train_model(task: Task, model: nn.Module, scope: Scope, inherit: bool = False, epochs: float | None = None,
                 seeds: Scope | None = None) -> Outcome:
-    """Trains a model of its own: dropout, early stop on all of validation, best weights kept.
+    """Trains a model of its own: dropout, early stop by validation, best weights kept.
 
     One that starts from inherited weights has a schedule of its own, shorter and gentler; ``epochs`` sets
     another length, ``seeds`` another scope to draw batches and dropout from.
@@ -115,4 +115,4 @@ def train_model(task: Task, model: nn.Module, scope: Scope, inherit: bool = Fals
                learning_rate=config.inherited_learning_rate if inherit else config.learning_rate,
                forward=lambda step, batch, items: model(batch, items=items),
                validate=lambda: task.objective.evaluate(lambda b, items: model(b, items=items),
-                                                        task.held_out("valid")))
+                                                        task.validation()))

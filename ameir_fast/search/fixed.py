@@ -51,7 +51,7 @@ def fixed_point(context: Context, name: str) -> dict:
 
 def popularity_row(task: Task) -> dict:
     model = Popularity(task.data.popularity()).to(task.device)
-    found = task.objective.evaluate(lambda b, items: model(b, items=items), task.held_out("valid"))
+    found = task.objective.evaluate(lambda b, items: model(b, items=items), task.validation())
     return {**test_row(task, model), "valid": found[task.objective.primary], "seconds": 0.0, "device_seconds": 0.0}
 
 

@@ -129,8 +129,9 @@ def looked_up(schema: FeatureSchema, batch: Batch) -> Tensor:
 def add_embedding_l2(embedding: nn.Parameter, counts: Tensor, rows: int, strength: float) -> None:
     """Adds the gradient of ``strength · Σ |e|² / rows`` over the looked-up rows, as a loss term would."""
     if strength and rows:
-        scale = counts.to(embedding.dtype).mul_(2 * strength / rows)
-        embedding.grad.addcmul_(embedding, scale[:, None])
+        touched = counts.nonzero()[:, 0]  # of a large matrix a few
+        scale = counts[touched].to(embedding.dtype).mul_(2 * strength / rows)
+        embedding.grad.index_add_(0, touched, embedding[touched].mul_(scale[:, None]))
 
 
 def forget_some_ids(batch: Batch, rate: float, generator: torch.Generator) -> Batch:

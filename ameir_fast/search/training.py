@@ -61,6 +61,11 @@ class Task:
     def steps_per_epoch(self) -> int:
         return max(1, math.ceil(self.data.size("train") / self.config.batch_size))
 
+    def validation(self) -> list[Batch]:
+        """What decides between models: all of validation, or of retrieval, where every row is ranked among all items,
+        a fixed part of it."""
+        return self.held_out("valid", self.config.ranked_rows if self.data.task == "retrieval" else None)
+
     def held_out(self, split: str, limit: int | None = None) -> list[Batch]:
         """Evaluation batches in stored order, checked against the schema and kept in memory."""
         key = split, limit
