@@ -230,7 +230,7 @@ class _Build:
             "checksums": dict(sorted(writer.checksums.items())),
         }
         writer.json("dataset.json", about)
-        self._finish(found["rows"])
+        self._finish(pieces.rows)
         return found
 
     def _load_encoder(self, name: str) -> Encoder:
