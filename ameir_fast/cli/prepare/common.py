@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from pathlib import Path
 from typing import Annotated, Self
 
 import typer
 
+from ...progress import Progress, make_progress
 from ..common import say, write_result
 
 Inputs = Annotated[
@@ -38,16 +38,17 @@ def finish(output: str, json_file: str | None) -> None:
     write_result(json_file, {"version": 1, "output": output, "statistics": statistics})
 
 
-class Notes:
-    """Lines about work in progress on standard error, from the moment that it has lasted ``delay`` seconds.
+class Notes(Progress):
+    """Progress on standard error, from the moment that the work has lasted ``delay`` seconds; also takes lines.
 
-    What is quick, or wrong from the start, thus says one line only. The newest line of the silent time is
-    shown at its end, even if nothing calls until then (a download).
+    What is quick, or wrong from the start, thus says one line only. The stage under way, or the newest line where there
+    is none (a download), is shown at the end of the silent time even if nothing calls until then.
     """
 
     def __init__(self, delay: float = 2.0):
+        super().__init__()
         self._lock = threading.Lock()
-        self._shown = False
+        self._inner: Progress | None = None
         self._held: str | None = None
         self._timer = threading.Timer(delay, self._show)
         self._timer.daemon = True
@@ -56,23 +57,54 @@ class Notes:
         self._timer.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._timer.cancel()
         with self._lock:
-            self._held, self._shown = None, False
+            super().close()
+            self._held = None
+            if self._inner is not None:
+                self._inner.close()
 
     def __call__(self, line: str) -> None:
+        self.note(line)
+
+    def note(self, text: str) -> None:
         with self._lock:
-            if self._shown:
-                print(line, file=sys.stderr, flush=True)
+            if self._inner is not None:
+                self._inner.note(text)
             else:
-                self._held = line
+                self._held = text
 
     def _show(self) -> None:
         with self._lock:
-            self._shown = True
-            if self._held is not None:
-                print(self._held, file=sys.stderr, flush=True)
+            self._inner = make_progress()
+            if self._open:
+                self._inner.stages = self.stages - 1
+                self._start()
+                # The rate and the time left are those since the stage began.
+                self._inner._began, self._inner.done = self._began, self.done
+            elif self._held is not None:
+                self._inner.note(self._held)
+
+    def _show_start(self) -> None:
+        with self._lock:
+            if self._inner is not None:
+                self._start()
+
+    def _start(self) -> None:
+        self._inner.planned = self.planned
+        self._inner.start(self.stage, self.total, self.unit, self._first)
+
+    def _show_update(self) -> None:
+        with self._lock:
+            if self._inner is not None:
+                self._inner.total = self.total
+                self._inner.update(self.done, **self.metrics)
+
+    def _show_finish(self, summary: str) -> None:
+        with self._lock:
+            if self._inner is not None:
+                self._inner.finish(summary)
 
 
 def summary(statistics: dict) -> list[str]:
