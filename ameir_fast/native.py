@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 
 #: What each native module is for.
-MODULES = {"_C": "operations for the CPU", "_driver": "assembling batches, drawing negatives"}
+MODULES = {"_C": "operations for the CPU", "_driver": "assembling batches, drawing negatives, telling values apart"}
 REMEDY = "rebuild it with `pip install --no-build-isolation --no-deps --force-reinstall` of ameir-fast"
 
 _DIRECTORY = Path(__file__).resolve().parent
