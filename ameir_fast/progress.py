@@ -97,7 +97,8 @@ class Progress:
     def left(self) -> float | None:
         """Seconds to the end of the stage at the present rate, or None while that is unknown."""
         rate = self.rate
-        return (self.total - self.done) / rate if rate > 0 and self.total is not None and self.total >= self.done else None
+        known = rate > 0 and self.total is not None and self.total >= self.done
+        return (self.total - self.done) / rate if known else None
 
     def prefix(self) -> str:
         """``[3/9] ``, or ``[3] `` while the number of stages is unknown."""

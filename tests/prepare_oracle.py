@@ -270,7 +270,8 @@ def _learn(columns: list[pl.Series], plan: VocabularyPlan) -> Encoder:
         return Encoder(plan.size)
     columns = [flat(c) for c in columns]
     # One type for all columns of a vocabulary: numbers stay numbers where every column has them.
-    dtype = pl.Int64 if all(c.dtype in (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32) for c in columns) else pl.String
+    whole = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32)
+    dtype = pl.Int64 if all(c.dtype in whole for c in columns) else pl.String
     values = pl.concat([_plain(c, dtype).rename("value") for c in columns])
     counts = values.drop_nulls().value_counts(name="count")
     if plan.values is not None:

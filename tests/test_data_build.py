@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ameir_fast import InputError
 from ameir_fast.data import Dataset, pieces
 from ameir_fast.data.build import build
 from ameir_fast.data.plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
@@ -85,7 +84,8 @@ PLANS = {
     "no time": ctr(split=SplitPlan("random", seed=3)),
     "time, no history": ctr(time="time"),
     "user alone": ctr(user="user", split=SplitPlan("random", (0.5, 0.25, 0.25))),
-    "built history": ctr(time="time", user="user", history=BUILT, max_history=4, min_history=1, target=("item", "same")),
+    "built history": ctr(time="time", user="user", history=BUILT, max_history=4, min_history=1,
+                         target=("item", "same")),
     "leave one out": ctr(time="time", user="user", split=SplitPlan("leave_one_out")),
     "by column": ctr(split=SplitPlan("column", column="part"), time="time"),
     "ready lists": ctr(history=READY, max_history=3, min_history=2, split=SplitPlan("random"), target=("item", "kind")),

@@ -54,7 +54,9 @@ def number_frame(rows: int = 400, seed: int = 0) -> pl.DataFrame:
     return pl.DataFrame({
         "label": [rng.randint(0, 1) for _ in range(rows)],
         "real": [rng.choice(odd) if rng.random() < 0.1 else rng.gauss(0, 1) + 3 * (k > 300) for k in range(rows)],
-        "whole": pl.Series([None if rng.random() < 0.2 else int(rng.expovariate(0.3)) for _ in range(rows)], dtype=pl.Int16),
+        "whole": pl.Series(
+            [None if rng.random() < 0.2 else int(rng.expovariate(0.3)) for _ in range(rows)], dtype=pl.Int16
+        ),
         "text": [rng.choice(["", "1", "2.5", "-3e2", "7"]) for _ in range(rows)],
         "same": [4.0] * rows,
         "late": [None if k < 330 else 1.5 for k in range(rows)],
@@ -112,7 +114,8 @@ def test_a_text_that_is_no_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"bins": 1}, '"bins" is 1, not at least 2'), ({"bins": 3, "size": 4}, 'both "size" and "bins"'),
-     ({"bins": 3, "min_count": 2}, '"min_count" does not go with "bins"'), ({"bins": "x"}, "'bins' is 'x', not an integer")],
+     ({"bins": 3, "min_count": 2}, '"min_count" does not go with "bins"'),
+     ({"bins": "x"}, "'bins' is 'x', not an integer")],
 )
 def test_wrong_bins(tmp_path: Path, changes: dict, message: str) -> None:
     (tmp_path / "s.json").write_text(json.dumps(TABLE | {"vocabularies": {"price": changes}}))
@@ -124,7 +127,9 @@ TABLE = {"version": 1, "label": "click", "split": {"by": "order"},
          "fields": [{"name": "price"}, {"name": "shop"}], "vocabularies": {"price": {"bins": 4}}}
 
 
-def price_table(path: Path, rows: int = 60, label: bool = True, price=lambda k: str(k * 0.25), shop=lambda k: k % 3) -> Path:
+def price_table(
+    path: Path, rows: int = 60, label: bool = True, price=lambda k: str(k * 0.25), shop=lambda k: k % 3
+) -> Path:
     lines = [",".join(["click"] * label + ["price", "shop"])]
     lines += [",".join([str(k % 2)] * label + [price(k), str(shop(k))]) for k in range(rows)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -208,8 +213,8 @@ def test_what_does_not_fit_the_other_directory(tmp_path: Path) -> None:
 
     def refused(message: str, **parts) -> None:
         with pytest.raises(InputError, match=message) as caught:
-            build(FrameSource(make_frame()), ctr(**{"fields": FIELDS[:1], "vocabularies": {}, "split": SplitPlan("order"), **parts}), tmp_path / "new",
-                  kind="k", options={}, like=tmp_path / "old")
+            other = ctr(**{"fields": FIELDS[:1], "vocabularies": {}, "split": SplitPlan("order"), **parts})
+            build(FrameSource(make_frame()), other, tmp_path / "new", kind="k", options={}, like=tmp_path / "old")
         assert "\n" not in str(caught.value) and [p.name for p in tmp_path.iterdir()] == ["old"]
 
     refused("old: has the vocabularies item, but these rows need item, text", fields=(FIELDS[0], FIELDS[2]))

@@ -19,8 +19,8 @@ from ..progress import LineProgress, count, show_rate
 from ..progress import Progress as Stages
 from . import vocabulary
 from .arrays import ArrayFile
-from .events import EventLog, collect
 from .encoder import Encoder
+from .events import EventLog, collect
 from .files import SPLITS, VERSION, file_name
 from .like import Like
 from .output import Columns
@@ -57,10 +57,11 @@ def build(
     where the plan wants lists, and train, valid or test in the column of a split by column (unless ``named_split``
     int8 [R] says 0, 1 or 2 for each row). Its row order breaks ties between equal times. ``options`` goes into
     ``dataset.json``. ``like``: a prepared directory whose vocabularies and ranges are taken; every row is for test
-    then, and labels may be missing, or the whole column of them. ``on_progress`` gets lines of text, or is a ``progress.Progress`` that is shown the stages.
+    then, and labels may be missing, or the whole column of them. ``on_progress`` gets lines of text, or is a
+    ``progress.Progress`` that is shown the stages.
 
     The chunks are read once, into pieces on the disk beside the output, and memory doesn't grow with the rows except
-    where there are users or times: some 30 bytes a row then. The directory appears whole or not at all. Work that was
+    where there are users or times: some 40 bytes a row then. The directory appears whole or not at all. Work that was
     killed or interrupted goes on at the first unfinished stage when ``build`` is called with the same kind, options
     and plan, and ``source.files`` have not changed; whatever else decides what ``source`` yields must therefore be
     among ``options``. For a source without files it always begins anew: then ``more_statistics`` may speak of the
@@ -125,7 +126,8 @@ class _Build:
         self.rows, dropped = Rows(work.path("split")), read["dropped"]
         if self.plan.logged:
             dropped |= work.stage("events", self._events)["dropped"]
-            self.rows, self.log = Rows(work.path("events"), work.path("split")), EventLog(work.path("events"), self.plan)
+            self.rows = Rows(work.path("events"), work.path("split"))
+            self.log = EventLog(work.path("events"), self.plan)
         self.sizes = work.stage("vocabularies", self._vocabularies)
         placed = work.stage("order", functools.partial(self._order, dropped))
         found = work.stage("write", functools.partial(self._write, placed, users, about, options))
@@ -207,7 +209,8 @@ class _Build:
 
     def _write(self, placed: dict, users: int | None, about: dict, options: dict, directory: Path) -> dict:
         pieces, plan, sizes = self.pieces, self.plan, self.sizes
-        writer, places = DirectoryWriter(directory, self.work.output), ArrayFile.open(self.work.path("order") / "place.npy")
+        writer = DirectoryWriter(directory, self.work.output)
+        places = ArrayFile.open(self.work.path("order") / "place.npy")
         found = statistics(pieces, plan, self.rows, places, users, {**placed, "vocabularies": sizes})
         found |= self.more_statistics()
         columns = Columns(writer, pieces, plan, self.rows, places, found["rows"], self.encoder, self.log)

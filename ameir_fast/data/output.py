@@ -115,7 +115,8 @@ class Columns:
                 moved(stop - start)
 
     def _logged(self, history: HistoryPlan, moved: Moved) -> None:
-        ids, numbers = self.encoder(history.vocabulary).encode(self.log.values(history.column)), self.log.numbers(history.column)
+        ids = self.encoder(history.vocabulary).encode(self.log.values(history.column))
+        numbers = self.log.numbers(history.column)
         with self.writer.column(f"events.{file_name(history.name)}", np.int32, numbers.length) as file:
             for block in blocks(numbers.length):
                 file.put(block, ids[numbers.read(block.start, block.stop)])

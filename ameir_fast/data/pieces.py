@@ -63,7 +63,8 @@ class Pieces:
         parts |= {f"plain {i}": frame[name] for i, name in enumerate(self.plain_names)}
         # Columns of different lengths fit into one file as a row of lists.
         packed = io.BytesIO()
-        pl.DataFrame({name: part.implode() for name, part in parts.items()}).write_ipc(packed, compression="uncompressed")
+        row = pl.DataFrame({name: part.implode() for name, part in parts.items()})
+        row.write_ipc(packed, compression="uncompressed")
         with files.shown_as(shown), open(self._path(len(self)), "xb") as file:
             files.write(file, packed.getbuffer())
         self.bounds.append((self.rows, self.rows + frame.height))
