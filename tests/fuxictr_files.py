@@ -21,6 +21,7 @@ tiny:
         [{name: ["userid", "adgroup_id", "cate_id"], active: True, dtype: str, type: categorical},
          {name: level, active: True, dtype: int, type: categorical, min_categr_count: 1},
          {name: price, active: True, dtype: float, type: numeric, normalizer: StandardScaler},
+         {name: group, active: True, dtype: str, type: meta},
          {name: unused, active: False, dtype: str, type: categorical},
          {name: tags, active: True, dtype: str, type: sequence, splitter: " ", max_len: 2, padding: pre},
          {name: click_sequence, active: True, dtype: str, type: sequence, splitter: "^", max_len: 5,

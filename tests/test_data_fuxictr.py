@@ -53,11 +53,31 @@ def test_csv(tmp_path):
     data = Dataset.open(tmp_path / "out")
     assert [(f.name, f.kind, f.vocabulary) for f in data.schema.fields] == [
         ("userid", "categorical", "userid"), ("adgroup_id", "categorical", "adgroup_id"),
-        ("cate_id", "categorical", "cate_id"), ("level", "categorical", "level"), ("tags", "multi_categorical", "tags")]
+        ("cate_id", "categorical", "cate_id"), ("level", "categorical", "level"), ("price", "categorical", "price"),
+        ("tags", "multi_categorical", "tags")]
     assert [(b.name, b.vocabulary) for b in data.schema.behavior] == [("click_sequence", "adgroup_id"), ("cate_sequence", "cate_id")]
     assert data.schema.target == ("adgroup_id", "cate_id") and data.schema.max_history == 5
-    assert notes == ["left out: feature price (numeric, which is no category)"]
+    assert notes == ["left out: feature group (meta, for metrics only)"]
     compare(data, parts)
+    prepare_fuxictr(tmp_path / "tiny", tmp_path / "less", dataset_id="tiny", root=tmp_path / "tiny", bins=0, on_note=notes.append)
+    assert "price" not in Dataset.open(tmp_path / "less").field_names
+    assert notes[1:] == [*notes[:1], "left out: feature price (numeric, which is no category)"]
+
+
+@pytest.mark.parametrize("fill", ["", ", fill_na: 3"])
+def test_numbers_are_cut_into_ranges(tmp_path, fill):
+    parts = write(tmp_path / "tiny")
+    text = CONFIG.replace("type: numeric", f"type: numeric{fill}")
+    (tmp_path / "tiny" / "dataset_config.yaml").write_text(text)
+    prepare_fuxictr(tmp_path / "tiny", tmp_path / "out", dataset_id="tiny", root=tmp_path / "tiny", bins=4)
+    data = Dataset.open(tmp_path / "out")
+    place = [f.name for f in data.schema.fields].index("price")
+    ids = helpers.whole(data, "test").fields[:, place].tolist()
+    given = [float(r["price"]) if r["price"] else (3.0 if fill else None) for r in parts["test"]]
+    ranges = sorted({(v, i) for v, i in zip(given, ids, strict=True) if v is not None})
+    assert len(ranges) == len({v for v, _ in ranges}) and [i for _, i in ranges] == sorted(i for _, i in ranges)
+    assert {i for v, i in zip(given, ids, strict=True) if v is None} == (set() if fill else {0})
+    assert ranges[0][1] == 1 and ranges[-1][1] > 1
 
 
 def test_parquet_with_lists(tmp_path, monkeypatch):
@@ -141,6 +161,8 @@ def test_values_that_stand_for_missing_ones(tmp_path):
      "feature 'level': category_processor 'hash_bucket' is not supported"),
     ("dtype: int, type: categorical", "dtype: int, type: categorical, fill_na: none", "feature 'level': fill_na is 'none'"),
     ("share_embedding: cate_id", "share_embedding: shop", "share_embedding is 'shop', no active feature"),
+    ("share_embedding: cate_id", "share_embedding: price", "share_embedding is 'price', no active feature with ids"),
+    ("type: numeric", "type: numeric, fill_na: none", "feature 'price': fill_na is 'none'"),
     ("max_len: 2", "max_len: many", "feature 'tags': max_len is 'many'"),
     ("name: level", "name: userid", "feature 'userid' is there twice"),
     ("feature_cols:\n        [", "feature_cols:\n        [userid, ", "feature_cols: 'userid' is not an object"),

@@ -61,7 +61,7 @@ def folder(tmp_path_factory) -> Path:
 
 def test_ratings_with_a_threshold(folder, tmp_path):
     notes = []
-    statistics = prepare_recbole(folder, tmp_path / "out", RATED, max_history=5, on_note=notes.append)
+    statistics = prepare_recbole(folder, tmp_path / "out", RATED, max_history=5, bins=0, on_note=notes.append)
     data = Dataset.open(tmp_path / "out")
     assert [(f.name, f.kind) for f in data.schema.fields] == [
         ("item_id", "categorical"), ("device", "categorical"), ("city", "categorical"),
@@ -96,7 +96,7 @@ def test_histories_of_several_columns(folder, tmp_path):
                       leave_out=("device", "class"))
     prepare_recbole(folder, tmp_path / "out", meaning, user_field=True)
     data = Dataset.open(tmp_path / "out")
-    assert [f.name for f in data.schema.fields] == ["user_id", "item_id", "city", "brand"]
+    assert [f.name for f in data.schema.fields] == ["user_id", "item_id", "age", "city", "brand"]
     assert [(b.name, b.vocabulary) for b in data.schema.behavior] == [("history_item_id", "item_id"),
                                                                       ("history_rating", "rating")]
     assert data.schema.target == ("item_id", "brand")
@@ -108,10 +108,27 @@ def test_histories_of_several_columns(folder, tmp_path):
         assert [stars[s] for _, s in found] == wanted
 
 
+def test_numbers_are_cut_into_ranges(folder, tmp_path):
+    notes = []
+    prepare_recbole(folder, tmp_path / "out", RATED, bins=3, on_note=notes.append)
+    assert notes == ["left out: column vector (float_seq, which is no category)"]
+    data = Dataset.open(tmp_path / "out")
+    assert data.schema.size("age") == 4
+    place, rows = [f.name for f in data.schema.fields].index("age"), joined(folder)
+    ids = [i for s in ("train", "valid", "test") for i in helpers.whole(data, s).fields[:, place].tolist()]
+    ages = [r.get("age") for r in rows]
+    assert all((i == 0) == (a is None) for i, a in zip(ids, ages, strict=True)) and 0 in ids
+    pairs = sorted({(float(a), i) for i, a in zip(ids, ages, strict=True) if a})
+    # As many training rows in each range as the jumps between ages allow.
+    trained = sorted(float(a) for a in ages[: data.size("train")] if a)
+    edges = [trained[k * len(trained) // 3] for k in (1, 2)]
+    assert len(pairs) == 8 and all(i == 1 + sum(a >= e for e in edges) for a, i in pairs)
+
+
 def test_retrieval(folder, tmp_path):
     prepare_recbole(folder, tmp_path / "out", Meaning(), retrieval=True)
     data = Dataset.open(tmp_path / "out")
-    assert data.task == "retrieval" and data.schema.fields == () and data.field_names == ("user_id", "city")
+    assert data.task == "retrieval" and data.schema.fields == () and data.field_names == ("user_id", "age", "city")
     by_user: dict[str, list[dict]] = {}
     for row in joined(folder):
         by_user.setdefault(row["user_id"], []).append(row)

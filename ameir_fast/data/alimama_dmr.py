@@ -30,6 +30,7 @@ COLUMNS = (
 _FIELDS = (*DEFAULT_FIELDS, "adgroup_id", "campaign_id", "customer")
 #: Where the published values begin at 1, so that 0 is what the authors put in for a missing one.
 _ZERO_IS_MISSING = {"cate_id", "brand", "final_gender_code", "pvalue_level", "shopping_level", "new_user_class_level"}
+_WHOLE = tuple(name for name in COLUMNS if name != "price")
 _SPLIT = "\0split"
 
 
@@ -95,7 +96,7 @@ class DmrSource:
         self._reading = Reading(self.files)
         draw = np.random.Generator(np.random.PCG64(order.mixed("validation", self.seed)))
         for paths in (self.parts, self.test):
-            for rows in read_delimited(paths, ",", COLUMNS, reading=self._reading) if paths else ():
+            for rows in read_delimited(paths, ",", COLUMNS, whole=_WHOLE, reading=self._reading) if paths else ():
                 frame = _frame(rows)
                 if self.test:
                     valid = draw.random(frame.height) < 1 / 9 if paths is self.parts else None
@@ -105,25 +106,32 @@ class DmrSource:
 
 
 def _frame(rows: Rows) -> pl.DataFrame:
-    rows = replace(rows, frame=rows.frame.with_columns(pl.all().replace("NULL", None)))
+    texts = [name for name, kind in rows.frame.schema.items() if kind == pl.String]
+    rows = replace(rows, frame=rows.frame.with_columns(pl.col(texts).replace("NULL", None)) if texts else rows.frame)
     click = rows.integer("clk")
     rows.refuse(~click.is_in([0, 1]), "clk", lambda v: f"is {v}, a label that is neither 0 nor 1")
     values = {}
     for name in ("user", *_FIELDS):
         number = rows.integer(name, missing=name != "user")
         values[name] = number.set(number == 0, None) if name in _ZERO_IS_MISSING else number
-    masks = [rows.integer(f"mask {i}") for i in range(_LENGTH)]
-    for i, mask in enumerate(masks):
-        rows.refuse(~mask.is_in([0, 1]), f"mask {i}", lambda v: f"is {v}, neither 0 nor 1")
-    lists = {f"history_{what}": _lists(rows, what, masks) for what in ("cate", "brand")}
+    mask = _numbers(rows, "mask")
+    for column in np.flatnonzero(((mask != 0) & (mask != 1)).any(axis=0))[:1]:
+        wrong = pl.Series((mask[:, column] != 0) & (mask[:, column] != 1))
+        rows.refuse(wrong, f"mask {column}", lambda v: f"is {v}, neither 0 nor 1")
+    lists = {f"history_{what}": _lists(_numbers(rows, what), mask == 1) for what in ("cate", "brand")}
     return pl.DataFrame({**values, **lists, "label": click})
 
 
-def _lists(rows: Rows, what: str, masks: list[pl.Series]) -> pl.Series:
-    """The values where the mask is 1; a missing one keeps its place."""
-    columns = {f"{i}": rows.integer(f"{what} {i}", missing=True).fill_null(0) for i in range(_LENGTH)}
-    frame = pl.DataFrame({**columns, **{f"mask {i}": mask for i, mask in enumerate(masks)}})
-    there = [pl.when(pl.col(f"mask {i}") == 1).then(pl.col(f"{i}")) for i in range(_LENGTH)]
-    element = pl.element()
-    known = pl.concat_list(there).list.drop_nulls().list.eval(pl.when(element != 0).then(element))
-    return frame.select(known.alias(what))[what]
+def _numbers(rows: Rows, what: str) -> np.ndarray:
+    """int64 [rows, 50], zero for what is missing."""
+    columns = [rows.integer(f"{what} {i}", missing=True).fill_null(0).to_numpy() for i in range(_LENGTH)]
+    return np.stack(columns, axis=1)
+
+
+def _lists(values: np.ndarray, there: np.ndarray) -> pl.Series:
+    """The values that are there; of these a missing one keeps its place."""
+    # In every row what is there last, where it is in the published files already.
+    order = np.argsort(there, axis=1, kind="stable")
+    flat = pl.Series(np.take_along_axis(values, order, axis=1).ravel())
+    lists = flat.set(flat == 0, None).reshape((-1, _LENGTH)).arr.to_list()
+    return lists.list.tail(pl.Series(there.sum(axis=1)))

@@ -66,6 +66,8 @@ class Rows:
         """A column as Int64; with ``missing`` an empty cell is null, otherwise an error."""
         values = self.frame[column]
         found = values.cast(pl.Int64, strict=False)
+        if values.dtype.is_integer() and (missing or not values.null_count()):
+            return found  # read as numbers, there is nothing to look for
         wrong = found.is_null()
         self.refuse(wrong & values.is_not_null() if missing else wrong, column,
                     lambda v: "is missing" if v is None else f"is {shown(v)}, not a whole number")

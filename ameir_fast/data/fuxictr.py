@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -20,6 +21,8 @@ from .parquet import parquet_height, read_parquet
 from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
 
 MAX_HISTORY = 50
+#: Ranges that a number is cut into.
+BINS = 10
 _LABEL, _SPLIT = "\0label", "\0split"
 
 
@@ -31,6 +34,7 @@ def prepare_fuxictr(
     root: str | Path = ".",
     history: Sequence[str] | None = None,
     max_history: int | None = None,
+    bins: int = BINS,
     overwrite: bool = False,
     on_progress: Progress | None = None,
     on_note: Progress | None = None,
@@ -45,6 +49,8 @@ def prepare_fuxictr(
         history: names of the sequence features that are the user's history, one per behaviour field. By default those
             that share the embedding of a categorical feature, which is then the target.
         max_history: newest elements used; by default the largest ``max_len`` of these features.
+        bins: ranges that numeric features are cut into at quantiles of the training rows, to be categories; 0 leaves
+            them out.
         overwrite: replace what ``output_dir`` holds.
         on_progress: called with a line of text now and then.
         on_note: called with a line of text for what was left out.
@@ -56,7 +62,7 @@ def prepare_fuxictr(
     """
     check_output_dir(output_dir, overwrite)
     config = read_config(Path(config_path), dataset_id)
-    source = FuxiCTRSource(config, Path(root), _histories(config, history))
+    source = FuxiCTRSource(config, Path(root), _histories(config, history), bins)
     plan = source.plan(max_history)
     for name, why in source.left_out.items():
         if on_note:
@@ -64,7 +70,7 @@ def prepare_fuxictr(
     return build(
         source, plan, output_dir, kind="fuxictr",
         options={"dataset_id": config.name, "history": [h.name for h in source.histories],
-                 "max_history": plan.max_history, "left_out": source.left_out},
+                 "max_history": plan.max_history, "bins": bins, "left_out": source.left_out},
         overwrite=overwrite, on_progress=on_progress,
     )
 
@@ -90,8 +96,8 @@ def _histories(config: Config, wanted: Sequence[str] | None) -> list[Feature]:
 class FuxiCTRSource:
     """The rows of the training, validation and test files, one after another."""
 
-    def __init__(self, config: Config, root: Path, histories: list[Feature]):
-        self.config, self.histories = config, histories
+    def __init__(self, config: Config, root: Path, histories: list[Feature], bins: int = BINS):
+        self.config, self.histories, self.bins = config, histories, bins
         self.data = {split: _paths(root, path, config.data_format) for split, path in config.data.items()}
         # The configuration decides what is read: where it changes, an interrupted preparation must not go on.
         self.files = (config.path, *dict.fromkeys(path for paths in self.data.values() for path in paths))
@@ -99,7 +105,7 @@ class FuxiCTRSource:
         self.left_out = dict(config.left_out)
         self._features = []
         for f in config.features:
-            if f.kind == "numeric":
+            if f.kind == "numeric" and not bins:
                 self.left_out[f.name] = "numeric, which is no category"
             else:
                 self._features.append(f)
@@ -118,7 +124,9 @@ class FuxiCTRSource:
         vocabularies = {}
         for f in self._features:
             owner = next(g for g in config.features if g.name == config.vocabulary(f))
-            vocabularies[owner.name] = VocabularyPlan(min_count=max(1, owner.min_count))
+            vocabularies[owner.name] = (
+                VocabularyPlan(bins=self.bins) if owner.kind == "numeric" else VocabularyPlan(max(1, owner.min_count))
+            )
         # A target only where each behaviour field has a field of its own to be compared with.
         fields = {f.name for f in self._features if f.kind == "categorical"}
         target = tuple(h.share for h in self.histories if h.share in fields)
@@ -164,13 +172,17 @@ class FuxiCTRSource:
             for path in paths:
                 for rows in read_parquet(path, columns):
                     self._read_rows += rows.frame.height
-                    yield rows
+                    # What a missing number becomes in many tools.
+                    yield replace(rows, frame=rows.frame.with_columns(pl.col(pl.Float32, pl.Float64).fill_nan(None)))
 
     def _column(self, rows: Rows, feature: Feature) -> pl.Series:
         """Values as text (missing: null), lists of such for a sequence. What ``fill_na`` names is missing too."""
         fill = feature.fill_na
         if feature.kind == "sequence":
             return _sequence(rows, feature, "" if fill is None else str(fill), feature in self.histories)
+        if feature.kind == "numeric":
+            values = rows.number(feature.column, missing=True)
+            return values if fill is None else values.fill_null(float(fill))
         if feature.dtype == "str":
             values = rows.frame[feature.column].cast(pl.String)
         elif feature.dtype == "int":

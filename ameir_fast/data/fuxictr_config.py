@@ -51,8 +51,8 @@ class Config:
         """The feature whose name the vocabulary has."""
         by_name, seen = {f.name: f for f in self.features}, {feature.name}
         while feature.share is not None:
-            if feature.share not in by_name:
-                raise InputError(f"feature {feature.name!r}: share_embedding is {feature.share!r}, no active feature")
+            if feature.share not in by_name or by_name[feature.share].kind == "numeric":
+                raise InputError(f"feature {feature.name!r}: share_embedding is {feature.share!r}, no active feature with ids")
             feature = by_name[feature.share]
             if feature.name in seen:
                 raise InputError(f"feature {feature.name!r}: share_embedding leads back to itself")
@@ -176,12 +176,12 @@ def _feature(name: str, column: dict, least: int) -> Feature:
 def _fill_na(value: object, kind: str, dtype: str) -> object | None:
     if isinstance(value, bool) or not isinstance(value, str | int | float | None):
         raise InputError(f"fill_na is {value!r}")
-    if dtype == "str" or kind == "sequence" or value is None:
-        return value
-    if value == "":
+    if value is None or (value == "" and (kind == "numeric" or dtype != "str")):
         return None
+    if kind == "sequence" or (dtype == "str" and kind != "numeric"):
+        return value
     try:
-        return int(value) if dtype == "int" else float(value)
+        return int(value) if dtype == "int" and kind != "numeric" else float(value)
     except ValueError:
         raise InputError(f"fill_na is {value!r}, but dtype {dtype}") from None
 

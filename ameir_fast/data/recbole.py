@@ -15,9 +15,11 @@ from .blocks import Reading
 from .build import Progress, build
 from .delimited import Rows
 from .files import SPLITS
-from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan
+from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
 
 MAX_HISTORY = 50
+#: Ranges that a number is cut into.
+BINS = 10
 _LABEL, _TIME, _SPLIT = "\0label", "\0time", "\0split"
 _LIST = "_list"  # RecBole's LIST_SUFFIX
 
@@ -44,6 +46,7 @@ def prepare_recbole(
     retrieval: bool = False,
     split: str | None = None,
     max_history: int = MAX_HISTORY,
+    bins: int = BINS,
     user_field: bool = False,
     overwrite: bool = False,
     on_progress: Progress | None = None,
@@ -60,6 +63,7 @@ def prepare_recbole(
         split: ``"time"``, ``"random"`` or ``"leave_one_out"``; by default the last for retrieval, time where there is
             one, or the three files.
         max_history: newest interactions before the row's own, strictly earlier in time.
+        bins: ranges that numbers are cut into at quantiles of the training rows, to be categories; 0 leaves them out.
         user_field: whether the user's id is in the default view; it is stored either way.
         overwrite: replace what ``output_dir`` holds.
         on_progress: called with a line of text now and then.
@@ -70,7 +74,7 @@ def prepare_recbole(
         OSError: the disk is full; ``output_dir`` is then as it was.
     """
     check_output_dir(output_dir, overwrite)
-    source = RecBoleSource(Path(input_path), meaning, retrieval)
+    source = RecBoleSource(Path(input_path), meaning, retrieval, bins)
     plan = source.plan(split, max_history, user_field)
     for name, why in source.left_out.items():
         if on_note:
@@ -79,7 +83,7 @@ def prepare_recbole(
         source, plan, output_dir, kind="recbole",
         options={"label": meaning.label, "threshold": meaning.threshold and list(meaning.threshold),
                  "columns": {"user": meaning.user, "item": meaning.item, "time": source.time},
-                 "retrieval": retrieval, "split": plan.split.by, "max_history": max_history, "user_field": user_field,
+                 "retrieval": retrieval, "split": plan.split.by, "max_history": max_history, "bins": bins, "user_field": user_field,
                  "left_out": source.left_out},
         overwrite=overwrite, on_progress=on_progress,
     )
@@ -91,8 +95,8 @@ class RecBoleSource:
     ``left_out``: columns that are not read, and why.
     """
 
-    def __init__(self, folder: Path, meaning: Meaning, retrieval: bool):
-        self.meaning, self.retrieval = meaning, retrieval
+    def __init__(self, folder: Path, meaning: Meaning, retrieval: bool, bins: int = BINS):
+        self.meaning, self.retrieval, self.bins = meaning, retrieval, bins
         if not folder.is_dir():
             raise InputError(f"{folder}: no such directory")
         self.parts, inter = _interactions(folder)
@@ -180,6 +184,7 @@ class RecBoleSource:
         target = meaning.target
         if target is None:
             target = () if self.retrieval or not self.history else (meaning.item,)
+        cut = {f.name: VocabularyPlan(bins=self.bins) for f in fields if self._is_cut(f.name)}
         return TablePlan(
             task="retrieval" if self.retrieval else "ctr",
             label=None if self.retrieval else _LABEL,
@@ -192,6 +197,7 @@ class RecBoleSource:
             max_history=max_history if self.history else 0,
             min_history=1 if self.retrieval else 0,
             target=target,
+            vocabularies=cut,
             split=SplitPlan(split, column=_SPLIT if split == "column" else None),
         )
 
@@ -199,6 +205,10 @@ class RecBoleSource:
         """A ready list ``item_id_list`` holds values of ``item_id``."""
         base = column.removesuffix(_LIST)
         return base if self.ready and base in self.columns else column
+
+    def _is_cut(self, name: str) -> bool:
+        """Whether a column is of numbers; those of a history are categories as they are."""
+        return self.columns[name].types[name] == "float" and name not in self.history
 
     def _fields(self, user_field: bool) -> Iterator[FieldPlan]:
         meaning, ready = self.meaning, self.history if self.ready else ()
@@ -211,7 +221,7 @@ class RecBoleSource:
             elif self.retrieval and name != meaning.user and file is not self.user:
                 if name != meaning.item:
                     self.left_out[name] = "it describes the interaction or item to find"
-            elif kind.startswith("float"):
+            elif kind == "float_seq" or (self._is_cut(name) and not self.bins):
                 self.left_out[name] = f"{kind}, which is no category"
             else:
                 default = user_field if name == meaning.user else not self.retrieval
@@ -240,7 +250,8 @@ class RecBoleSource:
                 for attributes, column in ((users, meaning.user), (items, meaning.item)):
                     if attributes is not None:
                         frame = frame.join(attributes, on=column, how="left", maintain_order="left")
-                yield frame.with_columns(pl.col(pl.Float64).exclude(_TIME, _LABEL).cast(pl.String))
+                written = [n for n in self.history if self.columns[n].types[n] == "float"]
+                yield frame.with_columns(pl.col(written).cast(pl.String)) if written else frame
         self.dropped = dropped
 
     def _attributes(self, file: AtomicFile | None, key: str, names: Sequence[str]) -> pl.DataFrame | None:

@@ -29,6 +29,9 @@ def prepare(
     max_history: Annotated[
         int | None, typer.Option("--max-history", min=1, metavar="T", help="Newest T of it. Default: their max_len.")
     ] = None,
+    bins: Annotated[
+        int, typer.Option("--bins", min=0, metavar="N", help="Ranges that numbers are cut into; 0 leaves them out.")
+    ] = 10,
     overwrite: Overwrite = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -45,7 +48,7 @@ def prepare(
         prepare_fuxictr(
             source, output, dataset_id=dataset_id, root=root,
             history=None if history is None else [name for name in history.split(",") if name],
-            max_history=max_history, overwrite=overwrite, on_progress=notes, on_note=left_out.append,
+            max_history=max_history, bins=bins, overwrite=overwrite, on_progress=notes, on_note=left_out.append,
         )
     for line in left_out:
         say(json_file, line)

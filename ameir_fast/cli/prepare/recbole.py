@@ -37,6 +37,9 @@ def prepare(
     ] = None,
     leave_out: Annotated[str, typer.Option("--leave-out", metavar="COLUMNS", help="Columns not to read.")] = "",
     max_history: Annotated[int, typer.Option("--max-history", min=1, metavar="T", help="Newest T events.")] = 50,
+    bins: Annotated[
+        int, typer.Option("--bins", min=0, metavar="N", help="Ranges that numbers are cut into; 0 leaves them out.")
+    ] = 10,
     user_field: Annotated[
         bool, typer.Option("--user-field", help="The user's id as a field of the default view.")
     ] = False,
@@ -62,7 +65,7 @@ def prepare(
     left_out: list[str] = []
     with Notes() as notes:
         prepare_recbole(
-            source, output, meaning, retrieval=retrieval, split=split, max_history=max_history, user_field=user_field,
+            source, output, meaning, retrieval=retrieval, split=split, max_history=max_history, bins=bins, user_field=user_field,
             overwrite=overwrite, on_progress=notes, on_note=left_out.append,
         )
     for line in left_out:
