@@ -37,13 +37,19 @@ def make_rows(count: int, seed: int) -> list[dict]:
     rows = []
     for _ in range(count):
         length = rng.choice([0, 0, 1, 3, 7])
-        rows.append({
-            "clk": rng.randint(0, 1), "userid": f"u{rng.randint(1, 40)}", "adgroup_id": rng.randint(100, 160),
-            "cate_id": rng.choice(["a,b", 'say "x"', "c", ""]), "level": rng.choice(["", "0", "3", "4"]),
-            "price": rng.choice(["1.5", "", "20"]), "tags": " ".join(rng.sample(["x", "y", "z", "w"], rng.randint(0, 4))),
-            "click_sequence": "^".join(str(rng.randint(100, 160)) for _ in range(length)),
-            "cate_sequence": "^".join(rng.choice(["a,b", "c", "d"]) for _ in range(length)),
-        })
+        rows.append(
+            {
+                "clk": rng.randint(0, 1),
+                "userid": f"u{rng.randint(1, 40)}",
+                "adgroup_id": rng.randint(100, 160),
+                "cate_id": rng.choice(["a,b", 'say "x"', "c", ""]),
+                "level": rng.choice(["", "0", "3", "4"]),
+                "price": rng.choice(["1.5", "", "20"]),
+                "tags": " ".join(rng.sample(["x", "y", "z", "w"], rng.randint(0, 4))),
+                "click_sequence": "^".join(str(rng.randint(100, 160)) for _ in range(length)),
+                "cate_sequence": "^".join(rng.choice(["a,b", "c", "d"]) for _ in range(length)),
+            }
+        )
     return rows
 
 

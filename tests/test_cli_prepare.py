@@ -54,13 +54,39 @@ def refused(tmp_path, capsys):
 def test_alimama(tmp_path, prepare, refused):
     folder = test_data_alimama.write(tmp_path / "raw")
     options, statistics, out = prepare("alimama", "--input", folder)
-    assert options == {"behaviors": ["pv"], "since": None, "test_from": test_data_alimama.LAST_DAY, "max_history": 50,
-                       "all_fields": False, "min_count": 1}
+    assert options == {
+        "behaviors": ["pv"],
+        "since": None,
+        "test_from": test_data_alimama.LAST_DAY,
+        "max_history": 50,
+        "all_fields": False,
+        "min_count": 1,
+    }
     assert f"{statistics['rows']} rows" in out and "behaviour other than pv" in out
-    options, *_ = prepare("alimama", "--input", folder, "--behaviors", "buy,pv", "--since", 1494000000, "--split", "time",
-                          "--max-history", 9, "--all-fields", "--min-count", 2)
-    assert options == {"behaviors": ["pv", "buy"], "since": 1494000000, "test_from": None, "max_history": 9,
-                       "all_fields": True, "min_count": 2}
+    options, *_ = prepare(
+        "alimama",
+        "--input",
+        folder,
+        "--behaviors",
+        "buy,pv",
+        "--since",
+        1494000000,
+        "--split",
+        "time",
+        "--max-history",
+        9,
+        "--all-fields",
+        "--min-count",
+        2,
+    )
+    assert options == {
+        "behaviors": ["pv", "buy"],
+        "since": 1494000000,
+        "test_from": None,
+        "max_history": 9,
+        "all_fields": True,
+        "min_count": 2,
+    }
     options, statistics, _ = prepare("alimama", "--input", folder, "--test-from", 1494520000)
     assert statistics["splits"]["test"]["first_time"] >= 1494520000 > statistics["splits"]["valid"]["last_time"]
     refused("behaviours click are not some of pv", "alimama", "--input", folder, "--behaviors", "click")
@@ -79,7 +105,14 @@ def test_alimama_in_267_columns(tmp_path, prepare, refused):
     (tmp_path / "test").write_text("".join(lines[160:]))
     arguments = ("--form", "dmr", "--input", tmp_path / "train", "--test", tmp_path / "test", "--seed", 4)
     options, statistics, _ = prepare("alimama", *arguments)
-    assert options == {"form": "dmr", "test_files": 1, "seed": 4, "max_history": 50, "all_fields": False, "min_count": 1}
+    assert options == {
+        "form": "dmr",
+        "test_files": 1,
+        "seed": 4,
+        "max_history": 50,
+        "all_fields": False,
+        "min_count": 1,
+    }
     assert statistics["splits"]["test"]["rows"] == 40
     refused("belong to the raw form", "alimama", *arguments, "--since", 5)
     (tmp_path / "test").write_text("1,2\n")
@@ -89,13 +122,40 @@ def test_alimama_in_267_columns(tmp_path, prepare, refused):
 def test_recbole(tmp_path, prepare, refused):
     folder = test_data_recbole.write(tmp_path / "shop")
     options, statistics, out = prepare(
-        "recbole", "--input", folder, "--threshold", "rating=4", "--history", "item_id,rating", "--target",
-        "item_id,brand", "--leave-out", "device", "--max-history", 7, "--bins", 0, "--user-field", "--split", "time")
+        "recbole",
+        "--input",
+        folder,
+        "--threshold",
+        "rating=4",
+        "--history",
+        "item_id,rating",
+        "--target",
+        "item_id,brand",
+        "--leave-out",
+        "device",
+        "--max-history",
+        7,
+        "--bins",
+        0,
+        "--user-field",
+        "--split",
+        "time",
+    )
     assert options == {
-        "label": None, "threshold": ["rating", 4.0], "retrieval": False,
-        "columns": {"user": "user_id", "item": "item_id", "time": "timestamp"}, "split": "time", "max_history": 7, "bins": 0,
-        "user_field": True, "left_out": {"device": "as asked for", "age": "float, which is no category",
-                                         "vector": "float_seq, which is no category"}}
+        "label": None,
+        "threshold": ["rating", 4.0],
+        "retrieval": False,
+        "columns": {"user": "user_id", "item": "item_id", "time": "timestamp"},
+        "split": "time",
+        "max_history": 7,
+        "bins": 0,
+        "user_field": True,
+        "left_out": {
+            "device": "as asked for",
+            "age": "float, which is no category",
+            "vector": "float_seq, which is no category",
+        },
+    }
     assert "left out: column age (float, which is no category)" in out and statistics["rows"] == 260
     options, *_ = prepare("recbole", "--input", folder, "--retrieval")
     assert options["retrieval"] and options["split"] == "leave_one_out"
@@ -115,8 +175,13 @@ def test_fuxictr(tmp_path, prepare, refused):
     fuxictr_files.write(folder)
     place = ("--input", folder / "dataset_config.yaml", "--dataset-id", "tiny", "--root", folder)
     options, statistics, out = prepare("fuxictr", *place)
-    assert options == {"dataset_id": "tiny", "history": ["click_sequence", "cate_sequence"], "max_history": 5, "bins": 10,
-                       "left_out": {"group": "meta, for metrics only"}}
+    assert options == {
+        "dataset_id": "tiny",
+        "history": ["click_sequence", "cate_sequence"],
+        "max_history": 5,
+        "bins": 10,
+        "left_out": {"group": "meta, for metrics only"},
+    }
     assert "left out: feature group" in out and statistics["rows"] == 270
     options, *_ = prepare("fuxictr", *place, "--history", "cate_sequence", "--max-history", 3, "--bins", 0)
     assert "price" in options["left_out"] and options["history"] == ["cate_sequence"] and options["max_history"] == 3
@@ -128,12 +193,20 @@ def test_fuxictr(tmp_path, prepare, refused):
 
 def test_movielens_retrieval(tmp_path, prepare, refused):
     folder = mini_movielens.write(tmp_path / "raw")
-    options, statistics, _ = prepare("movielens", "--input", folder, "--retrieval", "--split", "time", "--max-history", 4)
+    options, statistics, _ = prepare(
+        "movielens", "--input", folder, "--retrieval", "--split", "time", "--max-history", 4
+    )
     assert options.pop("source").keys() == {"inter", "item", "user"}
     assert options == {"positive_rating": 4, "max_history": 4, "user_field": False, "retrieval": True, "split": "time"}
     assert statistics["label_rate"] is None
-    refused("split 'leave_one_out' is none of those that ctr data can have", "movielens", "--input", folder, "--split",
-            "leave_one_out")
+    refused(
+        "split 'leave_one_out' is none of those that ctr data can have",
+        "movielens",
+        "--input",
+        folder,
+        "--split",
+        "leave_one_out",
+    )
     helpers.write_lines(folder / "mini.inter", "user_id:token\titem_id:token", ["1\t2"])
     refused("mini.inter: column 'rating:float' is missing", "movielens", "--input", folder)
     Path(folder / "u.data").write_text("1\t2\t3\t4\n")

@@ -18,8 +18,16 @@ from ameir_fast.data.alimama import LAST_DAY
 from tests import data_helpers as helpers
 from tests.shared import shared
 
-USERS = ("cms_segid", "cms_group_id", "final_gender_code", "age_level", "pvalue_level", "shopping_level", "occupation",
-         "new_user_class_level")
+USERS = (
+    "cms_segid",
+    "cms_group_id",
+    "final_gender_code",
+    "age_level",
+    "pvalue_level",
+    "shopping_level",
+    "occupation",
+    "new_user_class_level",
+)
 DEFAULT = ("cate_id", "brand", "user", *USERS, "pid")
 FIRST_DAY = LAST_DAY - 7 * 86400
 
@@ -30,21 +38,50 @@ def write(folder: Path, *, impressions: int = 400, behaviors: int = 3000, seed: 
     folder.mkdir(parents=True, exist_ok=True)
     people, ads = rng.sample(range(1, 1_141_730), 30), rng.sample(range(1, 846_812), 60)
     time = lambda days: FIRST_DAY + rng.randrange(days * 86400) // 600 * 600
-    rows = [(rng.choice(people[:25]), time(8), rng.choice(ads), f"43054{rng.choice('89')}_1007", c := rng.randint(0, 1), 1 - c)
-            for _ in range(impressions)]
-    helpers.write_lines(folder / "raw_sample.csv", "user,time_stamp,adgroup_id,pid,nonclk,clk", [",".join(map(str, r)) for r in rows])
-    helpers.write_lines(folder / "ad_feature.csv", "adgroup_id,cate_id,campaign_id,customer,brand,price", [
-        f"{a},{6000 + k % 9},{k},{k // 3},{rng.choice(['NULL', str(90000 + k % 11)])},{rng.choice(['170.0', '0.01', '99999999.0'])}"
-        for k, a in enumerate(ads[:-2])])  # nothing is known of two
+    rows = [
+        (
+            rng.choice(people[:25]),
+            time(8),
+            rng.choice(ads),
+            f"43054{rng.choice('89')}_1007",
+            c := rng.randint(0, 1),
+            1 - c,
+        )
+        for _ in range(impressions)
+    ]
+    helpers.write_lines(
+        folder / "raw_sample.csv", "user,time_stamp,adgroup_id,pid,nonclk,clk", [",".join(map(str, r)) for r in rows]
+    )
+    helpers.write_lines(
+        folder / "ad_feature.csv",
+        "adgroup_id,cate_id,campaign_id,customer,brand,price",
+        [
+            f"{a},{6000 + k % 9},{k},{k // 3},{rng.choice(['NULL', str(90000 + k % 11)])},{rng.choice(['170.0', '0.01', '99999999.0'])}"
+            for k, a in enumerate(ads[:-2])
+        ],
+    )  # nothing is known of two
     helpers.write_lines(
         folder / "user_profile.csv",
         "userid,cms_segid,cms_group_id,final_gender_code,age_level,pvalue_level,shopping_level,occupation,new_user_class_level ",
-        [f"{u},{k % 7},{k % 13},{1 + k % 2},{k % 7},{rng.choice(['', '1', '2'])},{1 + k % 3},{k % 2},{rng.choice(['', '4'])}"
-         for k, u in enumerate(people[:-1])])
-    log = [(rng.choice(people), time(8) - rng.choice([0, 0, 10 * 86400]), rng.choice(["pv", "pv", "pv", "cart", "fav", "buy"]),
-            6000 + rng.randrange(12), 90000 + rng.randrange(14)) for _ in range(behaviors)]
+        [
+            f"{u},{k % 7},{k % 13},{1 + k % 2},{k % 7},{rng.choice(['', '1', '2'])},{1 + k % 3},{k % 2},{rng.choice(['', '4'])}"
+            for k, u in enumerate(people[:-1])
+        ],
+    )
+    log = [
+        (
+            rng.choice(people),
+            time(8) - rng.choice([0, 0, 10 * 86400]),
+            rng.choice(["pv", "pv", "pv", "cart", "fav", "buy"]),
+            6000 + rng.randrange(12),
+            90000 + rng.randrange(14),
+        )
+        for _ in range(behaviors)
+    ]
     log += [(people[0], -5, "pv", 6000, 90000), (people[29], LAST_DAY, "pv", 6000, 90000)]
-    helpers.write_lines(folder / "behavior_log.csv", "user,time_stamp,btag,cate,brand", [",".join(map(str, r)) for r in log])
+    helpers.write_lines(
+        folder / "behavior_log.csv", "user,time_stamp,btag,cate,brand", [",".join(map(str, r)) for r in log]
+    )
     return folder
 
 
@@ -61,8 +98,12 @@ def expected(folder: Path, kinds=("pv",), since: int = 1, test_from: int | None 
     log.sort(key=lambda r: int(r["time_stamp"]))  # stable
     rows = []
     for r in sorted(table(folder / "raw_sample.csv"), key=lambda r: int(r["time_stamp"])):
-        row = {**dict.fromkeys((*USERS, "cate_id", "brand", "campaign_id", "customer")), **people.get(r["user"], {}),
-               **ads.get(r["adgroup_id"], {}), **r}
+        row = {
+            **dict.fromkeys((*USERS, "cate_id", "brand", "campaign_id", "customer")),
+            **people.get(r["user"], {}),
+            **ads.get(r["adgroup_id"], {}),
+            **r,
+        }
         rows.append({k: None if v in ("", "NULL") else v for k, v in row.items()})
     times = [int(r["time_stamp"]) for r in rows]
     test = next((k for k, t in enumerate(times) if test_from is not None and t >= test_from), len(rows))
@@ -73,8 +114,11 @@ def expected(folder: Path, kinds=("pv",), since: int = 1, test_from: int | None 
     valid = nearer(times[:test] if test_from is not None else times, valid)
     for k, row in enumerate(rows):
         row["split"] = "train" if k < valid else "valid" if k < test else "test"
-        row["history"] = [(e["cate"], e["brand"]) for e in log
-                          if e["user"] == row["user"] and int(e["time_stamp"]) < int(row["time_stamp"])]
+        row["history"] = [
+            (e["cate"], e["brand"])
+            for e in log
+            if e["user"] == row["user"] and int(e["time_stamp"]) < int(row["time_stamp"])
+        ]
     return rows
 
 
@@ -91,8 +135,10 @@ def known(rows: list[dict], folder: Path, kinds=("pv",), since: int = 1) -> dict
     """How often training has each value: its rows, and for categories and brands also the events before the last
     training row of their user, each once."""
     training = [r for r in rows if r["split"] == "train"]
-    found = {name: Counter(r[name] for r in training if r[name] is not None)
-             for name in (*DEFAULT, "adgroup_id", "campaign_id", "customer")}
+    found = {
+        name: Counter(r[name] for r in training if r[name] is not None)
+        for name in (*DEFAULT, "adgroup_id", "campaign_id", "customer")
+    }
     last: dict[str, int] = {}
     for r in training:
         last[r["user"]] = max(last.get(r["user"], 0), int(r["time_stamp"]))
@@ -133,7 +179,10 @@ def test_every_impression(folder, tmp_path, monkeypatch, parts):
     data = Dataset.open(tmp_path / "out")
     assert tuple(f.name for f in data.schema.fields) == DEFAULT and len(DEFAULT) == 12
     assert data.schema.target == ("cate_id", "brand") and data.schema.max_history == 50
-    assert [(b.name, b.vocabulary) for b in data.schema.behavior] == [("history_cate", "cate"), ("history_brand", "brand")]
+    assert [(b.name, b.vocabulary) for b in data.schema.behavior] == [
+        ("history_cate", "cate"),
+        ("history_brand", "brand"),
+    ]
     assert data.field_names == (*DEFAULT, "adgroup_id", "campaign_id", "customer", "price")
     rows = expected(folder)
     compare(data, rows, known(rows, folder))
@@ -141,8 +190,10 @@ def test_every_impression(folder, tmp_path, monkeypatch, parts):
     people = {r["user"] for r in rows}
     timed = [e for e in log if e["btag"] == "pv" and int(e["time_stamp"]) > 0]
     assert statistics["dropped"] == {
-        "behaviour other than pv": sum(e["btag"] != "pv" for e in log), "behaviour without a time": 1,
-        "event of a user without a row": sum(e["user"] not in people for e in timed)}
+        "behaviour other than pv": sum(e["btag"] != "pv" for e in log),
+        "behaviour without a time": 1,
+        "event of a user without a row": sum(e["user"] not in people for e in timed),
+    }
     lengths = [len(r["history"]) for r in rows]
     assert statistics["history"]["mean"] == pytest.approx(sum(lengths) / len(lengths))
     assert statistics["history"]["max"] == max(lengths) > 50
@@ -151,8 +202,16 @@ def test_every_impression(folder, tmp_path, monkeypatch, parts):
 
 def test_options(folder, tmp_path):
     since = FIRST_DAY - 3 * 86400
-    prepare_alimama(folder, tmp_path / "out", behaviors=("buy", "pv", "cart"), since=since, test_from=None, max_history=7,
-                    all_fields=True, min_count=3)
+    prepare_alimama(
+        folder,
+        tmp_path / "out",
+        behaviors=("buy", "pv", "cart"),
+        since=since,
+        test_from=None,
+        max_history=7,
+        all_fields=True,
+        min_count=3,
+    )
     data = Dataset.open(tmp_path / "out").select([*DEFAULT, "adgroup_id", "campaign_id", "customer"])
     assert len(Dataset.open(tmp_path / "out").schema.fields) == 16
     rows = expected(folder, ("pv", "cart", "buy"), since, None)
@@ -182,8 +241,17 @@ def test_later_behaviours_change_nothing_of_training(folder, tmp_path):
     changed.mkdir()
     for path in folder.iterdir():
         (changed / path.name).write_bytes(path.read_bytes())
-    lines = [",".join([e["user"], e["time_stamp"], e["btag"], *((e["cate"], e["brand"]) if
-             int(e["time_stamp"]) < last.get(e["user"], 0) else ("77", "88"))]) for e in table(folder / "behavior_log.csv")]
+    lines = [
+        ",".join(
+            [
+                e["user"],
+                e["time_stamp"],
+                e["btag"],
+                *((e["cate"], e["brand"]) if int(e["time_stamp"]) < last.get(e["user"], 0) else ("77", "88")),
+            ]
+        )
+        for e in table(folder / "behavior_log.csv")
+    ]
     helpers.write_lines(changed / "behavior_log.csv", "user,time_stamp,btag,cate,brand", lines)
     prepare_alimama(changed, tmp_path / "after")
     after = Dataset.open(tmp_path / "after")
@@ -207,22 +275,55 @@ def test_block_by_block_and_packed(folder, tmp_path, monkeypatch):
         assert path.read_bytes() == (tmp_path / "parts" / path.relative_to(tmp_path / "whole")).read_bytes(), path.name
 
 
-@pytest.mark.parametrize(("name", "line", "new", "message"), [
-    ("raw_sample.csv", 4, "1,2,3", "raw_sample.csv: line 4 has 3 columns, not 6"),
-    ("raw_sample.csv", 4, "u7,1494137644,1,430548_1007,1,0", "raw_sample.csv: line 4: column 'user' is 'u7', not a whole number"),
-    ("raw_sample.csv", 4, "7,1494137644,1,430548_1007,1,2", "raw_sample.csv: line 4: column 'clk' is 2, a label that is"),
-    ("raw_sample.csv", 4, "7,1494137644,1,430548_1007,1,", "raw_sample.csv: line 4: column 'clk' is missing"),
-    ("raw_sample.csv", 4, b"7,1494137644,1,43\xff548_1007,1,0", "raw_sample.csv: line 4 is not UTF-8"),
-    ("raw_sample.csv", 4, "user,time_stamp,adgroup_id,pid,nonclk,clk", "raw_sample.csv: line 4 repeats the header"),
-    ("raw_sample.csv", 1, "user,time_stamp,adgroup_id,pid,nonclk,click", "raw_sample.csv: column 'clk' is missing; it has"),
-    ("raw_sample.csv", 1, "user,user,adgroup_id,pid,nonclk,clk", "raw_sample.csv: line 1 names the column 'user' twice"),
-    ("ad_feature.csv", 3, "7,x,1,1,1,1", "ad_feature.csv: line 3: column 'cate_id' is 'x', not a whole number"),
-    ("ad_feature.csv", 3, "7,1,1,1,1,cheap", "ad_feature.csv: line 3: column 'price' is 'cheap', not a number"),
-    ("ad_feature.csv", 3, "7,1,1,1,1,-1", "ad_feature.csv: line 3: column 'price' is -1, less than nothing"),
-    ("user_profile.csv", 3, "1,2,3,4,5,6,7,8", "user_profile.csv: line 3 has 8 columns, not 9"),
-    ("behavior_log.csv", 9, "7,1494137644,ipv,1,1", "behavior_log.csv: line 9: column 'btag' is 'ipv', none of pv, cart, fav, buy"),
-    ("behavior_log.csv", 9, "7,noon,pv,1,1", "behavior_log.csv: line 9: column 'time_stamp' is 'noon', not a whole number"),
-])
+@pytest.mark.parametrize(
+    ("name", "line", "new", "message"),
+    [
+        ("raw_sample.csv", 4, "1,2,3", "raw_sample.csv: line 4 has 3 columns, not 6"),
+        (
+            "raw_sample.csv",
+            4,
+            "u7,1494137644,1,430548_1007,1,0",
+            "raw_sample.csv: line 4: column 'user' is 'u7', not a whole number",
+        ),
+        (
+            "raw_sample.csv",
+            4,
+            "7,1494137644,1,430548_1007,1,2",
+            "raw_sample.csv: line 4: column 'clk' is 2, a label that is",
+        ),
+        ("raw_sample.csv", 4, "7,1494137644,1,430548_1007,1,", "raw_sample.csv: line 4: column 'clk' is missing"),
+        ("raw_sample.csv", 4, b"7,1494137644,1,43\xff548_1007,1,0", "raw_sample.csv: line 4 is not UTF-8"),
+        ("raw_sample.csv", 4, "user,time_stamp,adgroup_id,pid,nonclk,clk", "raw_sample.csv: line 4 repeats the header"),
+        (
+            "raw_sample.csv",
+            1,
+            "user,time_stamp,adgroup_id,pid,nonclk,click",
+            "raw_sample.csv: column 'clk' is missing; it has",
+        ),
+        (
+            "raw_sample.csv",
+            1,
+            "user,user,adgroup_id,pid,nonclk,clk",
+            "raw_sample.csv: line 1 names the column 'user' twice",
+        ),
+        ("ad_feature.csv", 3, "7,x,1,1,1,1", "ad_feature.csv: line 3: column 'cate_id' is 'x', not a whole number"),
+        ("ad_feature.csv", 3, "7,1,1,1,1,cheap", "ad_feature.csv: line 3: column 'price' is 'cheap', not a number"),
+        ("ad_feature.csv", 3, "7,1,1,1,1,-1", "ad_feature.csv: line 3: column 'price' is -1, less than nothing"),
+        ("user_profile.csv", 3, "1,2,3,4,5,6,7,8", "user_profile.csv: line 3 has 8 columns, not 9"),
+        (
+            "behavior_log.csv",
+            9,
+            "7,1494137644,ipv,1,1",
+            "behavior_log.csv: line 9: column 'btag' is 'ipv', none of pv, cart, fav, buy",
+        ),
+        (
+            "behavior_log.csv",
+            9,
+            "7,noon,pv,1,1",
+            "behavior_log.csv: line 9: column 'time_stamp' is 'noon', not a whole number",
+        ),
+    ],
+)
 def test_bad_files(tmp_path, name, line, new, message):
     folder = write(tmp_path / "raw")
     lines = (folder / name).read_bytes().split(b"\n")
@@ -238,7 +339,9 @@ def test_repeated_missing_empty_and_cut_off_files(tmp_path):
     folder = write(tmp_path / "raw")
     ads = (folder / "ad_feature.csv").read_text().splitlines()
     helpers.write_lines(folder / "ad_feature.csv", ads[0], [*ads[1:], ads[1]])
-    with pytest.raises(InputError, match=f"ad_feature.csv: line {len(ads) + 1}: column 'adgroup_id' has .* a second time"):
+    with pytest.raises(
+        InputError, match=f"ad_feature.csv: line {len(ads) + 1}: column 'adgroup_id' has .* a second time"
+    ):
         prepare_alimama(folder, tmp_path / "out")
     write(folder)
     (folder / "behavior_log.csv").write_bytes(gzip.compress((folder / "behavior_log.csv").read_bytes())[:-9])
@@ -309,7 +412,9 @@ def test_a_full_disk_leaves_nothing(folder, tmp_path, monkeypatch):
 def dmr_line(rng: random.Random, who: int) -> str:
     length = rng.choice([0, 1, 3, 50])
     pad = ["0"] * (50 - length)
-    values = [pad + [str(low + rng.randrange(many)) for _ in range(length)] for low, many in ((1, 4), (6000, 9), (0, 6))]
+    values = [
+        pad + [str(low + rng.randrange(many)) for _ in range(length)] for low, many in ((1, 4), (6000, 9), (0, 6))
+    ]
     mask = pad + ["1"] * length
     user = [str(who), "0", "3", "2", "2", rng.choice("012"), "3", "0", rng.choice("04")]
     ad = [str(rng.randint(1, 30)), str(6000 + rng.randrange(9)), "5", "6", rng.choice(["0", "3", "NULL", ""]), "0.99"]
@@ -325,7 +430,11 @@ def dmr_rows(lines: list[str]) -> list[dict]:
         for name in ("cate_id", "brand", "final_gender_code", "pvalue_level", "shopping_level", "new_user_class_level"):
             row[name] = None if row[name] == "0" else row[name]
         none = lambda v: None if v == "0" else v
-        row["history"] = [(none(c), none(b)) for c, b, m in zip(cells[50:100], cells[100:150], cells[150:200], strict=True) if m == "1"]
+        row["history"] = [
+            (none(c), none(b))
+            for c, b, m in zip(cells[50:100], cells[100:150], cells[150:200], strict=True)
+            if m == "1"
+        ]
         rows.append(row)
     return rows
 
@@ -360,7 +469,8 @@ def compare_dmr(data: Dataset, rows: list[dict]) -> None:
         row = by_user[user]
         assert int(batch.label[k]) == int(row["clk"])
         assert [tokens[v][i] for v, i in zip(vocabulary.values(), batch.fields[k].tolist(), strict=True)] == [
-            row[name] for name in vocabulary]
+            row[name] for name in vocabulary
+        ]
         assert [(tokens["cate"][c], tokens["brand"][b]) for c, b in found] == row["history"]
 
 
@@ -377,7 +487,9 @@ def test_dmr_with_a_test_file(tmp_path):
     assert helpers.whole(data, "test").label.tolist() == [float(r["clk"]) for r in wanted]
     assert [len(h) for h in helpers.histories(helpers.whole(data, "test"))] == [len(r["history"]) for r in wanted]
     prepare_alimama_dmr([tmp_path / "train.csv"], tmp_path / "other", test_paths=[tmp_path / "test.csv.gz"], seed=4)
-    assert not helpers.whole(data, "train").fields.equal(helpers.whole(Dataset.open(tmp_path / "other"), "train").fields)
+    assert not helpers.whole(data, "train").fields.equal(
+        helpers.whole(Dataset.open(tmp_path / "other"), "train").fields
+    )
 
 
 def test_the_published_sample(tmp_path):
@@ -398,19 +510,23 @@ def test_the_published_sample(tmp_path):
         for i, (name, v) in enumerate(vocabulary.items()):
             assert tokens[v][batch.fields[k, i]] == keep(v, row[name]), name
         assert [(tokens["cate"][c], tokens["brand"][b]) for c, b in found] == [
-            (keep("cate", c), keep("brand", b)) for c, b in row["history"]]
+            (keep("cate", c), keep("brand", b)) for c, b in row["history"]
+        ]
         known += sum(c is not None for c, _ in found)
     assert known > 20_000
 
 
-@pytest.mark.parametrize(("place", "value", "message"), [
-    (266, "2", "line 3: column 'clk' is 2, a label that is neither 0 nor 1"),
-    (266, "", "line 3: column 'clk' is missing"),
-    (60, "x", "line 3: column 'cate 10' is 'x', not a whole number"),
-    (150, "7", "line 3: column 'mask 0' is 7, neither 0 nor 1"),
-    (250, "", "line 3: column 'user' is missing"),
-    (250, "1,2", "line 3 has 268 columns, not 267"),
-])
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (266, "2", "line 3: column 'clk' is 2, a label that is neither 0 nor 1"),
+        (266, "", "line 3: column 'clk' is missing"),
+        (60, "x", "line 3: column 'cate 10' is 'x', not a whole number"),
+        (150, "7", "line 3: column 'mask 0' is 7, neither 0 nor 1"),
+        (250, "", "line 3: column 'user' is missing"),
+        (250, "1,2", "line 3 has 268 columns, not 267"),
+    ],
+)
 def test_bad_dmr_lines(tmp_path, place, value, message):
     rng = random.Random(4)
     lines = [dmr_line(rng, u).split(",") for u in range(30)]

@@ -15,8 +15,11 @@ from tests.fuxictr_files import COLUMNS, CONFIG, make_rows, write
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed (the fuxictr extra)")
 
+
 def expected_counts(rows: list[dict]) -> dict[str, Counter]:
-    counts = {name: Counter(str(r[name]) for r in rows if r[name] != "") for name in ("userid", "adgroup_id", "cate_id")}
+    counts = {
+        name: Counter(str(r[name]) for r in rows if r[name] != "") for name in ("userid", "adgroup_id", "cate_id")
+    }
     counts["level"] = Counter(r["level"] or "0" for r in rows)
     counts["tags"] = Counter(t for r in rows for t in r["tags"].split()[-2:])
     for shared, name in (("adgroup_id", "click_sequence"), ("cate_id", "cate_sequence")):
@@ -41,25 +44,39 @@ def compare(data: Dataset, parts: dict[str, list[dict]]) -> None:
                 wanted = row[name] or "0" if name == "level" else str(row[name])
                 assert tokens[name][batch.fields[k, i]] == keep(name, wanted), name
             assert [tokens["tags"][t] for t in bags[k]] == [keep("tags", t) for t in row["tags"].split()[-2:]]
-            wanted = [(keep("adgroup_id", a), keep("cate_id", c)) for a, c in
-                      zip(row["click_sequence"].split("^"), row["cate_sequence"].split("^"), strict=True) if a]
+            wanted = [
+                (keep("adgroup_id", a), keep("cate_id", c))
+                for a, c in zip(row["click_sequence"].split("^"), row["cate_sequence"].split("^"), strict=True)
+                if a
+            ]
             assert [(tokens["adgroup_id"][a], tokens["cate_id"][c]) for a, c in events[k]] == wanted[-5:]
 
 
 def test_csv(tmp_path):
     parts = write(tmp_path / "tiny")
     notes = []
-    prepare_fuxictr(tmp_path / "tiny", tmp_path / "out", dataset_id="tiny", root=tmp_path / "tiny", on_note=notes.append)
+    prepare_fuxictr(
+        tmp_path / "tiny", tmp_path / "out", dataset_id="tiny", root=tmp_path / "tiny", on_note=notes.append
+    )
     data = Dataset.open(tmp_path / "out")
     assert [(f.name, f.kind, f.vocabulary) for f in data.schema.fields] == [
-        ("userid", "categorical", "userid"), ("adgroup_id", "categorical", "adgroup_id"),
-        ("cate_id", "categorical", "cate_id"), ("level", "categorical", "level"), ("price", "categorical", "price"),
-        ("tags", "multi_categorical", "tags")]
-    assert [(b.name, b.vocabulary) for b in data.schema.behavior] == [("click_sequence", "adgroup_id"), ("cate_sequence", "cate_id")]
+        ("userid", "categorical", "userid"),
+        ("adgroup_id", "categorical", "adgroup_id"),
+        ("cate_id", "categorical", "cate_id"),
+        ("level", "categorical", "level"),
+        ("price", "categorical", "price"),
+        ("tags", "multi_categorical", "tags"),
+    ]
+    assert [(b.name, b.vocabulary) for b in data.schema.behavior] == [
+        ("click_sequence", "adgroup_id"),
+        ("cate_sequence", "cate_id"),
+    ]
     assert data.schema.target == ("adgroup_id", "cate_id") and data.schema.max_history == 5
     assert notes == ["left out: feature group (meta, for metrics only)"]
     compare(data, parts)
-    prepare_fuxictr(tmp_path / "tiny", tmp_path / "less", dataset_id="tiny", root=tmp_path / "tiny", bins=0, on_note=notes.append)
+    prepare_fuxictr(
+        tmp_path / "tiny", tmp_path / "less", dataset_id="tiny", root=tmp_path / "tiny", bins=0, on_note=notes.append
+    )
     assert "price" not in Dataset.open(tmp_path / "less").field_names
     assert notes[1:] == [*notes[:1], "left out: feature price (numeric, which is no category)"]
 
@@ -88,9 +105,12 @@ def test_parquet_with_lists(tmp_path, monkeypatch):
     (tmp_path / "tiny" / "dataset_config.yaml").write_text(text)
     for name, rows in parts.items():
         frame = pl.DataFrame(rows, infer_schema_length=None).with_columns(
-            pl.col("level").replace("", None).cast(pl.Int64), pl.col("price").replace("", None).cast(pl.Float64),
-            *(pl.when(pl.col(c) == "").then(pl.lit([], pl.List(pl.String))).otherwise(pl.col(c).str.split(s)).alias(c)
-              for c, s in (("tags", " "), ("click_sequence", "^"), ("cate_sequence", "^"))),
+            pl.col("level").replace("", None).cast(pl.Int64),
+            pl.col("price").replace("", None).cast(pl.Float64),
+            *(
+                pl.when(pl.col(c) == "").then(pl.lit([], pl.List(pl.String))).otherwise(pl.col(c).str.split(s)).alias(c)
+                for c, s in (("tags", " "), ("click_sequence", "^"), ("cate_sequence", "^"))
+            ),
         )
         (tmp_path / "tiny" / "data" / name).mkdir()
         frame.head(70).write_parquet(tmp_path / "tiny" / "data" / name / "part_0.parquet")
@@ -111,14 +131,24 @@ def test_one_file_is_parted_in_its_order(tmp_path):
 
 def test_which_sequences_are_the_history(tmp_path):
     write(tmp_path / "tiny")
-    prepare_fuxictr(tmp_path / "tiny", tmp_path / "out", dataset_id="tiny", root=tmp_path / "tiny",
-                    history=["cate_sequence"], max_history=3)
+    prepare_fuxictr(
+        tmp_path / "tiny",
+        tmp_path / "out",
+        dataset_id="tiny",
+        root=tmp_path / "tiny",
+        history=["cate_sequence"],
+        max_history=3,
+    )
     data = Dataset.open(tmp_path / "out")
     assert [b.name for b in data.schema.behavior] == ["cate_sequence"] and data.schema.target == ("cate_id",)
     assert data.schema.max_history == 3
-    assert ("click_sequence", "multi_categorical", "adgroup_id") in [(f.name, f.kind, f.vocabulary) for f in data.schema.fields]
+    assert ("click_sequence", "multi_categorical", "adgroup_id") in [
+        (f.name, f.kind, f.vocabulary) for f in data.schema.fields
+    ]
     with pytest.raises(InputError, match="'price' is no active sequence feature; there are tags, click_sequence, "):
-        prepare_fuxictr(tmp_path / "tiny", tmp_path / "no", dataset_id="tiny", root=tmp_path / "tiny", history=["price"])
+        prepare_fuxictr(
+            tmp_path / "tiny", tmp_path / "no", dataset_id="tiny", root=tmp_path / "tiny", history=["price"]
+        )
     text = CONFIG.replace("share_embedding: cate_id", "share_embedding: adgroup_id")
     (tmp_path / "tiny" / "dataset_config.yaml").write_text(text)
     with pytest.raises(InputError, match="several sequences share one embedding"):
@@ -127,7 +157,9 @@ def test_which_sequences_are_the_history(tmp_path):
 
 def test_values_that_stand_for_missing_ones(tmp_path):
     write(tmp_path / "tiny")
-    text = CONFIG.replace('"adgroup_id", "cate_id"], active: True', '"adgroup_id", "cate_id"], fill_na: c, active: True')
+    text = CONFIG.replace(
+        '"adgroup_id", "cate_id"], active: True', '"adgroup_id", "cate_id"], fill_na: c, active: True'
+    )
     text = text.replace("type: categorical, min_categr_count: 1", "type: categorical, fill_na: 3, min_categr_count: 1")
     text = text.replace('splitter: "^", max_len: 5', 'splitter: "^", fill_na: "101", max_len: 5')
     (tmp_path / "tiny" / "dataset_config.yaml").write_text(text)
@@ -141,35 +173,73 @@ def test_values_that_stand_for_missing_ones(tmp_path):
     assert all(cates[batch.fields[k, 2]] is None for k, r in enumerate(rows) if r["cate_id"] in ("", "c"))
     ads = data.tokens("adgroup_id")
     for found, row in zip(helpers.histories(batch), rows, strict=True):
-        wanted = [None if a in ("101", "") else a for a in row["click_sequence"].split("^")] if row["click_sequence"] else []
+        wanted = (
+            [None if a in ("101", "") else a for a in row["click_sequence"].split("^")] if row["click_sequence"] else []
+        )
         assert [ads[a] for a, _ in found] == [a if a in ads else None for a in wanted][-5:]
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ("data_format: csv", "data_format: npz", "tiny: data_format 'npz' is neither csv nor parquet"),
-    ("    test_data: data/test.csv\n", "", "tiny: names neither train_data, valid_data and test_data, nor train_data alone"),
-    ("data/train.csv", "data/other.csv", "other.csv: no such file"),
-    ("label_col: {name: clk, dtype: float}", "label_col: [{name: clk}, {name: buy}]", "label_col does not name one label"),
-    ("label_col: {name: clk, dtype: float}", "label_col: {dtype: float}", "tiny: name is missing"),
-    ("name: clk", "name: click", "train.csv: column 'click' is missing; it has clk, userid"),
-    ("name: level", "name: grade", "train.csv: column 'grade' is missing"),
-    ("dtype: int, type: categorical", "dtype: int64, type: categorical", "feature 'level': dtype 'int64' is none of str"),
-    ("dtype: int, type: categorical", "dtype: int, type: numeral", "feature 'level': type 'numeral' is none of categorical"),
-    ("dtype: int, type: categorical", "dtype: int, type: categorical, preprocess: convert_hour",
-     "feature 'level': preprocess 'convert_hour' is code of its own"),
-    ("dtype: int, type: categorical", "dtype: int, type: categorical, category_processor: hash_bucket",
-     "feature 'level': category_processor 'hash_bucket' is not supported"),
-    ("dtype: int, type: categorical", "dtype: int, type: categorical, fill_na: none", "feature 'level': fill_na is 'none'"),
-    ("share_embedding: cate_id", "share_embedding: shop", "share_embedding is 'shop', no active feature"),
-    ("share_embedding: cate_id", "share_embedding: price", "share_embedding is 'price', no active feature with ids"),
-    ("type: numeric", "type: numeric, fill_na: none", "feature 'price': fill_na is 'none'"),
-    ("max_len: 2", "max_len: many", "feature 'tags': max_len is 'many'"),
-    ("name: level", "name: userid", "feature 'userid' is there twice"),
-    ("feature_cols:\n        [", "feature_cols:\n        [userid, ", "feature_cols: 'userid' is not an object"),
-    ("### a comment", "tiny: [", "dataset_config.yaml: line .*is not YAML"),
-    ("### a comment", "evil: !!python/object/apply:os.system ['true']",
-     "dataset_config.yaml: line 1: is not YAML .could not determine a constructor"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("data_format: csv", "data_format: npz", "tiny: data_format 'npz' is neither csv nor parquet"),
+        (
+            "    test_data: data/test.csv\n",
+            "",
+            "tiny: names neither train_data, valid_data and test_data, nor train_data alone",
+        ),
+        ("data/train.csv", "data/other.csv", "other.csv: no such file"),
+        (
+            "label_col: {name: clk, dtype: float}",
+            "label_col: [{name: clk}, {name: buy}]",
+            "label_col does not name one label",
+        ),
+        ("label_col: {name: clk, dtype: float}", "label_col: {dtype: float}", "tiny: name is missing"),
+        ("name: clk", "name: click", "train.csv: column 'click' is missing; it has clk, userid"),
+        ("name: level", "name: grade", "train.csv: column 'grade' is missing"),
+        (
+            "dtype: int, type: categorical",
+            "dtype: int64, type: categorical",
+            "feature 'level': dtype 'int64' is none of str",
+        ),
+        (
+            "dtype: int, type: categorical",
+            "dtype: int, type: numeral",
+            "feature 'level': type 'numeral' is none of categorical",
+        ),
+        (
+            "dtype: int, type: categorical",
+            "dtype: int, type: categorical, preprocess: convert_hour",
+            "feature 'level': preprocess 'convert_hour' is code of its own",
+        ),
+        (
+            "dtype: int, type: categorical",
+            "dtype: int, type: categorical, category_processor: hash_bucket",
+            "feature 'level': category_processor 'hash_bucket' is not supported",
+        ),
+        (
+            "dtype: int, type: categorical",
+            "dtype: int, type: categorical, fill_na: none",
+            "feature 'level': fill_na is 'none'",
+        ),
+        ("share_embedding: cate_id", "share_embedding: shop", "share_embedding is 'shop', no active feature"),
+        (
+            "share_embedding: cate_id",
+            "share_embedding: price",
+            "share_embedding is 'price', no active feature with ids",
+        ),
+        ("type: numeric", "type: numeric, fill_na: none", "feature 'price': fill_na is 'none'"),
+        ("max_len: 2", "max_len: many", "feature 'tags': max_len is 'many'"),
+        ("name: level", "name: userid", "feature 'userid' is there twice"),
+        ("feature_cols:\n        [", "feature_cols:\n        [userid, ", "feature_cols: 'userid' is not an object"),
+        ("### a comment", "tiny: [", "dataset_config.yaml: line .*is not YAML"),
+        (
+            "### a comment",
+            "evil: !!python/object/apply:os.system ['true']",
+            "dataset_config.yaml: line 1: is not YAML .could not determine a constructor",
+        ),
+    ],
+)
 def test_bad_configurations(tmp_path, old, new, message):
     write(tmp_path / "tiny")
     assert old in CONFIG
@@ -191,15 +261,22 @@ def test_which_entry(tmp_path):
         prepare_fuxictr(tmp_path / "tiny" / "data", tmp_path / "out")
 
 
-@pytest.mark.parametrize(("line", "new", "message"), [
-    (5, "1,u1,100", "train.csv: line 5 has 3 columns, not 9"),
-    (5, "2,u1,100,c,3,1.5,x,,", "train.csv: line 5: column 'clk' is 2, a label that is neither 0 nor 1"),
-    (5, ",u1,100,c,3,1.5,x,,", "train.csv: line 5: column 'clk' is missing"),
-    (5, "1,u1,100,c,high,1.5,x,,", "train.csv: line 5: column 'level' is 'high', not a whole number"),
-    (5, "1,u1,100,c,3,1.5,x,100^101,c", "train.csv: line 5: feature 'cate_sequence' has 1 elements, but 'click_sequence' 2"),
-    (5, b"1,u\xff,100,c,3,1.5,x,,", "train.csv: line 5 is not UTF-8"),
-    (5, ",".join(COLUMNS) + "\r", "train.csv: line 5 repeats the header"),
-])
+@pytest.mark.parametrize(
+    ("line", "new", "message"),
+    [
+        (5, "1,u1,100", "train.csv: line 5 has 3 columns, not 9"),
+        (5, "2,u1,100,c,3,1.5,x,,", "train.csv: line 5: column 'clk' is 2, a label that is neither 0 nor 1"),
+        (5, ",u1,100,c,3,1.5,x,,", "train.csv: line 5: column 'clk' is missing"),
+        (5, "1,u1,100,c,high,1.5,x,,", "train.csv: line 5: column 'level' is 'high', not a whole number"),
+        (
+            5,
+            "1,u1,100,c,3,1.5,x,100^101,c",
+            "train.csv: line 5: feature 'cate_sequence' has 1 elements, but 'click_sequence' 2",
+        ),
+        (5, b"1,u\xff,100,c,3,1.5,x,,", "train.csv: line 5 is not UTF-8"),
+        (5, ",".join(COLUMNS) + "\r", "train.csv: line 5 repeats the header"),
+    ],
+)
 def test_bad_rows(tmp_path, line, new, message):
     write(tmp_path / "tiny")
     path = tmp_path / "tiny" / "data" / "train.csv"

@@ -17,8 +17,27 @@ from tests import data_helpers as helpers
 from tests import mini_movielens as mini
 from tests.test_data_movielens import compare, stored_rows
 
-GENRES = ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
-          "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western")
+GENRES = (
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+)
 
 
 def tables(folder: Path) -> tuple[list[dict], list[dict], list[dict]]:
@@ -27,7 +46,7 @@ def tables(folder: Path) -> tuple[list[dict], list[dict], list[dict]]:
 
 def title(row: dict) -> str:
     year = row["release_year:token"]
-    named = f"Café, {row['item_id:token']}: \"The\" End"
+    named = f'Café, {row["item_id:token"]}: "The" End'
     return named + (f" ({year})" if year.isdigit() else " (1995) (V)" if year == "V" else "")
 
 
@@ -38,8 +57,16 @@ def write_100k(raw: Path, folder: Path) -> Path:
     lines = []
     for row in items:
         own = row["class:token_seq"].split()
-        lines.append([row["item_id:token"], title(row), "01-Jan-1995", "", "http://us.imdb.com/M/title-exact?x",
-                      *("01"[g in own] for g in GENRES)])
+        lines.append(
+            [
+                row["item_id:token"],
+                title(row),
+                "01-Jan-1995",
+                "",
+                "http://us.imdb.com/M/title-exact?x",
+                *("01"[g in own] for g in GENRES),
+            ]
+        )
     (folder / "u.item").write_bytes("".join("|".join(line) + "\n" for line in lines).encode("latin-1"))
     (folder / "u.user").write_text("".join("|".join(u.values()) + "\n" for u in users))
     (folder / "u.genre").write_text("".join(f"{g}|{k}\n" for k, g in enumerate(GENRES)))
@@ -56,8 +83,12 @@ def write_1m(raw: Path, folder: Path) -> Path:
     text = ""
     for u in users:
         band = next(name for low, high, name in mini.BANDS if low <= int(u["age:token"]) <= high)
-        text += "::".join((u["user_id:token"], u["gender:token"], str(starts[band]), u["occupation:token"],
-                           u["zip_code:token"])) + "\n"
+        text += (
+            "::".join(
+                (u["user_id:token"], u["gender:token"], str(starts[band]), u["occupation:token"], u["zip_code:token"])
+            )
+            + "\n"
+        )
     (folder / "users.dat").write_text(text)
     return folder
 
@@ -83,9 +114,11 @@ def raw(tmp_path_factory) -> Path:
     """RecBole's form, each item's genres in the order that u.item has them."""
     folder = mini.write(tmp_path_factory.mktemp("mini") / "raw")
     items = mini.read(folder / "mini.item")
-    mini._table(folder / "mini.item", list(items[0]),
-                [(*list(r.values())[:3], " ".join(sorted(r["class:token_seq"].split(), key=GENRES.index)))
-                 for r in items])
+    mini._table(
+        folder / "mini.item",
+        list(items[0]),
+        [(*list(r.values())[:3], " ".join(sorted(r["class:token_seq"].split(), key=GENRES.index))) for r in items],
+    )
     return folder
 
 
@@ -155,13 +188,19 @@ def test_retrieval(raw, tmp_path, split):
     for name in ("train", "valid", "test"):
         wanted = []
         for row in rows:
-            earlier = [r["item_id:token"] for r in rows if r["user_id:token"] == row["user_id:token"]
-                       and int(r["timestamp:float"]) < int(row["timestamp:float"])]
+            earlier = [
+                r["item_id:token"]
+                for r in rows
+                if r["user_id:token"] == row["user_id:token"]
+                and int(r["timestamp:float"]) < int(row["timestamp:float"])
+            ]
             if part[id(row)] == name and row["item_id:token"] in known and earlier:
                 wanted.append((row["item_id:token"], [i if i in known else None for i in earlier][-6:]))
         batch = helpers.whole(data, name)
-        found = [(tokens[i], [tokens[h] for h, in events])
-                 for i, events in zip(batch.items.tolist(), helpers.histories(batch), strict=True)]
+        found = [
+            (tokens[i], [tokens[h] for (h,) in events])
+            for i, events in zip(batch.items.tolist(), helpers.histories(batch), strict=True)
+        ]
         assert found == wanted, name
 
 
@@ -192,25 +231,64 @@ def changed(folder: Path, name: str, line: int, new: str | bytes) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("write", "name", "line", "new", "message"), [
-    (write_100k, "u.data", 7, "1\t2\t3", "u.data: line 7 has 3 columns, not 4"),
-    (write_100k, "u.data", 7, "1\t2\tx\t880000000", "u.data: line 7: column 'rating' is 'x', not a number"),
-    (write_100k, "u.data", 7, b"1\t2\t3\t88\xff", "u.data: line 7 is not UTF-8"),
-    (write_100k, "u.data", 7, "1\t2\t4.5\t880000000", "u.data: line 7: column 'rating' is 4.5, none of 1, 2, 3, 4, 5"),
-    (write_100k, "u.data", 9, "\t2\t4\t880000000", "u.data: line 9: column 'user' is missing"),
-    (write_100k, "u.item", 3, "3|no flags", "u.item: line 3 has 2 columns, not 24"),
-    (write_100k, "u.item", 3, "3|A||||" + "|".join(["2"] * 19), "u.item: line 3: column 'unknown' is '2', neither"),
-    (write_100k, "u.user", 2, "2|old|F|other|94043", "u.user: line 2: column 'age' is 'old', not a number"),
-    (write_100k, "u.user", 2, "1|24|F|other|94043", "u.user: line 2: column 'user' has '1' a second time"),
-    (write_1m, "ratings.dat", 5, "1::2::3::4::5", "ratings.dat: line 5 has 5 columns, not 4"),
-    (write_1m, "ratings.dat", 5, "1::2::3::later", "ratings.dat: line 5: column 'timestamp' is 'later', not a number"),
-    (write_1m, "ratings.dat", 5, "1::2::3::1e30", "ratings.dat: line 5: column 'timestamp' is 1e30, not seconds since 1970"),
-    (write_1m, "movies.dat", 5, "4::Again (1990)::Drama", "movies.dat: line 5: column 'item' has '4' a second time"),
-    (write_20m, "ratings.csv", 5, "userId,movieId,rating,timestamp\r", "ratings.csv: line 5 repeats the header"),
-    (write_20m, "ratings.csv", 5, "1,2,0.7,880000000", "ratings.csv: line 5: column 'rating' is 0.7, none of 0.5, 1, "),
-    (write_20m, "ratings.csv", 1, "userId,movieId,stars,timestamp", "ratings.csv: column 'rating' is missing; it has"),
-    (write_20m, "movies.csv", 5, b'4,"Caf\xe9",Drama', "movies.csv: line 5 is not UTF-8"),
-])
+@pytest.mark.parametrize(
+    ("write", "name", "line", "new", "message"),
+    [
+        (write_100k, "u.data", 7, "1\t2\t3", "u.data: line 7 has 3 columns, not 4"),
+        (write_100k, "u.data", 7, "1\t2\tx\t880000000", "u.data: line 7: column 'rating' is 'x', not a number"),
+        (write_100k, "u.data", 7, b"1\t2\t3\t88\xff", "u.data: line 7 is not UTF-8"),
+        (
+            write_100k,
+            "u.data",
+            7,
+            "1\t2\t4.5\t880000000",
+            "u.data: line 7: column 'rating' is 4.5, none of 1, 2, 3, 4, 5",
+        ),
+        (write_100k, "u.data", 9, "\t2\t4\t880000000", "u.data: line 9: column 'user' is missing"),
+        (write_100k, "u.item", 3, "3|no flags", "u.item: line 3 has 2 columns, not 24"),
+        (write_100k, "u.item", 3, "3|A||||" + "|".join(["2"] * 19), "u.item: line 3: column 'unknown' is '2', neither"),
+        (write_100k, "u.user", 2, "2|old|F|other|94043", "u.user: line 2: column 'age' is 'old', not a number"),
+        (write_100k, "u.user", 2, "1|24|F|other|94043", "u.user: line 2: column 'user' has '1' a second time"),
+        (write_1m, "ratings.dat", 5, "1::2::3::4::5", "ratings.dat: line 5 has 5 columns, not 4"),
+        (
+            write_1m,
+            "ratings.dat",
+            5,
+            "1::2::3::later",
+            "ratings.dat: line 5: column 'timestamp' is 'later', not a number",
+        ),
+        (
+            write_1m,
+            "ratings.dat",
+            5,
+            "1::2::3::1e30",
+            "ratings.dat: line 5: column 'timestamp' is 1e30, not seconds since 1970",
+        ),
+        (
+            write_1m,
+            "movies.dat",
+            5,
+            "4::Again (1990)::Drama",
+            "movies.dat: line 5: column 'item' has '4' a second time",
+        ),
+        (write_20m, "ratings.csv", 5, "userId,movieId,rating,timestamp\r", "ratings.csv: line 5 repeats the header"),
+        (
+            write_20m,
+            "ratings.csv",
+            5,
+            "1,2,0.7,880000000",
+            "ratings.csv: line 5: column 'rating' is 0.7, none of 0.5, 1, ",
+        ),
+        (
+            write_20m,
+            "ratings.csv",
+            1,
+            "userId,movieId,stars,timestamp",
+            "ratings.csv: column 'rating' is missing; it has",
+        ),
+        (write_20m, "movies.csv", 5, b'4,"Caf\xe9",Drama', "movies.csv: line 5 is not UTF-8"),
+    ],
+)
 def test_bad_files(raw, tmp_path, write, name, line, new, message):
     folder = changed(write(raw, tmp_path / "original"), name, line, new)
     with pytest.raises(InputError) as caught:
@@ -219,12 +297,19 @@ def test_bad_files(raw, tmp_path, write, name, line, new, message):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["original"]
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("ratings.csv", b"", "ratings.csv: the file is empty"),
-    ("ratings.csv", b"userId,movieId,rating,timestamp\n", "no rows"),
-    ("movies.csv", b"movieId,title,genres\n", "movies.csv: there are no rows"),
-    ("ratings.csv", gzip.compress(b"userId,movieId,rating,timestamp\n1,2,3.0,4\n" * 99)[:-12], "damaged or cut off"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("ratings.csv", b"", "ratings.csv: the file is empty"),
+        ("ratings.csv", b"userId,movieId,rating,timestamp\n", "no rows"),
+        ("movies.csv", b"movieId,title,genres\n", "movies.csv: there are no rows"),
+        (
+            "ratings.csv",
+            gzip.compress(b"userId,movieId,rating,timestamp\n1,2,3.0,4\n" * 99)[:-12],
+            "damaged or cut off",
+        ),
+    ],
+)
 def test_empty_and_cut_off_files(raw, tmp_path, name, content, message):
     folder = write_20m(raw, tmp_path / "csv")
     (folder / name).write_bytes(content)

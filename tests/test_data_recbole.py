@@ -32,10 +32,16 @@ def write(folder: Path, rows: int = 260, seed: int = 5, parts: bool = False) -> 
             helpers.write_lines(folder / f"shop.{name}.inter", head, part)
     else:
         helpers.write_lines(folder / "shop.inter", head, rng.sample(lines, rows))
-    helpers.write_lines(folder / "shop.user", "user_id:token\tage:float\tcity:token",
-                        [f"u{u}\t{u * 1.5}\t{'AB'[u % 2]}" for u in range(1, 9)])
-    helpers.write_lines(folder / "shop.item", "class:token_seq\titem_id:token\tvector:float_seq\tbrand:token",
-                        [f"{' '.join(rng.sample(['x', 'y y', 'z'], i % 3))}\ti{i}\t0.5 0.25\tb{i % 4}" for i in range(1, 20)])
+    helpers.write_lines(
+        folder / "shop.user",
+        "user_id:token\tage:float\tcity:token",
+        [f"u{u}\t{u * 1.5}\t{'AB'[u % 2]}" for u in range(1, 9)],
+    )
+    helpers.write_lines(
+        folder / "shop.item",
+        "class:token_seq\titem_id:token\tvector:float_seq\tbrand:token",
+        [f"{' '.join(rng.sample(['x', 'y y', 'z'], i % 3))}\ti{i}\t0.5 0.25\tb{i % 4}" for i in range(1, 20)],
+    )
     return folder
 
 
@@ -50,7 +56,10 @@ def joined(folder: Path) -> list[dict]:
     users = {r["user_id"]: r for r in table(folder / "shop.user")}
     items = {r["item_id"]: r for r in table(folder / "shop.item")}
     none = {"city": "", "class": "", "brand": ""}
-    rows = [{**none, **users.get(r["user_id"], {}), **items.get(r["item_id"], {}), **r} for r in table(folder / "shop.inter")]
+    rows = [
+        {**none, **users.get(r["user_id"], {}), **items.get(r["item_id"], {}), **r}
+        for r in table(folder / "shop.inter")
+    ]
     return sorted(rows, key=lambda r: float(r["timestamp"]))
 
 
@@ -64,12 +73,18 @@ def test_ratings_with_a_threshold(folder, tmp_path):
     statistics = prepare_recbole(folder, tmp_path / "out", RATED, max_history=5, bins=0, on_note=notes.append)
     data = Dataset.open(tmp_path / "out")
     assert [(f.name, f.kind) for f in data.schema.fields] == [
-        ("item_id", "categorical"), ("device", "categorical"), ("city", "categorical"),
-        ("class", "multi_categorical"), ("brand", "categorical")]
+        ("item_id", "categorical"),
+        ("device", "categorical"),
+        ("city", "categorical"),
+        ("class", "multi_categorical"),
+        ("brand", "categorical"),
+    ]
     assert data.field_names == ("user_id", "item_id", "device", "city", "class", "brand")
     assert data.schema.target == ("item_id",) and [b.vocabulary for b in data.schema.behavior] == ["item_id"]
-    assert notes == ["left out: column age (float, which is no category)",
-                     "left out: column vector (float_seq, which is no category)"]
+    assert notes == [
+        "left out: column age (float, which is no category)",
+        "left out: column vector (float_seq, which is no category)",
+    ]
     rows = joined(folder)
     assert statistics["rows"] == len(rows)
     first, second = data.splits["train"][1], data.splits["valid"][1]
@@ -85,26 +100,42 @@ def test_ratings_with_a_threshold(folder, tmp_path):
             for name in ("item_id", "device", "city", "brand"):
                 found = tokens[name][batch.fields[k, positions[name]]]
                 assert found == (row[name] if row[name] in seen[name] and row[name] else None)
-            assert [tokens["class"][c] for c in classes[k]] == [c if c in seen["class"] else None for c in row["class"].split()]
-            earlier = [r["item_id"] for r in rows if r["user_id"] == row["user_id"]
-                       and float(r["timestamp"]) < float(row["timestamp"])][-5:]
-            assert [tokens["item_id"][i] for i, in events[k]] == [i if i in seen["item_id"] else None for i in earlier]
+            assert [tokens["class"][c] for c in classes[k]] == [
+                c if c in seen["class"] else None for c in row["class"].split()
+            ]
+            earlier = [
+                r["item_id"]
+                for r in rows
+                if r["user_id"] == row["user_id"] and float(r["timestamp"]) < float(row["timestamp"])
+            ][-5:]
+            assert [tokens["item_id"][i] for (i,) in events[k]] == [
+                i if i in seen["item_id"] else None for i in earlier
+            ]
 
 
 def test_histories_of_several_columns(folder, tmp_path):
-    meaning = Meaning(threshold=("rating", 4), history=("item_id", "rating"), target=("item_id", "brand"),
-                      leave_out=("device", "class"))
+    meaning = Meaning(
+        threshold=("rating", 4),
+        history=("item_id", "rating"),
+        target=("item_id", "brand"),
+        leave_out=("device", "class"),
+    )
     prepare_recbole(folder, tmp_path / "out", meaning, user_field=True)
     data = Dataset.open(tmp_path / "out")
     assert [f.name for f in data.schema.fields] == ["user_id", "item_id", "age", "city", "brand"]
-    assert [(b.name, b.vocabulary) for b in data.schema.behavior] == [("history_item_id", "item_id"),
-                                                                      ("history_rating", "rating")]
+    assert [(b.name, b.vocabulary) for b in data.schema.behavior] == [
+        ("history_item_id", "item_id"),
+        ("history_rating", "rating"),
+    ]
     assert data.schema.target == ("item_id", "brand")
     assert sorted(data.tokens("rating")[1:]) == ["1.0", "2.5", "4.0", "5.0"]
     rows, stars, last = joined(folder), data.tokens("rating"), data.splits["test"][0]
     for found, row in zip(helpers.histories(helpers.whole(data, "test")), rows[last:], strict=True):
-        wanted = [f"{float(r['rating']):.1f}" for r in rows if r["user_id"] == row["user_id"]
-                  and float(r["timestamp"]) < float(row["timestamp"])][-50:]
+        wanted = [
+            f"{float(r['rating']):.1f}"
+            for r in rows
+            if r["user_id"] == row["user_id"] and float(r["timestamp"]) < float(row["timestamp"])
+        ][-50:]
         assert [stars[s] for _, s in found] == wanted
 
 
@@ -135,8 +166,12 @@ def test_retrieval(folder, tmp_path):
     tokens, batch = data.tokens("item_id"), helpers.whole(data, "test")
     training = {r["item_id"] for own in by_user.values() for r in (own[:-2] if len(own) > 2 else own)}
     lasts = sorted((own[-1] for own in by_user.values() if len(own) > 2), key=lambda r: float(r["timestamp"]))
-    wanted = [r["item_id"] for r in lasts if r["item_id"] in training and
-              any(float(o["timestamp"]) < float(r["timestamp"]) for o in by_user[r["user_id"]])]
+    wanted = [
+        r["item_id"]
+        for r in lasts
+        if r["item_id"] in training
+        and any(float(o["timestamp"]) < float(r["timestamp"]) for o in by_user[r["user_id"]])
+    ]
     assert [tokens[i] for i in batch.items.tolist()] == wanted
 
 
@@ -157,17 +192,21 @@ def test_ready_lists(tmp_path):
     folder = tmp_path / "session"
     folder.mkdir()
     rng = random.Random(2)
-    lines = [f"{k}\t{' '.join(str(rng.randint(1, 9)) for _ in range(rng.randint(1, 6)))}\t{rng.randint(1, 9)}"
-             for k in range(120)]
+    lines = [
+        f"{k}\t{' '.join(str(rng.randint(1, 9)) for _ in range(rng.randint(1, 6)))}\t{rng.randint(1, 9)}"
+        for k in range(120)
+    ]
     for name, part in (("train", lines[:80]), ("valid", lines[80:100]), ("test", lines[100:])):
-        helpers.write_lines(folder / f"session.{name}.inter", "session_id:token\titem_id_list:token_seq\titem_id:token", part)
+        helpers.write_lines(
+            folder / f"session.{name}.inter", "session_id:token\titem_id_list:token_seq\titem_id:token", part
+        )
     meaning = Meaning(user="session_id", history=("item_id_list",))
     prepare_recbole(folder, tmp_path / "out", meaning, retrieval=True)
     data = Dataset.open(tmp_path / "out")
     assert [data.size(s) for s in ("train", "valid", "test")] == [80, 20, 20]
     tokens, batch = data.tokens("item_id"), helpers.whole(data, "test")
     wanted = [line.split("\t") for line in lines[100:]]
-    assert [[tokens[i] for i, in events] for events in helpers.histories(batch)] == [w[1].split() for w in wanted]
+    assert [[tokens[i] for (i,) in events] for events in helpers.histories(batch)] == [w[1].split() for w in wanted]
     assert [tokens[i] for i in batch.items.tolist()] == [w[2] for w in wanted]
 
 
@@ -177,46 +216,72 @@ def test_a_split_by_files(tmp_path):
     assert [Dataset.open(tmp_path / "out").size(s) for s in ("train", "valid", "test")] == [150, 50, 60]
 
 
-@pytest.mark.parametrize(("meaning", "options", "message"), [
-    (Meaning(), {}, "either a label column or a threshold"),
-    (Meaning(label="rating", threshold=("rating", 4)), {}, "either a label column or a threshold"),
-    (RATED, {"retrieval": True}, "belongs to the ctr task"),
-    (Meaning(label="rating"), {}, "shop.inter: line 2: column 'rating' is .*, a label that is neither 0 nor 1"),
-    (Meaning(label="stars"), {}, "shop.inter: there is no column 'stars' for the label; it has user_id, item_id"),
-    (Meaning(threshold=("rating", 4), user="who"), {}, "there is no column 'who' for the user"),
-    (Meaning(threshold=("rating", 4), item="rating"), {}, "column 'rating' for the item is float, not token"),
-    (Meaning(threshold=("rating", 4), time="device"), {}, "column 'device' for the time is token, not float"),
-    (Meaning(threshold=("rating", 4), history=("city",)), {}, "no column 'city' of an interaction or item"),
-    (Meaning(threshold=("rating", 4), history=("class",)), {}, "column 'class' is token_seq and can make no history"),
-    (Meaning(threshold=("rating", 4), target=("color",)), {}, "color"),
-    (Meaning(threshold=("rating", 4), leave_out=("color",)), {}, "there is no column 'color' to leave out"),
-    (RATED, {"split": "column"}, "is one file, which no split by files can part"),
-    (RATED, {"split": "users"}, "split by 'users'"),
-    (Meaning(time="when"), {"retrieval": True}, "retrieval needs histories, thus a column 'when'"),
-])
+@pytest.mark.parametrize(
+    ("meaning", "options", "message"),
+    [
+        (Meaning(), {}, "either a label column or a threshold"),
+        (Meaning(label="rating", threshold=("rating", 4)), {}, "either a label column or a threshold"),
+        (RATED, {"retrieval": True}, "belongs to the ctr task"),
+        (Meaning(label="rating"), {}, "shop.inter: line 2: column 'rating' is .*, a label that is neither 0 nor 1"),
+        (Meaning(label="stars"), {}, "shop.inter: there is no column 'stars' for the label; it has user_id, item_id"),
+        (Meaning(threshold=("rating", 4), user="who"), {}, "there is no column 'who' for the user"),
+        (Meaning(threshold=("rating", 4), item="rating"), {}, "column 'rating' for the item is float, not token"),
+        (Meaning(threshold=("rating", 4), time="device"), {}, "column 'device' for the time is token, not float"),
+        (Meaning(threshold=("rating", 4), history=("city",)), {}, "no column 'city' of an interaction or item"),
+        (
+            Meaning(threshold=("rating", 4), history=("class",)),
+            {},
+            "column 'class' is token_seq and can make no history",
+        ),
+        (Meaning(threshold=("rating", 4), target=("color",)), {}, "color"),
+        (Meaning(threshold=("rating", 4), leave_out=("color",)), {}, "there is no column 'color' to leave out"),
+        (RATED, {"split": "column"}, "is one file, which no split by files can part"),
+        (RATED, {"split": "users"}, "split by 'users'"),
+        (Meaning(time="when"), {"retrieval": True}, "retrieval needs histories, thus a column 'when'"),
+    ],
+)
 def test_what_columns_cannot_mean(folder, tmp_path, meaning, options, message):
     with pytest.raises(InputError, match=message):
         prepare_recbole(folder, tmp_path / "out", meaning, **options)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("name", "line", "new", "message"), [
-    ("shop.inter", 1, "user_id\titem_id:token\trating:float\ttimestamp:float\tdevice:token",
-     "shop.inter: line 1: 'user_id' is not name:type with a type of token, token_seq, float, float_seq"),
-    ("shop.inter", 1, "user_id:token\titem_id:token\trating:double\ttimestamp:float\tdevice:token",
-     "shop.inter: line 1: 'rating:double' is not name:type"),
-    ("shop.inter", 1, "user_id:token\titem_id:token\trating:float\trating:token\tdevice:token",
-     "shop.inter: line 1 names the column 'rating' twice"),
-    ("shop.inter", 9, "u1\ti1\t3", "shop.inter: line 9 has 3 columns, not 5"),
-    ("shop.inter", 9, "u1\ti1\tgood\t5\tphone", "shop.inter: line 9: column 'rating' is 'good', not a number"),
-    ("shop.inter", 9, "u1\ti1\t\t5\tphone", "shop.inter: line 9: column 'rating' is missing"),
-    ("shop.inter", 9, "u1\ti1\t5\tnoon\tphone", "shop.inter: line 9: column 'timestamp' is 'noon', not a number"),
-    ("shop.inter", 9, b"u1\ti1\t5\t5\tph\xffne", "shop.inter: line 9 is not UTF-8"),
-    ("shop.user", 3, "u1\t3\tA", "shop.user: line 3: column 'user_id' has 'u1' a second time"),
-    ("shop.item", 3, "x\t\t0.5\tb1", "shop.item: line 3: column 'item_id' is missing"),
-    ("shop.item", 1, "class:token_seq\titem_id:token\tvector:float_seq\tdevice:token",
-     "shop.item: column 'device' is in .*shop.inter too"),
-])
+@pytest.mark.parametrize(
+    ("name", "line", "new", "message"),
+    [
+        (
+            "shop.inter",
+            1,
+            "user_id\titem_id:token\trating:float\ttimestamp:float\tdevice:token",
+            "shop.inter: line 1: 'user_id' is not name:type with a type of token, token_seq, float, float_seq",
+        ),
+        (
+            "shop.inter",
+            1,
+            "user_id:token\titem_id:token\trating:double\ttimestamp:float\tdevice:token",
+            "shop.inter: line 1: 'rating:double' is not name:type",
+        ),
+        (
+            "shop.inter",
+            1,
+            "user_id:token\titem_id:token\trating:float\trating:token\tdevice:token",
+            "shop.inter: line 1 names the column 'rating' twice",
+        ),
+        ("shop.inter", 9, "u1\ti1\t3", "shop.inter: line 9 has 3 columns, not 5"),
+        ("shop.inter", 9, "u1\ti1\tgood\t5\tphone", "shop.inter: line 9: column 'rating' is 'good', not a number"),
+        ("shop.inter", 9, "u1\ti1\t\t5\tphone", "shop.inter: line 9: column 'rating' is missing"),
+        ("shop.inter", 9, "u1\ti1\t5\tnoon\tphone", "shop.inter: line 9: column 'timestamp' is 'noon', not a number"),
+        ("shop.inter", 9, b"u1\ti1\t5\t5\tph\xffne", "shop.inter: line 9 is not UTF-8"),
+        ("shop.user", 3, "u1\t3\tA", "shop.user: line 3: column 'user_id' has 'u1' a second time"),
+        ("shop.item", 3, "x\t\t0.5\tb1", "shop.item: line 3: column 'item_id' is missing"),
+        (
+            "shop.item",
+            1,
+            "class:token_seq\titem_id:token\tvector:float_seq\tdevice:token",
+            "shop.item: column 'device' is in .*shop.inter too",
+        ),
+    ],
+)
 def test_bad_files(tmp_path, name, line, new, message):
     folder = write(tmp_path / "shop")
     lines = (folder / name).read_bytes().split(b"\n")

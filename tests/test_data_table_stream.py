@@ -37,7 +37,8 @@ def write(folder: Path, rows: list[dict], parts: int = 1, form: str = "csv") -> 
         helpers.write_csv(path, rows[k * size : (k + 1) * size])
         if form == "parquet":
             pl.read_csv(path, infer_schema_length=None).with_columns(pl.col("tags").fill_null("")).write_parquet(
-                path.with_suffix(".parquet"), row_group_size=13)
+                path.with_suffix(".parquet"), row_group_size=13
+            )
             path = path.with_suffix(".parquet")
         elif form == "gz":
             (folder / f"part{k}.csv.gz").write_bytes(gzip.compress(path.read_bytes()))
@@ -128,14 +129,17 @@ def test_files_without_rows(tmp_path):
         prepare([empty, empty], tmp_path / "none")
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("a,b,c\n1,2,3\n4,5\n", "bad.csv: line 3 has 2 columns, not 3"),
-    ("a,b,c\n1,2,3\n4,5,6,7\n", "bad.csv: line 3 has 4 columns, not 3"),
-    ("a,b,a\n1,2,3\n", "bad.csv: line 1 names the column 'a' twice"),
-    ("a,b,c\n1,2,3\na,b,c\n", "bad.csv: line 3 repeats the header"),
-    ("a,b,c\n1,2,\"3\n", "bad.csv: line 2 cannot be read .unexpected end of data"),
-    ("", "bad.csv: the file is empty"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b,c\n1,2,3\n4,5\n", "bad.csv: line 3 has 2 columns, not 3"),
+        ("a,b,c\n1,2,3\n4,5,6,7\n", "bad.csv: line 3 has 4 columns, not 3"),
+        ("a,b,a\n1,2,3\n", "bad.csv: line 1 names the column 'a' twice"),
+        ("a,b,c\n1,2,3\na,b,c\n", "bad.csv: line 3 repeats the header"),
+        ('a,b,c\n1,2,"3\n', "bad.csv: line 2 cannot be read .unexpected end of data"),
+        ("", "bad.csv: the file is empty"),
+    ],
+)
 def test_malformed_text_names_its_line(tmp_path, text, message):
     schema = {"version": 1, "label": "a", "fields": [{"name": "b"}, {"name": "c"}], "split": {"by": "random"}}
     (tmp_path / "bad.csv").write_text(text)

@@ -96,7 +96,8 @@ def make_plan(
     )
     return TablePlan(
         task="ctr", label="label", user="user", time=time, fields=fields, history=history, max_history=max_history,
-        target=("cate_id", "brand"), vocabularies={f.vocabulary: VocabularyPlan(min_count) for f in fields}, split=split,
+        target=("cate_id", "brand"), split=split,
+        vocabularies={f.vocabulary: VocabularyPlan(min_count) for f in fields},
     )
 
 

@@ -14,6 +14,7 @@ import polars as pl
 from ..errors import InputError
 from .blocks import Reading, blocks
 from .delimited import Rows, read_delimited, read_small
+from .files import SPLITS
 
 TYPES = ("token", "token_seq", "float", "float_seq")
 #: Between the values of a sequence.
@@ -61,7 +62,7 @@ class AtomicFile:
         return Rows(rows.path, rows.frame.rename(dict(zip(rows.frame.columns, self.types, strict=True))), rows.lines)
 
     def values(self, rows: Rows, names: Sequence[str]) -> pl.DataFrame:
-        """Columns as they are used: tokens as text, sequences of tokens as lists, numbers as Float64 (empty is null)."""
+        """Columns as they are used: tokens as text, sequences of tokens as lists, numbers as Float64 (empty: null)."""
         return pl.DataFrame({name: self._column(rows, name) for name in names})
 
     def _column(self, rows: Rows, name: str) -> pl.Series:
@@ -74,3 +75,27 @@ class AtomicFile:
         return rows.frame.select(
             pl.col(name).fill_null("").str.split(SEQUENCE).list.eval(element.filter(element != "")).alias(name)
         )[name]
+
+
+def interactions(folder: Path) -> tuple[list[str] | None, list[AtomicFile]]:
+    """The split that each file is for (``None``: one file for all) and the files."""
+    found = sorted(folder.glob("*.inter"))
+    if len(found) == 1:
+        return None, [AtomicFile.open(found[0])]
+    by_part = {path.name.split(".")[-2]: path for path in found if path.name.count(".") >= 2}
+    if len(found) != len(SPLITS) or set(by_part) != set(SPLITS):
+        raise InputError(f"{folder}: holds {len(found)} files *.inter, neither one nor .train.inter, .valid.inter and "
+                         ".test.inter")
+    files = [AtomicFile.open(by_part[part]) for part in SPLITS]
+    for file in files[1:]:
+        if file.types != files[0].types:
+            raise InputError(f"{file.path}: its columns are not those of {files[0].path}")
+    return list(SPLITS), files
+
+
+def optional(folder: Path, kind: str) -> AtomicFile | None:
+    """The file ``*.kind`` of a folder, if there is one."""
+    found = sorted(folder.glob(f"*.{kind}"))
+    if len(found) > 1:
+        raise InputError(f"{folder}: holds {len(found)} files *.{kind}, not one")
+    return AtomicFile.open(found[0]) if found else None

@@ -20,8 +20,8 @@ _START = 1 << 16
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a file: columns of text or numbers (an empty cell is null) and the number of each one's line, or of what
-    ``unit`` names.
+    """Some rows of a file: columns of text or numbers (an empty cell is null) and the number of each one's line, or of
+    what ``unit`` names.
     """
 
     path: Path

@@ -129,7 +129,9 @@ def _sort(
     columns = [
         ArrayFile(log.directory / f"numbers {i}.npy", np.int32, count, shown) for i in range(len(log.columns))
     ]
-    begin, end = (ArrayFile(log.directory / f"{name}.npy", np.int64, rows.user.length, shown) for name in ("begin", "end"))
+    begin, end = (
+        ArrayFile(log.directory / f"{name}.npy", np.int64, rows.user.length, shown) for name in ("begin", "end")
+    )
     row_user, row_time = rows.user.map(), rows.time.map()
     order = np.lexsort((row_time, row_user))  # by user and time
     at = 0

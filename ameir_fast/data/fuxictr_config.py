@@ -52,7 +52,9 @@ class Config:
         by_name, seen = {f.name: f for f in self.features}, {feature.name}
         while feature.share is not None:
             if feature.share not in by_name or by_name[feature.share].kind == "numeric":
-                raise InputError(f"feature {feature.name!r}: share_embedding is {feature.share!r}, no active feature with ids")
+                raise InputError(
+                    f"feature {feature.name!r}: share_embedding is {feature.share!r}, no active feature with ids"
+                )
             feature = by_name[feature.share]
             if feature.name in seen:
                 raise InputError(f"feature {feature.name!r}: share_embedding leads back to itself")
@@ -68,7 +70,9 @@ def read_config(path: Path, dataset_id: str | None) -> Config:
     try:
         import yaml
     except ImportError:
-        raise InputError("FuxiCTR's configuration is YAML: install PyYAML (pip install 'ameir-fast[fuxictr]')") from None
+        raise InputError(
+            "FuxiCTR's configuration is YAML: install PyYAML (pip install 'ameir-fast[fuxictr]')"
+        ) from None
     entries: dict[str, tuple[Path, object]] = {}
     for file in _files(path):
         data = file.read_bytes()
@@ -165,8 +169,8 @@ def _feature(name: str, column: dict, least: int) -> Feature:
             source = copied[1].strip("'\" ")
         padding = _take(column, "padding", str, "post")
         return Feature(
-            name, kind, dtype, source, _fill_na(column.get("fill_na"), kind, dtype), _take(column, "share_embedding", str, None),
-            _take(column, "min_categr_count", int, least), _take(column, "splitter", str, "^"),
+            name, kind, dtype, source, _fill_na(column.get("fill_na"), kind, dtype),
+            _take(column, "share_embedding", str, None), _take(column, "min_categr_count", int, least), _take(column, "splitter", str, "^"),
             _take(column, "max_len", int, 0), padding == "pre",
         )
     except InputError as error:

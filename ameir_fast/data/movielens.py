@@ -136,12 +136,13 @@ class MovieLensSource:
         users = form.users(form.files["user"]) if form.users else None
         user, item, rating, time = form.ratings
         values = [float(r) for r in (HALF_STARS if form.half_stars else STARS)]
+        allowed = ", ".join(f"{s:g}" for s in values)
         path = form.files["inter"]
         self._reading = Reading([path])
         for rows in read_delimited([path], form.separator, form.columns, reading=self._reading):
             rows.need(*form.ratings)
             value = rows.number(rating)
-            rows.refuse(~value.is_in(values), rating, lambda v: f"is {v}, none of {', '.join(f'{s:g}' for s in values)}")
+            rows.refuse(~value.is_in(values), rating, lambda v: f"is {v}, none of {allowed}")
             stamp = rows.number(time)
             rows.refuse(~stamp.is_between(0, _LATEST), time, lambda v: f"is {v}, not seconds since 1970")
             rows.present(user, item)

@@ -111,7 +111,7 @@ class TableReader:
     @property
     def done(self) -> float:
         """The share of the input that has been read."""
-        read = sum(self._sizes[: self._at]) + (self._sizes[self._at] * self._share if self._at < len(self._sizes) else 0)
+        read = sum(self._sizes[: self._at]) + sum(self._sizes[self._at : self._at + 1]) * self._share
         return read / max(sum(self._sizes), 1)
 
     def pieces(self) -> Iterator[Table]:

@@ -10,11 +10,10 @@ import polars as pl
 
 from ..atomic import check_output_dir
 from ..errors import InputError
-from .atomic_files import AtomicFile
+from .atomic_files import AtomicFile, interactions, optional
 from .blocks import Reading
 from .build import Progress, build
 from .delimited import Rows
-from .files import SPLITS
 from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
 
 MAX_HISTORY = 50
@@ -83,8 +82,8 @@ def prepare_recbole(
         source, plan, output_dir, kind="recbole",
         options={"label": meaning.label, "threshold": meaning.threshold and list(meaning.threshold),
                  "columns": {"user": meaning.user, "item": meaning.item, "time": source.time},
-                 "retrieval": retrieval, "split": plan.split.by, "max_history": max_history, "bins": bins, "user_field": user_field,
-                 "left_out": source.left_out},
+                 "retrieval": retrieval, "split": plan.split.by, "max_history": max_history, "bins": bins,
+                 "user_field": user_field, "left_out": source.left_out},
         overwrite=overwrite, on_progress=on_progress,
     )
 
@@ -99,9 +98,9 @@ class RecBoleSource:
         self.meaning, self.retrieval, self.bins = meaning, retrieval, bins
         if not folder.is_dir():
             raise InputError(f"{folder}: no such directory")
-        self.parts, inter = _interactions(folder)
+        self.parts, inter = interactions(folder)
         self.inter, self._inter = inter[0], inter
-        self.user, self.item = (_optional(folder, kind) for kind in ("user", "item"))
+        self.user, self.item = (optional(folder, kind) for kind in ("user", "item"))
         self.files = tuple(f.path for f in (*inter, self.user, self.item) if f)
         self.dropped: dict[str, int] = {}
         self.left_out: dict[str, str] = {}
@@ -159,8 +158,9 @@ class RecBoleSource:
         kinds = []
         for name in self.history:
             if name not in self.columns or self.columns[name] is self.user:
+                others = ", ".join(n for n, f in self.columns.items() if f is not self.user)
                 raise InputError(f"{self.inter.path}: there is no column {name!r} of an interaction or item to make a "
-                                 f"history of; there are {', '.join(n for n, f in self.columns.items() if f is not self.user)}")
+                                 f"history of; there are {others}")
             kinds.append(self.columns[name].types[name])
             if kinds[-1] == "float_seq" or (kinds[-1] == "token_seq" and self.columns[name] is not self.inter):
                 raise InputError(f"{self.columns[name].path}: column {name!r} is {kinds[-1]} and can make no history")
@@ -231,10 +231,12 @@ class RecBoleSource:
     def chunks(self) -> Iterator[pl.DataFrame]:
         meaning = self.meaning
         wanted = {f.column for f in self._fields(False)} | set(self.history) | {meaning.user, meaning.item}
-        of = {file: [n for n, f in self.columns.items() if f is file and n in wanted] for file in (self.user, self.item)}
-        users = self._attributes(self.user, meaning.user, of[self.user])
-        items = self._attributes(self.item, meaning.item, of[self.item])
-        own = [n for n, f in self.columns.items() if f is self.inter and n in wanted]
+        users, items, own = (
+            [name for name, file in self.columns.items() if file is mine and name in wanted]
+            for mine in (self.user, self.item, self.inter)
+        )
+        users = self._attributes(self.user, meaning.user, users)
+        items = self._attributes(self.item, meaning.item, items)
         dropped = {f"missing {what}": 0 for what in ("user", "time", "item")}
         if not self.time:
             del dropped["missing time"]
@@ -276,26 +278,3 @@ class RecBoleSource:
         if part is not None:
             found[_SPLIT] = pl.lit(part)
         return found
-
-
-def _interactions(folder: Path) -> tuple[list[str] | None, list[AtomicFile]]:
-    """The split that each file is for (``None``: one file for all) and the files."""
-    found = sorted(folder.glob("*.inter"))
-    if len(found) == 1:
-        return None, [AtomicFile.open(found[0])]
-    by_part = {path.name.split(".")[-2]: path for path in found if path.name.count(".") >= 2}
-    if len(found) != len(SPLITS) or set(by_part) != set(SPLITS):
-        raise InputError(f"{folder}: holds {len(found)} files *.inter, neither one nor .train.inter, .valid.inter and "
-                         ".test.inter")
-    files = [AtomicFile.open(by_part[part]) for part in SPLITS]
-    for file in files[1:]:
-        if file.types != files[0].types:
-            raise InputError(f"{file.path}: its columns are not those of {files[0].path}")
-    return list(SPLITS), files
-
-
-def _optional(folder: Path, kind: str) -> AtomicFile | None:
-    found = sorted(folder.glob(f"*.{kind}"))
-    if len(found) > 1:
-        raise InputError(f"{folder}: holds {len(found)} files *.{kind}, not one")
-    return AtomicFile.open(found[0]) if found else None

@@ -75,8 +75,8 @@ def prepare_table(
 class TableSource:
     """The rows of the files, checked, without those that have no user, time or item.
 
-    ``plan``: as ``build`` wants it. ``labelled``: every row must have its label. ``whole``: times in text are whole numbers, if they are numbers; ``chunks`` raises
-    ``Times.Fraction`` where they aren't.
+    ``plan``: as ``build`` wants it. ``labelled``: every row must have its label. ``whole``: times in text are whole
+    numbers, if they are numbers; ``chunks`` raises ``Times.Fraction`` where they aren't.
     """
 
     def __init__(

@@ -77,5 +77,7 @@ def prepare(
         else:
             kinds = [kind for kind in behaviors.split(",") if kind]
             test_from = None if split == "time" else LAST_DAY if test_from is None else test_from
-            prepare_alimama(source[0], output, behaviors=kinds, since=since, test_from=test_from, on_progress=notes, **common)
+            prepare_alimama(
+                source[0], output, behaviors=kinds, since=since, test_from=test_from, on_progress=notes, **common
+            )
     finish(output, json_file)

@@ -65,8 +65,8 @@ def prepare(
     left_out: list[str] = []
     with Notes() as notes:
         prepare_recbole(
-            source, output, meaning, retrieval=retrieval, split=split, max_history=max_history, bins=bins, user_field=user_field,
-            overwrite=overwrite, on_progress=notes, on_note=left_out.append,
+            source, output, meaning, retrieval=retrieval, split=split, max_history=max_history, bins=bins,
+            user_field=user_field, overwrite=overwrite, on_progress=notes, on_note=left_out.append,
         )
     for line in left_out:
         say(json_file, line)
