@@ -68,7 +68,7 @@ def test_help_names_every_command(capsys):
 KINDS = [["prepare", kind.NAME] for kind in prepare.KINDS]
 
 
-@pytest.mark.parametrize("command", [*([name] for name in COMMANDS), ["bench", "cpu"], ["bench", "native"], ["bench", "prepare"], *KINDS])
+@pytest.mark.parametrize("command", [*([name] for name in COMMANDS), ["bench", "cpu"], ["bench", "native"], ["bench", "prepare"], ["bench", "batches"], *KINDS])
 def test_every_command_teaches_by_example_and_takes_json(capsys, command):
     assert call(*command, "--help") == 0
     out = capsys.readouterr().out

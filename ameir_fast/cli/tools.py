@@ -85,7 +85,7 @@ def profile(
 bench = typer.Typer(
     help=(
         "Measure speed: cpu (whole models), native (the C++ host code against NumPy), prepare (reading data against "
-        "pandas, feeding).\n\n"
+        "pandas), batches (feeding).\n\n"
         "Each row says what was compared with what, and how far the result is from the machine's own limit."
     ),
     rich_markup_mode=None,
@@ -221,9 +221,38 @@ def bench_prepare(
     write_rows(json_file, found)
 
 
+@bench.command("batches")
+def bench_batches(
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1, metavar="N", help="Of each shape. Default: 20 million.")
+    ] = None,
+    work: Annotated[
+        str | None,
+        typer.Option("--work", metavar="DIR", help="Where the files lie meanwhile. Default: the system's temporary place."),
+    ] = None,
+    threads: Threads = None,
+    quick: Quick = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Feeding: rows per second of shuffled batches at the benchmark shapes, against the training of a supernet.
+
+    The data is made up and written to the disk first. Batches are also compared with those of one permutation of all
+    rows, with NumPy alone and with the stored order.
+
+    \b
+    ameir-fast bench batches --quick
+    ameir-fast bench batches --rows 10000000 --threads 1 --json rows.jsonl
+    """
+    check_json_file(json_file)
+    set_threads(threads)
+    suite_module = bench_module("batches")
+    found = suite_module.run(rows, quick, work, on_row=lambda row: say(json_file, suite_module.line(row)))
+    write_rows(json_file, found)
+
+
 def _not_available(name: str) -> None:
     def refuse(context: typer.Context) -> None:
-        raise InputError(f"bench {name} is not available yet; available: cpu, native, prepare")
+        raise InputError(f"bench {name} is not available yet; available: batches, cpu, native, prepare")
 
     refuse.__doc__ = "Not available yet."
     bench.command(
