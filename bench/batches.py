@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -47,7 +48,8 @@ def run(
 ) -> list[dict]:
     """A row for each case and engine; ``on_row`` sees each case's as soon as they are there.
 
-    A row holds ``suite``, ``case``, ``embedding_dim``, what ``feeding`` says, and the machine.
+    A row holds ``suite``, ``case``, ``embedding_dim``, ``load`` (of the machine, over the last minute), what ``feeding``
+    says, and the machine.
 
     Args:
         rows: of each case; default 20 million, 1.5 million with ``quick``.
@@ -70,8 +72,12 @@ def run(
         case = suites.SUITES[name]()[0]
         with tempfile.TemporaryDirectory(prefix="ameir-fast-bench-", dir=work) as directory:
             data = made_up(Path(directory), case.schema, rows)
-            for row in feeding(data, 5.0 if quick else 30.0, engines, case.embedding_dim):
-                found.append({"suite": "batches", "case": name, "embedding_dim": case.embedding_dim, **row, **facts})
+            made = feeding(data, 5.0 if quick else 30.0, engines, case.embedding_dim)
+            # How busy the machine was, with this and with anything else: rates depend on it, ratios hardly.
+            load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+            for row in made:
+                shape = {"case": name, "embedding_dim": case.embedding_dim, "load": load}
+                found.append({"suite": "batches", **shape, **row, **facts})
                 on_row(found[-1])
     return found
 

@@ -74,7 +74,7 @@ def same(got, expected) -> bool:
 
 
 def options(data: Dataset) -> dict:
-    return {"negatives": 3} if data.task == "retrieval" else {}
+    return {"negatives": 3, "seen": True} if data.task == "retrieval" else {}
 
 
 # ---- row by row --------------------------------------------------------------------------------------
