@@ -1,8 +1,8 @@
 """The order of an epoch, made a window at a time.
 
 A full permutation of many rows costs an array of all of them before the first batch, and then every row of a batch
-lies somewhere else in every column: a cache and page miss for each number while the columns are in memory, a read of
-the disk for each while they aren't. Here rows are dealt out in blocks of neighbours: blocks in random order make up
+lies somewhere else in every column: a cache miss for each number while the columns are in memory, a read of the disk
+for each while they aren't. Here rows are dealt out in blocks of neighbours: blocks in random order make up
 windows, and the rows of a window are permuted among themselves. What is read lies within some hundred stretches of
 each column, small enough to stay in memory and known beforehand.
 
@@ -22,8 +22,8 @@ from . import order
 
 #: Rows of a block: 16 KB of an int32 column, enough for a disk to read in one go.
 BLOCK = 4096
-#: Most blocks of a window: 1,048,576 rows, 164 MB of 39 int32 columns. Twice that reads 1.3 times as slowly from memory:
-#: the page tables of a window no longer stay in the caches.
+#: Most blocks of a window: 1,048,576 rows, 164 MB of 39 int32 columns. Twice that read up to 1.5 times as slowly from
+#: memory: the page tables of a window no longer stay in the caches.
 WINDOW = 256
 
 #: Told which rows come soon: ranges ``first``, ``last`` (exclusive), int64, ascending.
