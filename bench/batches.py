@@ -48,8 +48,8 @@ def run(
 ) -> list[dict]:
     """A row for each case and engine; ``on_row`` sees each case's as soon as they are there.
 
-    A row holds ``suite``, ``case``, ``embedding_dim``, ``load`` (of the machine, over the last minute), what ``feeding``
-    says, and the machine.
+    A row holds ``suite``, ``case``, ``embedding_dim``, ``load`` (of the machine, in the last minute), what
+    ``feeding`` says, and the machine.
 
     Args:
         rows: of each case; default 20 million, 1.5 million with ``quick``.

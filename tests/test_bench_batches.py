@@ -60,7 +60,8 @@ def test_the_permutation_is_read_to_its_end_and_again(tmp_path, monkeypatch):
 
 
 def test_the_whole_bench(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(batches, "feeding", lambda data, seconds, engines, width: feeding.feeding(data, 0.2, engines, 2))
+    short = lambda data, seconds, engines, width: feeding.feeding(data, 0.2, engines, 2)
+    monkeypatch.setattr(batches, "feeding", short)
     work = tmp_path / "work"
     work.mkdir()
     assert call("bench", "batches", "--rows", "2000", "--work", work, "--json", tmp_path / "rows.jsonl") == 0

@@ -124,7 +124,8 @@ def test_batches_in_windows_equal_the_files_row_by_row(data, windows):
     lengths = {len(row["history"]) for row in expected}
     assert {0, data.schema.max_history} <= lengths  # empty ones and full ones among them
     for view in views(data):
-        got = [row for batch in view.batches("train", 13, seed=5, epoch=1) for row in rows_of(view, batch.check(view.schema))]
+        batches = [batch.check(view.schema) for batch in view.batches("train", 13, seed=5, epoch=1)]
+        got = [row for batch in batches for row in rows_of(view, batch)]
         assert got == [by_hand(view, first + row) for row in rows]
 
 
@@ -275,7 +276,8 @@ def test_the_interpreter_exits_with_batches_left_over():
         "left_over = ahead(itertools.count(), 3)\n"
         "print(next(left_over), next(left_over))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["0", "1"] and done.stderr == ""
 
 

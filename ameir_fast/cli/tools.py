@@ -11,6 +11,10 @@ import typer
 from ..errors import InputError
 from .common import JsonFile, Threads, check_json_file, say, set_threads, show_table, write_result, write_rows
 
+Work = Annotated[
+    str | None,
+    typer.Option("--work", metavar="DIR", help="Where the files lie meanwhile. Default: the system's temporary place."),
+]
 Quick = Annotated[bool, typer.Option("--quick", help="A first look in under 45 seconds; not for quoting.")]
 Repeats = Annotated[int | None, typer.Option("--repeats", min=1, metavar="R", help="Measure R times over.")]
 
@@ -191,10 +195,7 @@ def bench_prepare(
         int | None, typer.Option("--pandas-rows", min=1, metavar="N", help="The file for both. Default: 1 million.")
     ] = None,
     rounds: Annotated[int | None, typer.Option("--rounds", min=1, metavar="R", help="Of both. Default: 3.")] = None,
-    work: Annotated[
-        str | None,
-        typer.Option("--work", metavar="DIR", help="Where the files lie meanwhile. Default: the system's temporary place."),
-    ] = None,
+    work: Work = None,
     quick: Quick = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -226,10 +227,7 @@ def bench_batches(
     rows: Annotated[
         int | None, typer.Option("--rows", min=1, metavar="N", help="Of each shape. Default: 20 million.")
     ] = None,
-    work: Annotated[
-        str | None,
-        typer.Option("--work", metavar="DIR", help="Where the files lie meanwhile. Default: the system's temporary place."),
-    ] = None,
+    work: Work = None,
     threads: Threads = None,
     quick: Quick = False,
     json_file: JsonFile = None,

@@ -6,10 +6,10 @@ for each while they aren't. Here rows are dealt out in blocks of neighbours: blo
 windows, and the rows of a window are permuted among themselves. What is read lies within some hundred stretches of
 each column, small enough to stay in memory and known beforehand.
 
-What that costs in randomness: a batch comes from one window, so means over it vary more than for a full permutation,
-by a factor of 1 + rho * B / W, with B the batch size, W the number of blocks in a window (128 to 256), and rho the share of the
-variance that lies between blocks (for labels of a rate that drifts from 20% to 30%: 0.005). Blocks are drawn
-over the whole data, so a window holds all times of it. Data that fits in one window is permuted as a whole.
+What that costs in randomness: a batch comes from one window, so the variance of means over it is that of a full
+permutation times 1 + rho * B / W, with B the batch size, W the number of blocks in a window (128 to 256), and rho the
+share of the variance that lies between blocks (for labels of a rate that drifts from 20% to 30%: 0.004). Blocks are
+drawn over the whole data, so a window holds all times of it. Data that fits in one window is permuted as a whole.
 """
 
 from __future__ import annotations
