@@ -40,12 +40,13 @@ def feeding(
     kept = [next(batches)]
     first = time.perf_counter() - began
     kept += [next(batches) for _ in range(_KEPT - 1)]
+    stored = _endless(data, batch, None)
     works = {
         "batches": lambda: len(next(batches)),
         "training": _trainer(data, kept, embedding),
         "permutation": _permuted(data, batch),
         "numpy": _without_native(_endless(data, batch)),
-        "stored": lambda stored=_endless(data, batch, None): len(next(stored)),
+        "stored": lambda: len(next(stored)),
     }
     turn = seconds / len(engines) / _ROUNDS
     rates: dict[str, list[float]] = {engine: [] for engine in engines}

@@ -236,8 +236,8 @@ def test_an_error_reaches_the_caller_in_its_place(depth):
 
     consumer, seen = ahead(items(), depth), []
     with pytest.raises(InputError, match="row 3 is damaged") as caught:
-        for item in consumer:
-            seen.append(item)
+        while True:
+            seen.append(next(consumer))
     assert seen == [1, 2]
     assert any(entry.name == "items" for entry in caught.traceback)  # where it happened
     assert list(consumer) == []
