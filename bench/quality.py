@@ -185,16 +185,19 @@ def as_markdown(report: dict) -> str:
     splits = ", ".join(f"{count:,} {split}" for split, count in data["splits"].items())
     changed = ", ".join(f"{key} {value}" for key, value in report["changed_settings"].items())
     error = report["standard_error"].get(report["metric"])
-    lines = [f"# {report['name']}, {report['seeds']} seeds", "",
-             f"Data: {data['kind']}, {splits} rows, checksum {data['checksum'][:12]}.",
-             f"{env['cpu']}, torch {env['torch']}, {report['jobs']} processes side by side with "
-             f"{report['threads_per_job']} thread each, git {env['git']}, {env['date']}; a search took "
-             f"{np.mean(report['seconds_per_search']) / 60:.0f} minutes on average.",
-             f"Settings: {'the default ones' if not changed else changed + ', otherwise the default ones'}. ± is the "
-             "deviation over seeds, of paired differences their standard error"
-             + (f"; the standard error that the test rows leave on one model's "
-                f"{summary.heading(report['metric'])} is {error:.4f}." if error is not None else "."),
-             f"Every trained row is the best of {report['config']['runs']} full trainings by validation."]
+    noise = "" if error is None else (f"; the standard error that the test rows leave on one model's "
+                                      f"{summary.heading(report['metric'])} is {error:.4f}")
+    lines = [
+        f"# {report['name']}, {report['seeds']} seeds",
+        "",
+        f"Data: {data['kind']}, {splits} rows, checksum {data['checksum'][:12]}.",
+        f"{env['cpu']}, torch {env['torch']}, {report['jobs']} processes side by side with {report['threads_per_job']} "
+        f"thread each, git {env['git']}, {env['date']}; a search took "
+        f"{np.mean(report['seconds_per_search']) / 60:.0f} minutes on average.",
+        f"Settings: {changed + ', otherwise ' if changed else ''}the default ones. ± is the deviation over seeds, of "
+        f"paired differences their standard error{noise}.",
+        f"Every trained row is the best of {report['config']['runs']} full trainings by validation.",
+    ]
     if data.get("ranked"):
         lines.append(f"Each row's item is ranked among {data['ranked']}.")
     against = report["references"]

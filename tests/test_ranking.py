@@ -93,13 +93,14 @@ assert native.ops_loaded()
 for dtype in (torch.float32, torch.float64):
     users, table, positive, drawn = problem(1, 57, 403, 9, 30, dtype)
     for among in ({}, {"candidates": drawn}, {"seen": seen_items(1, 57, 403, 40)}):
-        flat = {} if not among else among if "candidates" in among else dict(zip(("seen_offsets", "seen"), among["seen"]))
+        flat = dict(zip(("seen_offsets", "seen"), among["seen"])) if "seen" in among else among
         got = ranking.rank_counts(users, table, positive, **among)
         assert torch.equal(got, ranking.rank_counts_torch(users, table, positive, **flat))
 """
     for capability in ("default", "avx2"):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
-                              cwd=Path(__file__).resolve().parents[1], env={**os.environ, "ATEN_CPU_CAPABILITY": capability})
+                              cwd=Path(__file__).resolve().parents[1],
+                              env={**os.environ, "ATEN_CPU_CAPABILITY": capability})
         assert done.returncode == 0, done.stderr
 
 

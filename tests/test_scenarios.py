@@ -268,7 +268,8 @@ def test_the_retrieval_report(retrieved, capsys):
         assert word in out, word
     assert "AUC" not in out and "_uniform100" not in out and "…" not in out
     page = build_report(run).read_text(encoding="utf-8")
-    for word in ("test NDCG@5", "Against 100 items drawn uniformly", "validation NDCG@5", "ranked among all items", *SEQUENTIAL):
+    for word in ("test NDCG@5", "Against 100 items drawn uniformly", "validation NDCG@5", "ranked among all items",
+                 *SEQUENTIAL):
         assert word in page, word
     assert "AUC" not in page
 
@@ -277,7 +278,8 @@ def test_the_retrieval_table_over_seeds(retrieved, tmp_path):
     for seed in range(2):
         (tmp_path / f"seed-{seed}").mkdir()
         (tmp_path / f"seed-{seed}" / "metrics.json").write_bytes((retrieved[0] / "metrics.json").read_bytes())
-    report = quality.collect(Namespace(work=tmp_path, name="steps", seeds=2, jobs=1, config=None, set=None, against=None))
+    report = quality.collect(Namespace(work=tmp_path, name="steps", seeds=2, jobs=1, config=None, set=None,
+                                       against=None))
     assert report["metric"] == "ndcg@5" and report["references"] == ["DIN", "SASRec"]
     text = quality.as_markdown(report)
     for word in ("# steps, 2 seeds", "NDCG@5 − SASRec (paired)", "The same, against 100 items drawn by popularity:",

@@ -8,4 +8,4 @@ from .fields import FM, LR, AmeirI, DeepFM, PooledDNN
 from .popularity import Popularity
 from .sequences import GRU4Rec, NextItNet, SASRec
 
-__all__ = ["AmeirI", "DeepFM", "FM", "GRU4Rec", "LR", "NextItNet", "Popularity", "PooledDNN", "SASRec"]
+__all__ = ["FM", "LR", "AmeirI", "DeepFM", "GRU4Rec", "NextItNet", "PooledDNN", "Popularity", "SASRec"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..baselines import FM, LR, DeepFM, GRU4Rec, NextItNet, Popularity, PooledDNN, SASRec
+from ..baselines import FM, LR, DeepFM, GRU4Rec, NextItNet, PooledDNN, Popularity, SASRec
 from ..errors import InputError
 from ..schema import FeatureSchema
 from .context import Context

@@ -28,7 +28,6 @@ from .objective import (
 from .seeds import derive_seed
 from .store import Scope
 
-
 _filling = threading.Lock()
 
 
