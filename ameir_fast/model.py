@@ -84,6 +84,19 @@ class Model(nn.Module):
         total = sum(p.numel() for p in self.parameters())
         return total, total - self.embedding.weight.numel()
 
+    @torch.no_grad()
+    def scale_products(self, factor: float) -> None:
+        """Multiplies the first layer's weights of each product of order r by ``factor^(r-1)``.
+
+        At the start embeddings are near 0.01 and a product of r of them near 0.01^r: with equal weights the gradient
+        that would pull its factors apart is as small, and they move only by what other paths teach them. A factor
+        below 1 / 0.01 leaves a product somewhat behind its fields. Meant for a fresh model.
+        """
+        first, width = self.mlp["0"].weight, self.embedding_dim
+        start = first.shape[1] - len(self.arch.interactions) * width
+        for place, fields in enumerate(self.arch.interactions):
+            first[:, start + place * width:start + (place + 1) * width] *= factor ** (len(fields) - 1)
+
     # ---- inheritance and statistics ------------------------------------------------------------
 
     def inherit(self, source: nn.Module) -> list[str]:

@@ -33,6 +33,7 @@ class SearchConfig:
     weight_decay: float = 0.0
     embedding_l2: float = 0.05              # × Σ |e|² over a sample's looked-up rows
     dropout: float = 0.3
+    product_scale: float = 1.0              # initial weights of an order-r product: x this^(r-1), in a model of its own
     unknown_rate: float = 0.0               # share of ids replaced by "unknown" while training
     epochs: float = 3.0                     # longest training of one model from scratch
     inherited_epochs: float = 1.0           # and of one that starts from the supernet's weights
@@ -63,6 +64,7 @@ class SearchConfig:
     keep_interactions: int = 50
     updates_per_interaction: int = 50
     interactions_per_step: int = 16         # each on its own part of the batch
+    interaction_ranking: str = "shared"     # by shared weights, or "crosses": by training rows (crosses.py)
     # step 3
     mlp_epochs: float = 2.0
     mlp_children: int = 2000                # all, where there are fewer
@@ -70,7 +72,7 @@ class SearchConfig:
     def __post_init__(self):
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name in ("max_parameters", "sampler", *_SWITCHES, *_RACES):
+            if f.name in ("max_parameters", "sampler", "interaction_ranking", *_SWITCHES, *_RACES):
                 continue
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
                 raise InputError(f"config: {f.name} is {value!r}, not a finite number >= 0")
@@ -78,13 +80,18 @@ class SearchConfig:
                 raise InputError(f"config: {f.name} is {value!r}, not an integer")
         for name in ("embedding_dim", "mlp_layers", "batch_size", "epochs", "inherited_epochs", "evaluate_every", "runs", "finalists",
                      "mlp_finalists", "validation_subset", "behavior_children", "mlp_children", "interactions_per_step", "paths_per_step",
-                     "top_k", "keep_interactions", "ranked_rows"):
+                     "top_k", "keep_interactions", "ranked_rows", "product_scale"):
             if getattr(self, name) <= 0:
                 raise InputError(f"config: {name} is {getattr(self, name)!r}, not positive")
         if not 0 <= self.dropout < 1 or not 0 <= self.unknown_rate < 1:
             raise InputError("config: dropout and unknown_rate lie in [0, 1)")
         if self.sampler not in ("fair", "uniform"):
             raise InputError(f"config: sampler is {self.sampler!r}, neither 'fair' nor 'uniform'")
+        if self.interaction_ranking not in ("shared", "crosses"):
+            raise InputError(f"config: interaction_ranking is {self.interaction_ranking!r}, neither 'shared' nor "
+                             "'crosses'")
+        if self.interaction_ranking == "crosses" and not self.interaction_warmup_epochs:
+            raise InputError("config: interaction_ranking 'crosses' needs interaction_warmup_epochs above 0")
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"config: {name} is {getattr(self, name)!r}, not true or false")

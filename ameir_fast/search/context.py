@@ -9,6 +9,7 @@ from torch import nn
 
 from ..model import Model
 from ..population import evaluate_population
+from ..schema import FeatureSchema
 from ..space import Architecture, SearchSpace
 from ..space.architecture import ZERO, Block, fixed_mlp
 from ..supernet import FIXED_WIDTHS, Supernet, reads_step1
@@ -85,10 +86,18 @@ class Context:
         with seeded_initialization(config.seed, *scope.names, "model"):
             if inherit and derives(arch):
                 return self.net.derive(arch)
-            model = Model(self.space.schema, arch, config.embedding_dim).to(self.task.device)
+            model = fresh_model(self.space.schema, arch, config).to(self.task.device)
             if inherit:
                 model.inherit(self.net)
         return model
+
+
+def fresh_model(schema: FeatureSchema, arch: Architecture, config: SearchConfig) -> Model:
+    """A model at its start; PyTorch's global generator decides."""
+    model = Model(schema, arch, config.embedding_dim)
+    if config.product_scale != 1:
+        model.scale_products(config.product_scale)
+    return model
 
 
 def outside_embedding(model: nn.Module) -> int:

@@ -73,6 +73,8 @@ def data_identity(data) -> dict:
 
 
 def space_of(data, config: SearchConfig) -> SearchSpace:
+    if config.interaction_ranking == "crosses" and data.task != "ctr":
+        raise InputError("config: interaction_ranking 'crosses' needs a click label, which this data lacks")
     return SearchSpace(data.schema, config.blocks, config.mlp_layers, config.interactions, config.embedding_dim)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
+
 import torch
 
 from .. import metrics
 from ..population import interaction_logits
 from ..space.architecture import interaction_key
 from .context import Context
+from .crosses import Crosses, nothing_added
 from .objective import CtrObjective
 from .samplers import make_draws
 from .seeds import generator
@@ -29,26 +33,29 @@ def search_interactions(context: Context) -> dict:
     """All cycles. ``ranking`` holds the last cycle's candidates best first, ``found`` the best M of order ≥ 2."""
     config, fields = context.config, context.space.schema.num_fields
     scope = context.scope.scope("interactions")
+    by_data = config.interaction_ranking == "crosses"
+    rank, distinct = (_by_crosses(context), nothing_added) if by_data else (partial(_rank, context), list)
     kept: list[Interaction] = [(f,) for f in range(fields)]
     steps = ranked = 0
     seconds = device_seconds = 0.0
     ranking: list[dict] = []
     for cycle in range(1, config.cycles + 1):
         candidates = expand(kept, fields)
-        place = scope.scope("train", f"c{cycle}")
-        outcome = _train(context, place, candidates, cycle)
-        ranking = scope.scope("rank", f"c{cycle}").result("scores", lambda c=candidates: _rank(context, c))
-        kept = [tuple(r["fields"]) for r in ranking[:config.keep_interactions]]
+        if cycle == 1 or not by_data:  # crosses read the base alone
+            outcome = _train(context, scope.scope("train", f"c{cycle}"), [] if by_data else candidates, cycle)
+            steps += outcome.steps
+            seconds, device_seconds = seconds + outcome.seconds, device_seconds + outcome.device_seconds
+        ranking = scope.scope("rank", f"c{cycle}").result("scores", lambda c=candidates: rank(c))
+        kept = [tuple(r["fields"]) for r in distinct(ranking)[:config.keep_interactions]]
         context.net.keep_interactions(kept)
         for r in ranking:
             r["cycle"] = cycle
         scope.scope("rank", f"c{cycle}").log(step=cycle, total=config.cycles, best=ranking[0]["score"])
-        steps, ranked = steps + outcome.steps, ranked + len(candidates)
-        seconds, device_seconds = seconds + outcome.seconds, device_seconds + outcome.device_seconds
+        ranked += len(candidates)
     names = [f.name for f in context.space.schema.fields]
     for r in ranking:
         r.update(names=[names[f] for f in r["fields"]], order=len(r["fields"]))
-    found = [tuple(r["fields"]) for r in ranking if len(r["fields"]) >= 2][:context.space.max_interactions]
+    found = [tuple(r["fields"]) for r in distinct(ranking) if len(r["fields"]) >= 2][:context.space.max_interactions]
     return {"ranking": ranking, "found": sorted(found, key=interaction_key), "train_steps": steps,
             "candidates_ranked": ranked, "seconds": seconds, "device_seconds": device_seconds}
 
@@ -65,7 +72,7 @@ def _train(context: Context, scope, candidates: list[Interaction], cycle: int):
     net.add_interactions(candidates, generator(config.seed, *scope.names, "projections"))
     together = min(config.interactions_per_step, len(candidates))
     warmup = context.epochs(config.interaction_warmup_epochs) if cycle == 1 and config.interaction_warmup_epochs else 0
-    rounds = -(-config.updates_per_interaction * len(candidates) // together)
+    rounds = -(-config.updates_per_interaction * len(candidates) // together) if candidates else 0
     draws = make_draws("fair" if config.sampler == "fair" else "uniform", [len(candidates)], rounds * together,
                        generator(config.seed, *scope.names, "draws"))
 
@@ -80,7 +87,8 @@ def _train(context: Context, scope, candidates: list[Interaction], cycle: int):
     net.dropout = config.dropout
     try:
         return fit(context.task, net, scope, total=warmup + rounds, learning_rate=config.learning_rate,
-                   forward=forward, keep_best=False, validate=lambda: _mean(_scores(context, watched)))
+                   forward=forward, keep_best=False,
+                   validate=(lambda: _mean(_scores(context, watched))) if watched else None)
     finally:
         net.embedding.weight.requires_grad_(True)
 
@@ -105,7 +113,23 @@ def _scores(context: Context, candidates: list[Interaction]) -> list[dict[str, f
 
 
 def _rank(context: Context, candidates: list[Interaction]) -> list[dict]:
-    """Best first; ties by lower (order, fields)."""
     found = _scores(context, candidates)
-    entries = [{"score": f[context.primary], **f, "fields": list(c)} for f, c in zip(found, candidates, strict=True)]
+    return _sorted([{"score": f[context.primary], **f, "fields": list(c)}
+                    for f, c in zip(found, candidates, strict=True)])
+
+
+def _by_crosses(context: Context) -> Callable[[list[Interaction]], list[dict]]:
+    """Ranks with the training rows, which are read once and only if a ranking is not stored yet."""
+    known: dict[Interaction, float] = {}
+    crosses = cache(lambda: Crosses.of(context))
+
+    def rank(candidates: list[Interaction]) -> list[dict]:
+        known.update({c: crosses().score(c) for c in candidates if c not in known})
+        return _sorted([{"score": known[c], "fields": list(c)} for c in candidates])
+
+    return rank
+
+
+def _sorted(entries: list[dict]) -> list[dict]:
+    """Best first; ties by lower (order, fields)."""
     return sorted(entries, key=lambda r: (-r["score"], len(r["fields"]), r["fields"]))

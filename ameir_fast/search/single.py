@@ -12,7 +12,7 @@ from ..progress import Progress
 from ..space import Architecture
 from ..space.search_space import validate_for_schema
 from .config import SearchConfig
-from .context import train_model
+from .context import fresh_model, train_model
 from .environment import describe
 from .objective import ERROR, make_objective
 from .seeds import seeded_initialization
@@ -39,7 +39,7 @@ def train(data, run_dir: str | Path, architecture: Architecture, config: SearchC
         began = time.perf_counter()
         scope = run.scope(0, "train")
         with seeded_initialization(config.seed, *scope.names, "model"):
-            model = Model(data.schema, architecture, config.embedding_dim).to(device)
+            model = fresh_model(data.schema, architecture, config).to(device)
         task = Task(data, make_objective(data.schema, config), config, progress, device)
         outcome = train_model(task, model, scope)
         row = test_row(task, model)

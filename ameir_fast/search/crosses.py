@@ -1,0 +1,115 @@
+"""Interactions scored by the data itself: how far the cells of a cross tell what the base model leaves unexplained.
+
+A candidate's cells are the combinations of its fields' ids. With r the residuals (label minus predicted probability)
+and S_a, S_b their sums per cell over the earlier and the later half of the training rows, the score is
+
+    z = Σ S_a S_b / sqrt(Σ Q_a Q_b),    Q the sums of squares,
+
+whose mean is 0 and variance 1 where the cells say nothing that lasts from one half to the other. It needs no weights, so
+an interaction that gradients find only after long training, such as a product of three fields without any effect of
+two of them, is as visible as any other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..schema import FeatureSchema
+from .context import Context
+
+#: A score from here on is not chance, among some hundreds of candidates.
+SIGNIFICANT = 4.0
+#: More rows than these sharpen nothing that matters, and cost memory.
+MOST_ROWS = 4_000_000
+#: Cells of a candidate; where it has more combinations than that, they are hashed into so many.
+MOST_CELLS = 1 << 20
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+_SHIFT = np.uint64(64 - 20)
+_READ = 16_384
+
+Interaction = tuple[int, ...]
+
+
+class Crosses:
+    """Scores candidates on training rows in the order of time.
+
+    Args: ``values`` of each field, integers [R]; ``sizes``, how many different ones a field has, below which its
+    values lie (None: any 64-bit numbers); ``residual`` float [R].
+    """
+
+    def __init__(self, values: Sequence[np.ndarray], sizes: Sequence[int | None], residual: np.ndarray):
+        self.values, self.sizes = list(values), list(sizes)
+        middle = residual.shape[0] // 2
+        self._halves = [(part, residual[part], np.square(residual[part]))
+                        for part in (slice(0, middle), slice(middle, None))]
+
+    @classmethod
+    def of(cls, context: Context) -> Crosses:
+        """With the residuals of step 2's base as it is trained."""
+        data, net, schema = context.task.data, context.net, context.space.schema
+        values: list[list[np.ndarray]] = [[] for _ in schema.fields]
+        residuals = []
+        net.eval()
+        with torch.no_grad():
+            for batch in data.batches("train", _READ, limit=min(MOST_ROWS, data.size("train")),
+                                      device=context.task.device):
+                left = batch.label - torch.sigmoid(net.interaction_logit(batch, None))
+                residuals.append(left.double().cpu().numpy())
+                for column, found in zip(values, _values(schema, batch), strict=True):
+                    column.append(found)
+        sizes = [None if f in schema.multi_fields else schema.size(field.vocabulary)
+                 for f, field in enumerate(schema.fields)]
+        return cls([np.concatenate(v) for v in values], sizes, np.concatenate(residuals))
+
+    def score(self, fields: Interaction) -> float:
+        """z of one candidate; 0 where a half has no residual at all."""
+        cell, count = self._cells(fields)
+        (sum_a, square_a), (sum_b, square_b) = (
+            (np.bincount(cell[part], left, count), np.bincount(cell[part], squares, count))
+            for part, left, squares in self._halves)
+        spread = math.sqrt(square_a @ square_b)
+        return float(sum_a @ sum_b / spread) if spread else 0.0
+
+    def _cells(self, fields: Interaction) -> tuple[np.ndarray, int]:
+        """Each row's cell, and how many cells there are."""
+        sizes = [self.sizes[f] for f in fields]
+        exact = None not in sizes and math.prod(sizes) <= MOST_CELLS
+        cell = np.zeros(self.values[0].shape[0], np.int64 if exact else np.uint64)
+        for f, size in zip(fields, sizes, strict=True):
+            cell *= size if exact else _ODD
+            cell += self.values[f].astype(cell.dtype)
+        if exact:
+            return cell, math.prod(sizes)
+        return ((cell ^ (cell >> np.uint64(32))) * _ODD >> _SHIFT).astype(np.int64), MOST_CELLS
+
+
+def _values(schema: FeatureSchema, batch) -> list[np.ndarray]:
+    """A number for each field of each row: the id, or of a bag one that its ids decide, whatever their order."""
+    found = list(batch.fields.cpu().numpy().T)
+    if schema.multi_fields:
+        ids, offsets = batch.bag_ids.cpu().numpy().astype(np.uint64), batch.bag_offsets.cpu().numpy()
+        mixed = (ids + np.uint64(1)) * _ODD
+        total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed ^ (mixed >> np.uint64(29)), dtype=np.uint64)])
+        bags = (total[offsets[1:]] - total[offsets[:-1]]).reshape(-1, len(schema.multi_fields))
+        for column, f in enumerate(schema.multi_fields):
+            found[f] = bags[:, column]
+    return found
+
+
+def nothing_added(ranking: Sequence[dict]) -> list[dict]:
+    """The ranking without candidates that contain a better one of order 2 or more that is no chance: their cells are
+    parts of its cells, so they score by it."""
+    kept: list[dict] = []
+    better: list[frozenset] = []
+    for entry in ranking:
+        fields = frozenset(entry["fields"])
+        if any(b < fields for b in better):
+            continue
+        kept.append(entry)
+        if len(fields) >= 2 and entry["score"] >= SIGNIFICANT:
+            better.append(fields)
+    return kept
