@@ -22,7 +22,7 @@ NATIVE      := CMakeLists.txt setup.py $(wildcard csrc/*.* csrc/*/*.*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build search results test test-slow bench-native bench-prepare lint clean distclean
+.PHONY: help build search results test test-slow bench-native bench-prepare bench-planted lint clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "  make %-14s%s\n", name, $$0 }'
@@ -71,6 +71,9 @@ $(BENCH_READY): $(READY)
 
 bench-prepare: $(BENCH_READY)  ## preparing 10 and 30 million rows against pandas, and feeding, stored under bench/results
 	$(BIN)/python -m ameir_fast.bench.prepare --json bench/results/prepare.jsonl $(ARGS)
+
+bench-planted: $(READY)  ## what the search finds of planted truth (hours; ARGS=--quick: whether it runs), under bench/results
+	$(BIN)/python -m ameir_fast.bench.planted $(ARGS)
 
 $(LINT_READY): $(READY)
 	$(BIN)/pip install --quiet ruff

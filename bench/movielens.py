@@ -123,14 +123,14 @@ def behavior_rows(context, number: int) -> list[dict]:
     return trained_alone(context, behavior_children(context), number, context.task)
 
 
-def score_rows(context) -> list[dict]:
-    """What one supernet says of the children of step 1: with the shared weights as they are (``supernet``), and
+def score_rows(context, archs: list | None = None) -> list[dict]:
+    """What one supernet says of children of step 1 (by default those of the study): with the shared weights as they are (``supernet``), and
     a finalist that stays to the last round is scored in step 1's race, the mean of the short trainings that start
     from the shared weights (``adapted``)."""
     from ameir_fast.search import behavior
     from ameir_fast.search.race import Standing, train_shortly
     behavior.train_supernet(context)
-    archs = behavior_children(context)
+    archs = archs or behavior_children(context)
     rows = [{"supernet": f[context.primary]} for f in context.score_children(archs, None)]
     for index, (arch, row) in enumerate(zip(archs, rows, strict=True)):
         standing = Standing(arch, index)
@@ -163,8 +163,7 @@ def with_scores(context, archs, rows: list[dict], scores=None) -> list[dict]:
 
 def trained_alone(context, archs, number: int, task) -> list[dict]:
     """Every child trained from scratch, run ``number``."""
-    from ameir_fast.model import Model
-    from ameir_fast.search.context import train_model
+    from ameir_fast.search.context import fresh_model, train_model
     from ameir_fast.search.seeds import seeded_initialization
     from ameir_fast.search.variants import recompute_dice
     rows = []
@@ -173,7 +172,7 @@ def trained_alone(context, archs, number: int, task) -> list[dict]:
 
         def run(arch=arch, place=place) -> dict:
             with seeded_initialization(number, "alone", number, index):
-                model = Model(task.data.schema, arch, context.config.embedding_dim)
+                model = fresh_model(task.data.schema, arch, context.config)
             outcome = train_model(task, model, place)
             recompute_dice(task, model)
             test = task.objective.evaluate(lambda b, items: model(b, items=items), task.held_out("test"))

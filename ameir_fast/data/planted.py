@@ -1,9 +1,9 @@
 """Rows with planted truth: ids without any dependence between fields, and a logit that is known exactly.
 
-Every hidden level is balanced under the skewed distribution of its ids (mean 0, variance 1), and fields are drawn
-independently. A product of levels has therefore mean 0 given any proper part of its fields: an interaction of
-order r is invisible to lower orders, not merely weak in them. Behaviour signals are built the same way; what each
-of them is invisible to is said beside it.
+Fields are drawn independently, ids come in pairs of equal frequency, and of each pair one has the hidden level +1, the
+other -1. A product of levels is therefore +1 or -1 with equal chances whatever a proper part of its fields: an
+interaction of order r is invisible to lower orders, not merely weak in them. Behaviour signals are built with the same
+care; what each of them is invisible to is said beside it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SyntheticOptions:
 
     Args:
         vocabulary: ids of each field beside id 0, one number for all fields or one a field.
-        exponent: of the ids' frequencies, rank^-exponent; 0 is uniform.
+        exponent: of the ids' frequencies, rank^-exponent with two ids a rank; 0 is uniform.
         interactions: of order 2 or more.
         heredity: mean of the levels that an interaction multiplies, in units of their deviation. With h > 0 every
             part of k of its r fields has an effect of its own, h^(r-k) of the interaction's strength, as factors
@@ -117,10 +117,10 @@ class Planted:
         draw = self._generator("truth")
         self.probability = [_zipf(options.size(f), options.exponent) for f in range(options.fields)]
         self._edges = [np.cumsum(p)[:-1] for p in self.probability]
-        self.sign = [_standard(_classes(p.size, 2, draw) * 2.0 - 1, p) for p in self.probability]
+        self.sign = [_signs(p, draw) for p in self.probability]
         self.own = [_standard(draw.standard_normal(p.size), p) for p in self.probability]
         item = self.probability[0]
-        self.taste = _standard(_classes(item.size, 2, draw) * 2.0 - 1, item)
+        self.taste = _signs(item, draw)
         self.place = _classes(item.size, CIRCLE, draw)
         self.kind = _classes(item.size, KINDS, draw)
         self.kind_share = np.bincount(self.kind, item, KINDS)
@@ -229,8 +229,18 @@ class Planted:
 
 
 def _zipf(size: int, exponent: float) -> np.ndarray:
-    weight = np.arange(1, size + 1, dtype=np.float64) ** -exponent
+    """Zipf's law in steps of two ids, which are equally frequent."""
+    weight = (np.arange(size) // 2 + 1.0) ** -exponent
     return weight / weight.sum()
+
+
+def _signs(probability: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """Levels +a and -a at random, but one of each in every pair of equally frequent ids; 0 for an id without a partner."""
+    pairs = probability.size // 2
+    plus = draw.integers(2, size=pairs) * 2.0 - 1
+    level = np.zeros(probability.size)
+    level[: 2 * pairs : 2], level[1 : 2 * pairs : 2] = plus, -plus
+    return _standard(level, probability)
 
 
 def _classes(size: int, count: int, draw: np.random.Generator) -> np.ndarray:

@@ -42,7 +42,7 @@ def search_interactions(context: Context) -> dict:
     for cycle in range(1, config.cycles + 1):
         candidates = expand(kept, fields)
         if cycle == 1 or not by_data:  # crosses read the base alone
-            outcome = _train(context, scope.scope("train", f"c{cycle}"), [] if by_data else candidates, cycle)
+            outcome = train_candidates(context, scope.scope("train", f"c{cycle}"), [] if by_data else candidates, cycle)
             steps += outcome.steps
             seconds, device_seconds = seconds + outcome.seconds, device_seconds + outcome.device_seconds
         ranking = scope.scope("rank", f"c{cycle}").result("scores", lambda c=candidates: rank(c))
@@ -60,7 +60,7 @@ def search_interactions(context: Context) -> dict:
             "candidates_ranked": ranked, "seconds": seconds, "device_seconds": device_seconds}
 
 
-def _train(context: Context, scope, candidates: list[Interaction], cycle: int):
+def train_candidates(context: Context, scope, candidates: list[Interaction], cycle: int):
     """``updates_per_interaction`` updates of every candidate, ``interactions_per_step`` a step.
 
     Each of a step's interactions sees its own part of the batch, so that the base projection and the lookup
@@ -88,7 +88,7 @@ def _train(context: Context, scope, candidates: list[Interaction], cycle: int):
     try:
         return fit(context.task, net, scope, total=warmup + rounds, learning_rate=config.learning_rate,
                    forward=forward, keep_best=False,
-                   validate=(lambda: _mean(_scores(context, watched))) if watched else None)
+                   validate=(lambda: _mean(score_candidates(context, watched))) if watched else None)
     finally:
         net.embedding.weight.requires_grad_(True)
 
@@ -98,7 +98,7 @@ def _mean(found: list[dict]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _scores(context: Context, candidates: list[Interaction]) -> list[dict[str, float]]:
+def score_candidates(context: Context, candidates: list[Interaction]) -> list[dict[str, float]]:
     """Validation metrics of every candidate on the subset."""
     net, task = context.net, context.task
     batches = task.held_out("valid", context.config.validation_subset)
@@ -113,7 +113,7 @@ def _scores(context: Context, candidates: list[Interaction]) -> list[dict[str, f
 
 
 def _rank(context: Context, candidates: list[Interaction]) -> list[dict]:
-    found = _scores(context, candidates)
+    found = score_candidates(context, candidates)
     return _sorted([{"score": f[context.primary], **f, "fields": list(c)}
                     for f, c in zip(found, candidates, strict=True)])
 

@@ -1,0 +1,154 @@
+"""Step 2 by crosses of training rows, and the initial scale of products."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ameir_fast import Batch, FeatureSchema, InputError
+from ameir_fast.data import Dataset, Interaction, SyntheticOptions, prepare_synthetic
+from ameir_fast.model import Model
+from ameir_fast.progress import Progress
+from ameir_fast.search import SearchConfig, search
+from ameir_fast.search.context import FIXED, fresh_model
+from ameir_fast.search.crosses import Crosses, _values, nothing_added
+from ameir_fast.search.driver import make_context
+from ameir_fast.search.interactions import search_interactions
+from ameir_fast.search.store import RunDirectory
+from ameir_fast.space import Architecture
+
+from . import tiny
+
+ROWS = 20_000
+
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[np.ndarray, np.ndarray]:
+    """ids [6, R] below 6; residuals that the parity of fields 0, 1 and 2 moves, and nothing else."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(6, size=(6, ROWS))
+    probability = 0.5 + 0.2 * (1 - 2 * (ids[:3].sum(0) % 2))
+    return ids, (rng.random(ROWS) < probability) - 0.5
+
+
+def test_a_product_shows_and_its_parts_do_not(drawn):
+    ids, residual = drawn
+    crosses = Crosses(ids, [6] * 6, residual)
+    assert crosses.score((0, 1, 2)) > 30 and crosses.score((0, 1, 2, 5)) > 5
+    for part in ((0,), (1,), (0, 1), (1, 2), (0, 2), (3, 4), (2, 3, 5)):
+        assert abs(crosses.score(part)) < 4.5, part
+
+
+def test_scores_without_any_effect_are_standard_normal():
+    rng = np.random.default_rng(1)
+    ids, residual = rng.integers(10, size=(40, 2000)), rng.normal(size=2000) * rng.choice([0.1, 2.0], size=2000)
+    crosses = Crosses(ids, [10] * 40, residual)
+    found = np.array([crosses.score((a, b)) for a in range(40) for b in range(a)])
+    assert abs(found.mean()) < 0.25 and 0.8 < found.std() < 1.2
+
+
+def test_many_cells_are_hashed_into_fewer(drawn):
+    ids, residual = drawn
+    exact, hashed = Crosses(ids, [6] * 6, residual), Crosses(ids, [None] * 6, residual)
+    large = Crosses(ids * 1_000_003, [6_000_018] * 6, residual)
+    for fields in ((0, 1, 2), (1, 4), (0, 1, 2, 3)):
+        # Two of some hundred cells may meet in one of a million.
+        assert hashed.score(fields) == pytest.approx(exact.score(fields), rel=0.02, abs=0.2)
+        assert large.score(fields) == pytest.approx(exact.score(fields), rel=0.02, abs=0.2)
+
+
+def test_what_does_not_last_does_not_count(drawn):
+    ids, residual = drawn
+    turned = residual * np.where(np.arange(ROWS) < ROWS // 2, 1, -1)
+    assert Crosses(ids, [6] * 6, turned).score((0, 1, 2)) < -30
+    early = np.where(np.arange(ROWS) < ROWS // 2, residual, np.random.default_rng(2).permutation(residual))
+    assert abs(Crosses(ids, [6] * 6, early).score((0, 1, 2))) < 4.5
+    assert Crosses(ids, [6] * 6, np.zeros(ROWS)).score((0, 1)) == 0.0
+
+
+def test_a_bag_counts_whatever_its_order():
+    schema = FeatureSchema.from_dict({
+        "version": 1, "task": "ctr", "max_history": 0, "behavior": [], "target": [],
+        "vocabularies": [{"name": "a", "size": 5}, {"name": "tag", "size": 9}],
+        "fields": [{"name": "a", "kind": "categorical", "vocabulary": "a"},
+                   {"name": "one", "kind": "multi_categorical", "vocabulary": "tag"},
+                   {"name": "two", "kind": "multi_categorical", "vocabulary": "tag"}]})
+    bags = [[1, 2], [3], [2, 1], [], [1, 2, 2], [4, 5], [], [3], [0], [5, 4]]
+    batch = Batch(fields=torch.tensor([[v, 0, 0] for v in range(5)], dtype=torch.int32), history=None,
+                  history_offsets=None, label=torch.zeros(5), bag_ids=torch.tensor(sum(bags, []), dtype=torch.int32),
+                  bag_offsets=torch.tensor(np.cumsum([0, *map(len, bags)])))
+    single, one, two = _values(schema, batch)
+    assert single.tolist() == [0, 1, 2, 3, 4]
+    # By row: one = [1,2] [2,1] [1,2,2] [] [0]; two = [3] [] [4,5] [3] [5,4].
+    assert one[0] == one[1] and len(set(one.tolist())) == 4
+    assert two[0] == two[3] and two[2] == two[4] and len(set(two.tolist())) == 3
+    assert two[1] == one[3]
+
+
+def test_candidates_that_contain_a_better_one_are_left_out():
+    def ranking(*found):
+        return [{"fields": list(f), "score": s} for f, s in found]
+
+    found = ranking(((1, 2), 50.0), ((1, 2, 3), 20.0), ((4,), 9.0), ((4, 5), 8.0), ((3, 4, 5), 7.5), ((0, 1), 2.0),
+                    ((0, 1, 3), 1.0))
+    assert [tuple(r["fields"]) for r in nothing_added(found)] == [(1, 2), (4,), (4, 5), (0, 1), (0, 1, 3)]
+    larger_first = ranking(((1, 2, 3), 50.0), ((1, 2), 20.0))
+    assert nothing_added(larger_first) == larger_first
+
+
+def test_step_2_finds_a_product_without_any_trace_in_pairs(tmp_path):
+    prepare_synthetic(SyntheticOptions(rows=30_000, fields=6, vocabulary=(8,), history_mean=0.0, main=0.5,
+                                       interactions=(Interaction((1, 3, 4), 1.5),)), tmp_path / "data")
+    data = Dataset.open(tmp_path / "data")
+    config = tiny.CONFIG.changed(interaction_ranking="crosses", cycles=3, keep_interactions=30)
+
+    def run() -> dict:
+        with RunDirectory(tmp_path / "run", {"version": 1}, resume=True) as run:
+            return search_interactions(make_context(data, config, run.scope(0), None, Progress(), "cpu"))
+
+    two = run()
+    best = two["ranking"][0]
+    assert best["fields"] == [1, 3, 4] and best["score"] > 30 and best["names"] == ["field_1", "field_3", "field_4"]
+    assert (1, 3, 4) in two["found"] and all(2 <= len(f) for f in two["found"])
+    assert not any({1, 3, 4} < set(f) for f in two["found"])
+    again = run()
+    assert again == {**two, "seconds": again["seconds"], "device_seconds": again["device_seconds"]}
+
+
+def test_a_whole_search_ranks_by_crosses(tmp_path):
+    data = tiny.prepared_fields(tmp_path)
+    metrics = search(data, tmp_path / "run", tiny.CONFIG.changed(interaction_ranking="crosses", product_scale=30.0),
+                     variants=("AMEIR-B", "AMEIR-C"))
+    assert [0, 2] in metrics["found"][0]["AMEIR-B"]["interactions"]
+
+
+def test_settings_that_cannot_be(tmp_path):
+    for changes, message in (({"interaction_ranking": "best"}, "neither 'shared' nor 'crosses'"),
+                             ({"interaction_ranking": "crosses", "interaction_warmup_epochs": 0}, "above 0"),
+                             ({"product_scale": 0.0}, "product_scale is 0.0, not positive")):
+        with pytest.raises(InputError, match=message):
+            SearchConfig(**changes)
+    data = tiny.prepared_sequences(tmp_path)
+    with pytest.raises(InputError, match="needs a click label"):
+        search(data, tmp_path / "run", SearchConfig(interaction_ranking="crosses"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_products_start_larger():
+    schema = FeatureSchema.from_dict({
+        "version": 1, "task": "ctr", "max_history": 0, "behavior": [], "target": [],
+        "vocabularies": [{"name": n, "size": 4} for n in "abcd"],
+        "fields": [{"name": n, "kind": "categorical", "vocabulary": n} for n in "abcd"]})
+    arch = Architecture((), ((0, 1), (1, 2, 3)), FIXED, "se")
+    torch.manual_seed(3)
+    plain = Model(schema, arch, 2).state_dict()
+    torch.manual_seed(3)
+    scaled = fresh_model(schema, arch, SearchConfig(embedding_dim=2, product_scale=10.0)).state_dict()
+    torch.manual_seed(3)
+    same = fresh_model(schema, arch, SearchConfig(embedding_dim=2)).state_dict()
+    assert all(torch.equal(same[k], v) for k, v in plain.items())
+    first = plain.pop("mlp.0.weight")
+    factor = torch.tensor([1.0] * 8 + [10.0] * 2 + [100.0] * 2)
+    torch.testing.assert_close(scaled.pop("mlp.0.weight"), first * factor)
+    assert all(torch.equal(scaled[k], v) for k, v in plain.items())
