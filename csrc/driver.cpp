@@ -8,10 +8,13 @@
 #include <algorithm>
 #include <optional>
 #include <stdexcept>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "data/assemble.h"
+#include "data/cells.h"
 #include "data/distinct.h"
 #include "data/negatives.h"
 #include "data/read_ahead.h"
@@ -143,6 +146,50 @@ py::tuple distinct(const Array<uint64_t>& keys, const std::optional<Array<bool>>
   return py::make_tuple(codes, first);
 }
 
+// Codes in the smallest of uint8, uint16 and uint32 that holds them.
+py::array narrowest(const ameir_fast::CodedColumn& column) {
+  const auto as = [&](auto kind) -> py::array {
+    Array<decltype(kind)> codes(static_cast<py::ssize_t>(column.codes.size()));
+    auto* const out = codes.mutable_data();
+    {
+      py::gil_scoped_release unlocked;
+      std::copy(column.codes.begin(), column.codes.end(), out);
+    }
+    return codes;
+  };
+  const std::size_t values = column.first.size();
+  return values <= 1u << 8 ? as(uint8_t{}) : values <= 1u << 16 ? as(uint16_t{}) : as(uint32_t{});
+}
+
+// The wanted columns of whole lines, each as codes, first rows and the number of the empty cell; and all their distinct
+// values, a line each. None where a line has another number of cells.
+py::object code_cells(const py::bytes& data, char separator, int64_t width, const std::vector<int64_t>& wanted) {
+  const std::string_view text = data;
+  const auto size = static_cast<int64_t>(text.size());
+  need(width >= 1, "the number of columns is not positive");
+  need(text.size() < std::size_t{1} << 32, "there is too much text");
+  need(!text.empty() && text.back() == '\n', "the text does not end with a newline");
+  need(separator != '\n', "the separator is a newline");
+  for (const int64_t column : wanted) need(column >= 0 && column < width, "there is no such column");
+  std::optional<std::vector<ameir_fast::CodedColumn>> found;
+  std::string values;
+  {
+    py::gil_scoped_release unlocked;
+    found = ameir_fast::code_cells(text.data(), size, separator, width, wanted);
+    for (std::size_t i = 0; found && i < found->size(); ++i) {
+      ameir_fast::append_values(text.data(), (*found)[i], values);
+    }
+  }
+  if (!found) return py::none();
+  py::list columns;
+  for (const auto& column : *found) {
+    Positions first(static_cast<py::ssize_t>(column.first.size()));
+    std::copy(column.first.begin(), column.first.end(), first.mutable_data());
+    columns.append(py::make_tuple(narrowest(column), first, column.missing));
+  }
+  return py::make_tuple(columns, py::bytes(values));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_driver, m) {
@@ -159,5 +206,6 @@ PYBIND11_MODULE(_driver, m) {
         py::arg("user_offsets").noconvert(), py::arg("user_items").noconvert(), py::arg("num_items"),
         py::arg("n"), py::arg("seed"), py::arg("positives").noconvert(), py::arg("rows").noconvert(),
         py::arg("starts").noconvert(), py::arg("may_be_none"));
+  m.def("code_cells", &code_cells, py::arg("data"), py::arg("separator"), py::arg("width"), py::arg("wanted"));
   m.def("distinct", &distinct, py::arg("keys").noconvert(), py::arg("missing").noconvert());
 }

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 GENRES = ("Action", "Comedy", "Drama", "unknown")
 START = 874724710
@@ -181,6 +182,13 @@ def write_csv(path: Path, rows: list[dict], columns=CLICK_COLUMNS) -> Path:
 def seen_often(rows: list[dict], column: str, least: int) -> set:
     """Values of a column with at least so many occurrences."""
     return {value for value, count in Counter(row[column] for row in rows).items() if count >= least}
+
+
+def rows_of(source) -> pl.DataFrame:
+    """Everything that a source yields."""
+    return pl.concat(
+        chunk if isinstance(chunk, pl.DataFrame) else pl.DataFrame({n: c.rows() for n, c in chunk.columns.items()})
+        for chunk in source.chunks())
 
 
 def files_below(folder: Path) -> set[str]:

@@ -106,7 +106,7 @@ def frame(tmp_path: Path, content: bytes) -> pl.DataFrame:
     """What the reader makes of a file."""
     path = tmp_path / "read"
     path.write_bytes(content)
-    return pl.concat(avazu.source({path: avazu.form(path)}).chunks())
+    return helpers.rows_of(avazu.source({path: avazu.form(path)}))
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)

@@ -13,7 +13,6 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,7 @@ import pytest
 import zstandard
 
 from ameir_fast import InputError, cli
-from ameir_fast.data import Dataset, criteo, prepare_criteo
-from ameir_fast.data.delimited import read_delimited
+from ameir_fast.data import Dataset, cells, criteo, prepare_criteo, text_source
 from tests import data_helpers as helpers
 from tests.shared import shared
 
@@ -123,7 +121,7 @@ def frame(tmp_path: Path, content: bytes) -> pl.DataFrame:
     """What the reader makes of a file."""
     path = tmp_path / "read"
     path.write_bytes(content)
-    return pl.concat(criteo.source({path: criteo.form(path)}, "log2").chunks())
+    return helpers.rows_of(criteo.source({path: criteo.form(path)}, "log2"))
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
@@ -132,11 +130,15 @@ def test_every_form_gives_the_same(tmp_path, form):
     assert frame(tmp_path, form(rows)).equals(frame(tmp_path, tsv(rows)))
 
 
-def test_blocks_give_the_same(tmp_path, monkeypatch):
+@pytest.mark.parametrize("native", [True, False])
+def test_blocks_give_the_same(tmp_path, monkeypatch, native):
+    if not native:
+        monkeypatch.setattr(cells, "available", lambda: False)
     rows = make_rows(200)
     rows[150][3] = "2.0"  # one block has text where others have numbers
     plain = frame(tmp_path, tsv(rows))
-    monkeypatch.setattr("ameir_fast.data.inputs.read_delimited", partial(read_delimited, size=1000))
+    for size in ("BLOCK", "CODED_BLOCK"):
+        monkeypatch.setattr(text_source, size, 1000)
     path = tmp_path / "read"
     assert len(list(criteo.source({path: criteo.form(path)}, "log2").chunks())) > 20
     assert frame(tmp_path, tsv(rows)).equals(plain)

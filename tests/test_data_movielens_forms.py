@@ -305,7 +305,7 @@ def test_bad_files(raw, tmp_path, write, name, line, new, message):
         ("movies.csv", b"movieId,title,genres\n", "movies.csv: there are no rows"),
         (
             "ratings.csv",
-            gzip.compress(b"userId,movieId,rating,timestamp\n1,2,3.0,4\n" * 99)[:-12],
+            gzip.compress(b"userId,movieId,rating,timestamp\n1,2,3.0,4\n" * 99, mtime=0)[:-12],
             "damaged or cut off",
         ),
     ],

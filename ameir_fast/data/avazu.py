@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -12,8 +13,9 @@ from ..atomic import check_output_dir
 from ..errors import InputError
 from .build import Progress, build
 from .delimited import Rows
-from .inputs import Form, TextSource, forms_of, header, labels, named, options_like, text_files, whole_numbers
+from .inputs import Form, as_it_is, forms_of, header, label, named, options_like, text_files, whole_numbers
 from .plan import FieldPlan, SplitPlan, TablePlan, VocabularyPlan
+from .text_source import Derived, TextSource
 
 NAME, LABEL, HOUR = "avazu", "click", "hour"
 NUMBERED = ("C1", "banner_pos", "device_type", "device_conn_type", *(f"C{i}" for i in range(14, 22)))
@@ -96,14 +98,13 @@ def plan(min_count: int, split: SplitPlan, time: str | None = _TIME) -> TablePla
 
 
 def source(forms: dict[Path, Form], unlabelled: bool = False) -> TextSource:
-    """Frames of the label (where there is one), the time and what it is made into, numbers, and hashes as text."""
-
-    def frame(rows: Rows) -> pl.DataFrame:
-        numbers = pl.DataFrame([whole_numbers(rows, name) for name in NUMBERED])
-        parts = [labels(rows, LABEL, unlabelled), _clock(rows), numbers, rows.frame.select(HASHED)]
-        return pl.concat([part for part in parts if part.width], how="horizontal")
-
-    return TextSource(forms, (LABEL, HOUR, *NUMBERED), frame)
+    """The label (where there is one), the time and what it is made into, numbers, and hashes as text."""
+    labelled = all(LABEL in form.names for form in forms.values())
+    columns = [Derived(LABEL, LABEL, partial(label, column=LABEL, missing=unlabelled))] if labelled else []
+    columns += [Derived(name, HOUR, partial(_clock, name=name)) for name in (_TIME, *CLOCK)]
+    columns += [Derived(name, name, partial(whole_numbers, column=name)) for name in NUMBERED]
+    columns += [Derived(name, name, partial(as_it_is, column=name)) for name in HASHED]
+    return TextSource(forms, (LABEL, HOUR, *NUMBERED), columns)
 
 
 def form(path: Path) -> Form:
@@ -118,19 +119,21 @@ def form(path: Path) -> Form:
     return Form(separator, None, names)
 
 
-def _clock(rows: Rows) -> pl.DataFrame:
-    """``time`` (seconds since 1970, UTC), hour of the day, weekday and weekend of the hour YYMMDDHH."""
+def _clock(rows: Rows, name: str) -> pl.Series:
+    """Of the hour YYMMDDHH the ``time`` (seconds since 1970, UTC), hour of the day, weekday or weekend, Int64."""
     hours = rows.integer(HOUR)
     distinct = hours.unique()
     moments = [_moment(hour) for hour in distinct]
     if None in moments:
         rows.refuse(hours.is_in(distinct.filter(pl.Series([m is None for m in moments])).implode()), HOUR,
                     lambda v: f"is {v}, no hour of the form YYMMDDHH")
-    time = pl.Series([int(moment.timestamp()) for moment in moments], dtype=pl.Int64)
-    clock = pl.from_epoch(pl.col(_TIME))
-    weekday = clock.dt.weekday().cast(pl.Int64)
-    return pl.DataFrame({_TIME: hours.replace_strict(distinct, time)}).with_columns(
-        hour=clock.dt.hour().cast(pl.Int64), weekday=weekday, weekend=(weekday > 5).cast(pl.Int64))
+    of = {
+        _TIME: lambda moment: int(moment.timestamp()),
+        "hour": lambda moment: moment.hour,
+        "weekday": lambda moment: moment.isoweekday(),
+        "weekend": lambda moment: int(moment.isoweekday() > 5),
+    }[name]
+    return hours.replace_strict(distinct, pl.Series([of(moment) for moment in moments], dtype=pl.Int64))
 
 
 def _moment(hour: int) -> datetime | None:

@@ -84,7 +84,7 @@ def first_line(path: Path) -> str:
 
 def _blocks_of(path: Path, quoted: bool, size: int, reading: Reading | None, encoding: str) -> Iterator[Block]:
     line, rest = 1, b""
-    for read in _pieces(path, size, reading):
+    for read in _gathered(_pieces(path, size, reading), size):
         end = _end(rest, read, quoted)
         if end < 0:
             rest += read
@@ -135,6 +135,18 @@ def _pieces(path: Path, size: int, reading: Reading | None) -> Iterator[bytes]:
         raise InputError(f"{path}: is a directory") from None
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         raise InputError(f"{path}: damaged or cut off ({error})") from None
+
+
+def _gathered(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
+    """The same bytes in pieces of at least ``size`` but for the last."""
+    held: list[bytes] = []
+    for piece in pieces:
+        held.append(piece)
+        if sum(map(len, held)) >= size:
+            yield b"".join(held)
+            held = []
+    if held:
+        yield b"".join(held)
 
 
 def _unpacked(file: BinaryIO) -> Iterator[bytes]:

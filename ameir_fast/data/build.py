@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..progress import LineProgress, count, show_rate
 from ..progress import Progress as Stages
 from . import vocabulary
 from .arrays import ArrayFile
+from .coding import Coded, CodedRows
 from .encoder import Encoder
 from .events import EventLog, collect
 from .files import SPLITS, VERSION, file_name
@@ -152,16 +153,31 @@ class _Build:
         self._finish(pieces.rows)
         return {"heights": [stop - start for start, stop in pieces.bounds], "dropped": dict(self.source.dropped)}
 
-    def _chunks(self) -> Iterator[pl.DataFrame]:
+    def _chunks(self) -> Iterator[pl.DataFrame | CodedRows]:
         rows = 0
         for frame in self.source.chunks():
             rows += frame.height
             share = self.source.done
             self.progress.total = round(rows / share) if share > 0 else None
             self.progress.update(rows)
-            if self.like is not None and self.plan.label is not None and self.plan.label not in frame.columns:
-                frame = frame.with_columns(pl.lit(None, pl.Float32).alias(self.plan.label))
-            yield frame.select(*self._coded, *(_numbers(frame, name, c) for name, c in self._plain.items()))
+            yield self._coded_rows(frame) if isinstance(frame, CodedRows) else self._frame(frame)
+
+    def _frame(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The columns of a piece."""
+        if self._unlabelled(frame.columns):
+            frame = frame.with_columns(pl.lit(None, pl.Float32).alias(self.plan.label))
+        return frame.select(*self._coded, *(_numbers(frame[c], name) for name, c in self._plain.items()))
+
+    def _coded_rows(self, rows: CodedRows) -> CodedRows:
+        """The columns of a piece."""
+        columns = dict(rows.columns)
+        if self._unlabelled(columns):
+            columns[self.plan.label] = Coded(np.zeros(rows.height, np.uint8), pl.Series([None], dtype=pl.Float32))
+        plain = {name: columns[c].mapped(_numbers(columns[c].values, name)) for name, c in self._plain.items()}
+        return CodedRows({name: columns[name] for name in self._coded} | plain, rows.height)
+
+    def _unlabelled(self, columns: Container[str]) -> bool:
+        return self.like is not None and self.plan.label is not None and self.plan.label not in columns
 
     def _split(self, directory: Path) -> dict:
         self.progress.start("split", self.pieces.rows, "row")
@@ -262,14 +278,13 @@ class _Build:
         self.progress.finish(f"{count(done, unit)}, {show_rate(self.progress.rate, unit)}")
 
 
-def _numbers(frame: pl.DataFrame, name: str, column: str) -> pl.Series:
+def _numbers(values: pl.Series, name: str) -> pl.Series:
     """Labels as Float32, times as they are, splits as Int8."""
-    values = frame[column]
     if name == LABEL:
         values = values.cast(pl.Float32)
     elif name == SPLIT:
         texts = values.cast(pl.String)
         if len(wrong := (~texts.is_in(SPLITS)).fill_null(True).arg_true()):
-            raise InputError(f"column {column!r} is {texts[wrong[0]]!r}, none of {', '.join(SPLITS)}")
+            raise InputError(f"column {values.name!r} is {texts[wrong[0]]!r}, none of {', '.join(SPLITS)}")
         values = texts.replace_strict(SPLITS, range(len(SPLITS)), return_dtype=pl.Int8)
     return values.alias(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -25,6 +25,17 @@ class Coded:
     values: pl.Series
     lengths: np.ndarray | None = None
 
+    def mapped(self, values: pl.Series) -> Coded:
+        """The same elements with other values, one for each of ``values``; some may have become equal."""
+        again = code(values)
+        if len(again.values) == len(values):
+            return replace(self, values=values)
+        return replace(self, codes=again.codes[self.codes], values=again.values)
+
+    def rows(self) -> pl.Series:
+        """The values row by row, of a column that has no lists."""
+        return self.values.gather(pl.Series(self.codes))
+
     def without_missing(self) -> Coded:
         """The same lists without their missing elements."""
         missing = self.values.is_null().arg_true()
@@ -35,6 +46,14 @@ class Coded:
         ends = np.cumsum(self.lengths, dtype=np.int64)
         lengths = (before[ends] - before[ends - self.lengths]).astype(np.int32)
         return Coded(self.codes[there], self.values, lengths)
+
+
+@dataclass(frozen=True)
+class CodedRows:
+    """Some rows by their coded columns."""
+
+    columns: dict[str, Coded]
+    height: int
 
 
 def code(column: pl.Series) -> Coded:

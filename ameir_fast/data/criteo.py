@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -11,8 +12,9 @@ from ..atomic import check_output_dir
 from ..errors import InputError
 from .build import Progress, build
 from .delimited import Rows
-from .inputs import Form, TextSource, forms_of, header, labels, named, options_like, text_files, whole_numbers
+from .inputs import Form, as_it_is, forms_of, header, label, named, options_like, text_files, whole_numbers
 from .plan import FieldPlan, SplitPlan, TablePlan, VocabularyPlan
+from .text_source import Derived, TextSource
 
 NAME, LABEL = "criteo", "label"
 COUNTS = tuple(f"I{i}" for i in range(1, 14))
@@ -105,13 +107,12 @@ def plan(bins: int | None, min_count: int, split: SplitPlan) -> TablePlan:
 
 
 def source(forms: dict[Path, Form], numeric: str, unlabelled: bool = False) -> TextSource:
-    """Frames of the label (where there is one), the counts by ``numeric``, and the categories as text."""
-
-    def frame(rows: Rows) -> pl.DataFrame:
-        parts = [labels(rows, LABEL, unlabelled), _counts(rows, numeric), rows.frame.select(HASHED)]
-        return pl.concat([part for part in parts if part.width], how="horizontal")
-
-    return TextSource(forms, (LABEL, *COUNTS), frame)
+    """The label (where there is one), the counts by ``numeric``, and the categories as text."""
+    labelled = all(LABEL in form.names for form in forms.values())
+    columns = [Derived(LABEL, LABEL, partial(label, column=LABEL, missing=unlabelled))] if labelled else []
+    columns += [Derived(name, name, partial(_count, name=name, numeric=numeric)) for name in COUNTS]
+    columns += [Derived(name, name, partial(as_it_is, column=name)) for name in HASHED]
+    return TextSource(forms, (LABEL, *COUNTS), columns)
 
 
 def form(path: Path) -> Form:
@@ -127,24 +128,22 @@ def form(path: Path) -> Form:
     return Form(separator, columns, {name: name for name in columns})
 
 
-def _counts(rows: Rows, numeric: str) -> pl.DataFrame:
-    """The counts as integers, one a category; for ``quantile`` as they are.
+def _count(rows: Rows, name: str, numeric: str) -> pl.Series:
+    """A count as integers, one a category; for ``quantile`` as it is.
 
     The solution that won the challenge (Juan, Zhuang and Chin, "3 Idiots' Approach for Display Advertising Challenge",
     2014) keeps values up to 2 as they are, missing ones too, and takes ⌊(ln x)²⌋ of the rest. Its small values and
     logarithms are distinct categories, hence + 2.
     """
     if numeric == "none":
-        return pl.DataFrame([whole_numbers(rows, name).fill_null(MISSING) for name in COUNTS])
+        return whole_numbers(rows, name).fill_null(MISSING)
     if numeric == "quantile":
-        return pl.DataFrame([rows.number(name, missing=True).alias(name) for name in COUNTS])
-    counts = rows.frame.select(COUNTS)
-    for name in COUNTS:
-        if not counts[name].dtype.is_integer():
-            counts = counts.with_columns(rows.number(name, missing=True).floor().clip(lower_bound=MISSING + 1))
-    count = pl.col(COUNTS)
-    logarithm = count.log()
+        return rows.number(name, missing=True)
+    counts = rows.frame[name]
+    if not counts.dtype.is_integer():
+        counts = rows.number(name, missing=True).floor().clip(lower_bound=MISSING + 1)
+    logarithm = counts.log()
     # Not a number, or infinite, where it is not used: such casts give null.
     bucket = (logarithm * logarithm if numeric == "log2" else logarithm).cast(pl.Int32, strict=False) + 2
-    small = count.cast(pl.Int32, strict=False)
-    return counts.select(pl.when(count > 2).then(bucket).otherwise(small).fill_null(MISSING))
+    small = counts.cast(pl.Int32, strict=False)
+    return pl.select(pl.when(counts > 2).then(bucket).otherwise(small).fill_null(MISSING)).to_series()

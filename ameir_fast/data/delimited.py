@@ -26,7 +26,7 @@ class Rows:
 
     path: Path
     frame: pl.DataFrame
-    lines: range | list[int]
+    lines: range | list[int] | np.ndarray
     unit: str = "line"
 
     def where(self, row: int) -> str:
@@ -96,6 +96,25 @@ def read_delimited(paths: Sequence[Path], separator: str, columns: Sequence[str]
     refuses.
     """
     sep, some = separator.encode(), False
+    for block, names in named_blocks(paths, separator, columns, quoted=quoted, encoding=encoding, reading=reading,
+                                     size=size):
+        if (rows := parse(block, sep, names, quoted, whole)).frame.height:
+            some = True
+            yield rows
+    if not some and not empty:
+        raise no_rows(paths)
+
+
+def no_rows(paths: Sequence[Path]) -> InputError:
+    return InputError(f"{', '.join(map(str, paths))}: there are no rows")
+
+
+def named_blocks(paths: Sequence[Path], separator: str, columns: Sequence[str] | None = None, *, quoted: bool = False,
+                 encoding: str = "utf-8", reading: Reading | None = None,
+                 size: int = BLOCK) -> Iterator[tuple[Block, list[str]]]:
+    """Blocks of lines without their header, none of them empty, and the names of their columns; otherwise like
+    ``read_delimited``.
+    """
     first: tuple[Path, list[str]] | None = None
     for path in paths:
         names, header = (list(columns) if columns is not None else None), None
@@ -112,11 +131,8 @@ def read_delimited(paths: Sequence[Path], separator: str, columns: Sequence[str]
             if header is not None and (data.startswith(header) or b"\n" + header in data):
                 at = 0 if data.startswith(header) else data.index(b"\n" + header) + 1
                 Block(path, line, data).refuse(data.count(b"\n", 0, at), "repeats the header")
-            if data and (rows := _parse(Block(path, line, data), sep, names, quoted, whole)).frame.height:
-                some = True
-                yield rows
-    if not some and not empty:
-        raise InputError(f"{', '.join(map(str, paths))}: there are no rows")
+            if data:
+                yield Block(path, line, data), names
 
 
 def read_header(path: Path, separator: str, *, quoted: bool = False) -> list[str]:
@@ -140,7 +156,8 @@ def _names(path: Path, header: bytes, separator: str, quoted: bool) -> list[str]
     return names
 
 
-def _parse(block: Block, sep: bytes, names: list[str], quoted: bool, whole: Sequence[str]) -> Rows:
+def parse(block: Block, sep: bytes, names: list[str], quoted: bool, whole: Sequence[str]) -> Rows:
+    """The rows of a block that ``named_blocks`` gave."""
     data, count = block.data, block.data.count(b"\n")
     lines: range | list[int] = range(block.line, block.line + count)
     if quoted and b'"' in data:

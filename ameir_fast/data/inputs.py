@@ -1,19 +1,19 @@
-"""Text files as they are published: which of a folder to read, how they name columns, their rows as a source."""
+"""Text files as they are published: which of a folder to read, how they name and write columns."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
 from ..errors import InputError
 from ..schema import read_json
-from .blocks import Reading, first_line
+from .blocks import first_line
 from .columns import check_about
-from .delimited import Rows, read_delimited, shown
+from .delimited import Rows, shown
 
 _ARCHIVES = (".zip", ".7z", ".tar", ".tgz", ".tar.gz")
 _NAME = re.compile(r"(?!readme)([^.]+)(\.txt|\.tsv|\.csv)?(\.gz|\.zst)?", re.IGNORECASE)
@@ -85,15 +85,6 @@ def named(path: Path, cells: Sequence[str], wanted: Sequence[str]) -> dict[str, 
     return found
 
 
-def read_form(path: Path, form: Form, whole: Sequence[str], reading: Reading) -> Iterator[Rows]:
-    """The rows of a file in pieces, columns by our names. Those in ``whole`` may be Int32 already."""
-    theirs = [form.names[name] for name in whole if name in form.names]
-    columns = [pl.col(column).alias(name) for name, column in form.names.items()]
-    for rows in read_delimited([path], form.separator, form.header, quoted=form.separator == ",", whole=theirs,
-                               reading=reading):
-        yield replace(rows, frame=rows.frame.select(columns))
-
-
 def forms_of(files: Sequence[Path], form: Callable[[Path], Form], label: str, like: str | Path | None) -> dict[Path, Form]:
     """The form of each file. Files without labels are refused unless they are prepared ``like`` others."""
     forms = {path: form(path) for path in files}
@@ -124,14 +115,17 @@ def options_like(like: str | Path, kind: str, given: dict) -> dict:
     return made
 
 
-def labels(rows: Rows, column: str, missing: bool) -> pl.DataFrame:
-    """The column of zeros and ones, UInt8, if there is one; with ``missing`` a cell may be empty."""
-    if column not in rows.frame.columns:
-        return pl.DataFrame()
+def label(rows: Rows, column: str, missing: bool) -> pl.Series:
+    """A column of zeros and ones, UInt8; with ``missing`` a cell may be empty."""
     found = rows.number(column, missing)
     wrong = ((found != 0) & (found != 1)).fill_null(False)
-    rows.refuse(wrong, column, lambda v: f"is {shown(v)}, a label that is neither 0 nor 1")
-    return pl.DataFrame({column: found.cast(pl.UInt8)})
+    rows.refuse(wrong, column, lambda v: f"is {v}, a label that is neither 0 nor 1")  # a number, so it is short
+    return found.cast(pl.UInt8)
+
+
+def as_it_is(rows: Rows, column: str) -> pl.Series:
+    """A column whose cells are categories as they stand, text."""
+    return rows.frame[column]
 
 
 def whole_numbers(rows: Rows, column: str) -> pl.Series:
@@ -142,22 +136,3 @@ def whole_numbers(rows: Rows, column: str) -> pl.Series:
     found = rows.number(column, missing=True)
     rows.refuse((found.floor() != found).fill_null(False), column, lambda v: f"is {shown(v)}, not a whole number")
     return values.cast(pl.Int64, strict=False).fill_null(found.cast(pl.Int64, strict=False))
-
-
-class TextSource:
-    """A source (see ``Source``) over text files of known forms; ``frame`` makes of some rows the columns to prepare."""
-
-    def __init__(self, forms: dict[Path, Form], whole: Sequence[str], frame: Callable[[Rows], pl.DataFrame]):
-        self.files, self.dropped = tuple(forms), {}
-        self._forms, self._whole, self._frame = forms, whole, frame
-        self._reading = Reading(self.files)
-
-    @property
-    def done(self) -> float:
-        return self._reading.share
-
-    def chunks(self) -> Iterator[pl.DataFrame]:
-        self._reading = Reading(self.files)
-        for path, form in self._forms.items():
-            for rows in read_form(path, form, self._whole, self._reading):
-                yield self._frame(rows)

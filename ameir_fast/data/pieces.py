@@ -14,19 +14,25 @@ import numpy as np
 import polars as pl
 
 from . import files
-from .coding import Coded, code
+from .coding import Coded, CodedRows, code
 
 #: A piece has at most that many rows, and hardly more bytes than that before it is coded.
 ROWS = 1 << 20
 BYTES = 192 << 20
 
 
-def regrouped(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """The same rows in frames that are neither tiny nor larger than a piece may be."""
+def regrouped(frames: Iterable[pl.DataFrame | CodedRows]) -> Iterator[pl.DataFrame | CodedRows]:
+    """The same rows in frames that are neither tiny nor larger than a piece may be; coded ones stay as they are."""
     held: list[pl.DataFrame] = []
     rows = size = 0
     for frame in frames:
         if not frame.height:
+            continue
+        if isinstance(frame, CodedRows):
+            if held:
+                yield pl.concat(held)
+                held, rows, size = [], 0, 0
+            yield frame
             continue
         step = max(1, min(ROWS, BYTES * frame.height // (frame.estimated_size() + 1)))
         for part in frame.iter_slices(step):
@@ -52,15 +58,20 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.bounds)
 
-    def add(self, frame: pl.DataFrame, pool: Executor, shown: Path) -> None:
+    def add(self, frame: pl.DataFrame | CodedRows, pool: Executor, shown: Path) -> None:
         """Writes one more piece; an error of the disk names ``shown``."""
-        coded = pool.map(code, [frame[name] for name in self.columns])
+        if isinstance(frame, CodedRows):
+            coded: Iterable[Coded] = [frame.columns[name] for name in self.columns]
+            plain = {name: frame.columns[name].rows() for name in self.plain_names}
+        else:
+            coded = pool.map(code, [frame[name] for name in self.columns])
+            plain = {name: frame[name] for name in self.plain_names}
         parts = {}
         for i, column in enumerate(coded):
             parts[f"codes {i}"], parts[f"values {i}"] = pl.Series(column.codes), column.values
             if column.lengths is not None:
                 parts[f"lengths {i}"] = pl.Series(column.lengths)
-        parts |= {f"plain {i}": frame[name] for i, name in enumerate(self.plain_names)}
+        parts |= {f"plain {i}": plain[name] for i, name in enumerate(self.plain_names)}
         # Columns of different lengths fit into one file as a row of lists.
         packed = io.BytesIO()
         row = pl.DataFrame({name: part.implode() for name, part in parts.items()})

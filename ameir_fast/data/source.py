@@ -8,6 +8,8 @@ from typing import Protocol
 
 import polars as pl
 
+from .coding import CodedRows
+
 
 class Source(Protocol):
     """What a reader hands to ``build``.
@@ -27,8 +29,10 @@ class Source(Protocol):
     @property
     def done(self) -> float: ...
 
-    def chunks(self) -> Iterator[pl.DataFrame]:
+    def chunks(self) -> Iterator[pl.DataFrame | CodedRows]:
         """Frames with the same columns and types, rows in the order of the input; each call begins anew.
+
+        Rows that are coded already make pieces as they are, so there should be many of them at a time.
 
         Raises ``InputError`` that names file and line for what cannot be read.
         """

@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <utility>
 
+#include "data/mix.h"
+
 namespace ameir_fast {
 namespace {
 
@@ -16,13 +18,6 @@ struct Slot {
   uint64_t key;
   uint32_t code;
 };
-
-// Finalizer of SplitMix64: keys that follow a pattern (multiples, hashes of few bits) spread over all slots.
-uint64_t mix(uint64_t z) {
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-  return z ^ (z >> 31);
-}
 
 class Table {
  public:

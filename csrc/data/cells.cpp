@@ -1,0 +1,216 @@
+// A cell of at most eight bytes is its own key: eight bytes padded with zeros, since no cell holds a NUL. Longer ones
+// have a hash for a key and are compared with the first of their kind. All keys of a tile are made before the first is
+// looked up, so that the table's slots are on their way from memory.
+#include "data/cells.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstring>
+#include <utility>
+
+#include "data/mix.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+namespace ameir_fast {
+namespace {
+
+constexpr uint32_t kFree = 0xFFFFFFFFu;
+constexpr int64_t kRows = 256;  // of a tile
+constexpr int64_t kStep = 64;   // bytes looked at together
+
+// Bit i: byte i of 64 is the separator or a newline.
+uint64_t marks(const char* at, char separator) {
+  uint64_t found = 0;
+#if defined(__SSE2__)
+  const __m128i cell = _mm_set1_epi8(separator), line = _mm_set1_epi8('\n');
+  for (int part = 0; part < 4; ++part) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at + 16 * part));
+    const __m128i equal = _mm_or_si128(_mm_cmpeq_epi8(bytes, cell), _mm_cmpeq_epi8(bytes, line));
+    found |= static_cast<uint64_t>(static_cast<uint32_t>(_mm_movemask_epi8(equal))) << (16 * part);
+  }
+#else
+  for (int i = 0; i < kStep; ++i) {
+    found |= static_cast<uint64_t>((at[i] == separator) | (at[i] == '\n')) << i;
+  }
+#endif
+  return found;
+}
+
+struct Key {
+  uint64_t value;
+  uint32_t begin, length;
+};
+
+struct Slot {
+  uint64_t key;
+  uint32_t code, length;
+};
+
+// `size` bytes, at most 8, as a number. Bytes up to `end` may be read.
+uint64_t word(const char* at, uint32_t size, const char* end) {
+  uint64_t found = 0;
+  if (at + 8 <= end) {
+    std::memcpy(&found, at, 8);
+    if constexpr (std::endian::native == std::endian::little) {
+      return size == 8 ? found : found & ((uint64_t{1} << (8 * size)) - 1);
+    }
+    found = 0;
+  }
+  std::memcpy(&found, at, size);
+  return found;
+}
+
+uint64_t hash(const char* at, uint32_t size, const char* end) {
+  uint64_t found = size;
+  for (uint32_t done = 0; done < size; done += 8) {
+    found = mix(found ^ word(at + done, std::min<uint32_t>(8, size - done), end)) + 0x9E3779B97F4A7C15u;
+  }
+  return found;
+}
+
+class Table {
+ public:
+  Table() { clear(10); }
+
+  void prefetch(uint64_t key) const {
+#if defined(__GNUC__)
+    __builtin_prefetch(&slots_[mix(key) & mask_]);
+#endif
+  }
+
+  // The slot for which `same` holds, or the free one where the key belongs.
+  template <typename Same>
+  Slot& find(uint64_t key, Same same) {
+    uint64_t at = mix(key) & mask_;
+    while (slots_[at].code != kFree && !same(slots_[at])) at = (at + 1) & mask_;
+    return slots_[at];
+  }
+
+  bool full(std::size_t used) const { return used * 2 > mask_; }
+
+  void grow() {
+    std::vector<Slot> old = std::move(slots_);
+    clear(std::popcount(mask_) + 2);
+    for (const Slot& slot : old) {
+      if (slot.code != kFree) find(slot.key, [](const Slot&) { return false; }) = slot;
+    }
+  }
+
+ private:
+  void clear(int bits) {
+    slots_.assign(std::size_t{1} << bits, Slot{0, kFree, 0});
+    mask_ = (uint64_t{1} << bits) - 1;
+  }
+
+  std::vector<Slot> slots_;
+  uint64_t mask_;
+};
+
+// Rows of text split into cells and coded, tile by tile: a tile's text and cells stay in the cache for all columns.
+class Coder {
+ public:
+  Coder(const char* text, int64_t size, char separator, int64_t width, const std::vector<int64_t>& wanted)
+      : text_(text), size_(size), separator_(separator), width_(width), wanted_(wanted), columns_(wanted.size()),
+        tables_(wanted.size()), ends_(static_cast<std::size_t>(kRows * width)) {}
+
+  // False where a line has not `width` cells.
+  bool run() {
+    int64_t begin = 0, cell = 0, rows = 0;  // of the tile: where it begins, its cells and lines so far
+    for (int64_t start = 0; start < size_; start += kStep) {
+      for (uint64_t found = marked(start); found != 0; found &= found - 1) {
+        const int64_t at = start + std::countr_zero(found);
+        ends_[cell++] = static_cast<uint32_t>(at);
+        const bool last = cell == (rows + 1) * width_;
+        if (last != (text_[at] == '\n')) return false;
+        if (last && ++rows == kRows) {
+          code(begin, rows);
+          begin = at + 1;
+          cell = rows = 0;
+        }
+      }
+    }
+    code(begin, rows);
+    return cell == rows * width_;
+  }
+
+  std::vector<CodedColumn> take() { return std::move(columns_); }
+
+ private:
+  uint64_t marked(int64_t start) const {
+    if (start + kStep <= size_) return marks(text_ + start, separator_);
+    char last[kStep] = {};
+    std::memcpy(last, text_ + start, static_cast<std::size_t>(size_ - start));
+    return marks(last, separator_);
+  }
+
+  void code(int64_t begin, int64_t rows) {
+    for (std::size_t i = 0; i < wanted_.size(); ++i) code(begin, rows, wanted_[i], tables_[i], columns_[i]);
+    done_ += rows;
+  }
+
+  void code(int64_t tile, int64_t rows, int64_t column, Table& table, CodedColumn& coded) {
+    const char* const limit = text_ + size_;
+    Key keys[kRows];
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t place = i * width_ + column;
+      const auto begin = place == 0 ? static_cast<uint32_t>(tile) : ends_[place - 1] + 1;
+      const char* const at = text_ + begin;
+      const uint32_t length = ends_[place] - begin;
+      keys[i] = {length <= 8 ? word(at, length, limit) : hash(at, length, limit), begin, length};
+      table.prefetch(keys[i].value);
+    }
+    coded.codes.resize(static_cast<std::size_t>(done_ + rows));
+    uint32_t* const codes = coded.codes.data() + done_;
+    for (int64_t i = 0; i < rows; ++i) {
+      const Key key = keys[i];
+      Slot& slot = table.find(key.value, [&](const Slot& other) {
+        return other.key == key.value && other.length == key.length &&
+               (key.length <= 8 || std::memcmp(text_ + coded.begin[other.code], text_ + key.begin, key.length) == 0);
+      });
+      if (slot.code != kFree) {
+        codes[i] = slot.code;
+        continue;
+      }
+      codes[i] = static_cast<uint32_t>(coded.first.size());
+      slot = {key.value, codes[i], key.length};
+      if (key.length == 0) coded.missing = codes[i];
+      coded.first.push_back(done_ + i);
+      coded.begin.push_back(key.begin);
+      coded.length.push_back(key.length);
+      if (table.full(coded.first.size())) table.grow();
+    }
+  }
+
+  const char* text_;
+  int64_t size_;
+  char separator_;
+  int64_t width_;
+  const std::vector<int64_t>& wanted_;
+  std::vector<CodedColumn> columns_;
+  std::vector<Table> tables_;
+  std::vector<uint32_t> ends_;
+  int64_t done_ = 0;
+};
+
+}  // namespace
+
+std::optional<std::vector<CodedColumn>> code_cells(const char* text, int64_t size, char separator, int64_t width,
+                                                   const std::vector<int64_t>& wanted) {
+  Coder coder(text, size, separator, width, wanted);
+  if (!coder.run()) return std::nullopt;
+  return coder.take();
+}
+
+void append_values(const char* text, const CodedColumn& column, std::string& out) {
+  for (std::size_t i = 0; i < column.begin.size(); ++i) {
+    if (column.length[i] == 0) continue;
+    out.append(text + column.begin[i], column.length[i]);
+    out.push_back('\n');
+  }
+}
+
+}  // namespace ameir_fast
