@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <optional>
 #include <stdexcept>
-#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -161,34 +160,44 @@ py::array narrowest(const ameir_fast::CodedColumn& column) {
   return values <= 1u << 8 ? as(uint8_t{}) : values <= 1u << 16 ? as(uint16_t{}) : as(uint32_t{});
 }
 
-// The wanted columns of whole lines, each as codes, first rows and the number of the empty cell; and all their distinct
-// values, a line each. None where a line has another number of cells.
-py::object code_cells(const py::bytes& data, char separator, int64_t width, const std::vector<int64_t>& wanted) {
-  const std::string_view text = data;
-  const auto size = static_cast<int64_t>(text.size());
-  need(width >= 1, "the number of columns is not positive");
-  need(text.size() < std::size_t{1} << 32, "there is too much text");
-  need(!text.empty() && text.back() == '\n', "the text does not end with a newline");
-  need(separator != '\n', "the separator is a newline");
-  for (const int64_t column : wanted) need(column >= 0 && column < width, "there is no such column");
-  std::optional<std::vector<ameir_fast::CodedColumn>> found;
-  std::string values;
-  {
+class CellCoder {
+ public:
+  CellCoder(char separator, int64_t width, std::vector<int64_t> wanted)
+      : coder_(checked(separator, width, wanted), width, wanted) {}
+
+  bool add(const py::bytes& data) {
+    const std::string_view text = data;
+    need(good_, "a line had another number of cells");
+    need(!text.empty() && text.back() == '\n', "the text does not end with a newline");
+    need((size_ += text.size()) < std::size_t{1} << 32, "there is too much text");
     py::gil_scoped_release unlocked;
-    found = ameir_fast::code_cells(text.data(), size, separator, width, wanted);
-    for (std::size_t i = 0; found && i < found->size(); ++i) {
-      ameir_fast::append_values(text.data(), (*found)[i], values);
+    return good_ = coder_.add(text.data(), static_cast<int64_t>(text.size()));
+  }
+
+  // Of each column the codes, the rows of first appearance, the number of the empty cell (or -1) and the values.
+  py::list columns() {
+    need(good_, "a line had another number of cells");
+    py::list columns;
+    for (const auto& column : coder_.columns()) {
+      Positions first(static_cast<py::ssize_t>(column.first.size()));
+      std::copy(column.first.begin(), column.first.end(), first.mutable_data());
+      columns.append(py::make_tuple(narrowest(column), first, column.missing, py::bytes(column.values)));
     }
+    return columns;
   }
-  if (!found) return py::none();
-  py::list columns;
-  for (const auto& column : *found) {
-    Positions first(static_cast<py::ssize_t>(column.first.size()));
-    std::copy(column.first.begin(), column.first.end(), first.mutable_data());
-    columns.append(py::make_tuple(narrowest(column), first, column.missing));
+
+ private:
+  static char checked(char separator, int64_t width, const std::vector<int64_t>& wanted) {
+    need(separator != '\n', "the separator is a newline");
+    need(width >= 1 && width <= 1 << 20, "the number of columns is outside 1..1048576");
+    for (const int64_t column : wanted) need(column >= 0 && column < width, "there is no such column");
+    return separator;
   }
-  return py::make_tuple(columns, py::bytes(values));
-}
+
+  ameir_fast::CellCoder coder_;
+  std::size_t size_ = 0;
+  bool good_ = true;
+};
 
 }  // namespace
 
@@ -206,6 +215,9 @@ PYBIND11_MODULE(_driver, m) {
         py::arg("user_offsets").noconvert(), py::arg("user_items").noconvert(), py::arg("num_items"),
         py::arg("n"), py::arg("seed"), py::arg("positives").noconvert(), py::arg("rows").noconvert(),
         py::arg("starts").noconvert(), py::arg("may_be_none"));
-  m.def("code_cells", &code_cells, py::arg("data"), py::arg("separator"), py::arg("width"), py::arg("wanted"));
+  py::class_<CellCoder>(m, "CellCoder")
+      .def(py::init<char, int64_t, std::vector<int64_t>>(), py::arg("separator"), py::arg("width"), py::arg("wanted"))
+      .def("add", &CellCoder::add, py::arg("text"))
+      .def("columns", &CellCoder::columns);
   m.def("distinct", &distinct, py::arg("keys").noconvert(), py::arg("missing").noconvert());
 }

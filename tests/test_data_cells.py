@@ -26,7 +26,7 @@ CELL = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters=
 def coded(rows: list[list[str]], wanted: list[int] | None = None, separator: str = "\t"):
     text = "".join(separator.join(row) + "\n" for row in rows).encode()
     width = len(rows[0])
-    return cells.code_cells(Block(Path("x"), 1, text), separator.encode(), width, wanted or list(range(width)))
+    return cells.code_cells([Block(Path("x"), 1, text)], separator.encode(), width, wanted or list(range(width)))
 
 
 def check(rows: list[list[str]], found, wanted: list[int]) -> None:
@@ -77,7 +77,16 @@ def test_columns_in_any_order_and_twice():
 @needs_native
 @pytest.mark.parametrize("text", [b"a\tb\nc\n", b"a\tb\nc\td\te\n", b"a\tb\n\n", b"a\nb\tc\td\n", b"a\tb\n" * 999 + b"a\n"])
 def test_lines_of_another_width(text):
-    assert cells.code_cells(Block(Path("x"), 1, text), b"\t", 2, [0, 1]) is None
+    assert cells.code_cells([Block(Path("x"), 1, text)], b"\t", 2, [0, 1]) is None
+
+
+@needs_native
+def test_blocks_one_after_another():
+    """Long and short cells of earlier blocks, which may be gone by then, are known in later ones."""
+    rows = [[("long " * (i % 5)) + str(i % 900), str(i % 7)] for i in range(5000)]
+    texts = ["".join("\t".join(row) + "\n" for row in rows[k:k + 700]).encode() for k in range(0, 5000, 700)]
+    found = cells.code_cells([Block(Path("x"), 1, text) for text in texts], b"\t", 2, [0, 1])
+    check(rows, found, [0, 1])
 
 
 @needs_native
@@ -86,7 +95,7 @@ def test_lines_of_another_width(text):
     (b"a\n", "\t", 1, [-1])])
 def test_what_cannot_be_coded(data, separator, width, wanted):
     with pytest.raises(ValueError, match="separator|newline|column"):
-        native.driver().code_cells(data, separator, width, wanted)
+        native.driver().CellCoder(separator, width, wanted).add(data)
 
 
 # ---- as a source -----------------------------------------------------------------------------------
@@ -104,8 +113,7 @@ def way(request, monkeypatch):
         monkeypatch.setattr(cells, "available", lambda: False)
     elif native.driver() is None:
         pytest.skip(native.why_not("_driver"))
-    for size in ("BLOCK", "CODED_BLOCK"):
-        monkeypatch.setattr(text_source, size, 500)
+    monkeypatch.setattr(text_source, "BLOCK", 200)
     return request.param
 
 

@@ -137,8 +137,8 @@ def test_blocks_give_the_same(tmp_path, monkeypatch, native):
     rows = make_rows(200)
     rows[150][3] = "2.0"  # one block has text where others have numbers
     plain = frame(tmp_path, tsv(rows))
-    for size in ("BLOCK", "CODED_BLOCK"):
-        monkeypatch.setattr(text_source, size, 1000)
+    monkeypatch.setattr(text_source, "BLOCK", 1000)
+    monkeypatch.setattr(text_source, "TOGETHER", 2)
     path = tmp_path / "read"
     assert len(list(criteo.source({path: criteo.form(path)}, "log2").chunks())) > 20
     assert frame(tmp_path, tsv(rows)).equals(plain)

@@ -189,10 +189,10 @@ def bench_native(threads: Threads = None, quick: Quick = False, json_file: JsonF
 def bench_prepare(
     rows: Annotated[
         str | None,
-        typer.Option("--rows", metavar="N,…", help="Files prepared without pandas. Default: 10 and 30 million rows."),
+        typer.Option("--rows", metavar="N,…", help="Files prepared without pandas. Default: 30 million rows."),
     ] = None,
     pandas_rows: Annotated[
-        int | None, typer.Option("--pandas-rows", min=1, metavar="N", help="The file for both. Default: 1 million.")
+        int | None, typer.Option("--pandas-rows", min=1, metavar="N", help="The file for both. Default: 10 million.")
     ] = None,
     rounds: Annotated[int | None, typer.Option("--rounds", min=1, metavar="R", help="Of both. Default: 3.")] = None,
     work: Work = None,

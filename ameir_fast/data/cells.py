@@ -18,25 +18,22 @@ def available() -> bool:
 
 
 def code_cells(
-    block: Block, separator: bytes, width: int, wanted: Sequence[int]
+    blocks: Sequence[Block], separator: bytes, width: int, wanted: Sequence[int]
 ) -> list[tuple[Coded, np.ndarray]] | None:
-    """The columns at the positions ``wanted`` of a block's lines of ``width`` cells, without quotes.
+    """The columns at the positions ``wanted`` of blocks that follow each other: lines of ``width`` cells without quotes.
 
     An empty cell is a missing value. With each column comes int64, the row where each of its values appears first.
     ``None`` where a line is blank or has another number of cells.
     """
-    found = native.driver().code_cells(block.data, separator.decode("latin-1"), width, list(wanted))
-    if found is None:
+    coder = native.driver().CellCoder(separator.decode("latin-1"), width, list(wanted))
+    if not all(coder.add(block.data) for block in blocks):
         return None
-    columns, text = found
-    texts = pl.Series([text[:-1].decode()], dtype=pl.String).str.split("\n").explode()
-    done, coded = 0, []
-    for codes, first, missing in columns:
-        count = len(first) - (missing >= 0)
-        values = texts.slice(done, count)
-        if missing >= 0:
-            gap = pl.Series([None], dtype=pl.String)
-            values = pl.concat([values.slice(0, missing), gap, values.slice(missing)], rechunk=True)
-        coded.append((Coded(codes, values.alias("")), first))
-        done += count
-    return coded
+    return [(Coded(codes, _values(text, missing)), first) for codes, first, missing, text in coder.columns()]
+
+
+def _values(text: bytes, missing: int) -> pl.Series:
+    """The lines of ``text``, and a missing value at position ``missing`` unless that is negative."""
+    values = pl.Series("", [text[:-1].decode()] if text else [], dtype=pl.String).str.split("\n").explode()
+    if missing < 0:
+        return values
+    return pl.concat([values[:missing], pl.Series("", [None], dtype=pl.String), values[missing:]], rechunk=True)

@@ -5,7 +5,9 @@ Counting and encoding then look at each distinct value of a piece once, and at i
 
 from __future__ import annotations
 
+import functools
 import io
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ..schema import read_json
 from . import files
 from .coding import Coded, CodedRows, code
 
@@ -47,13 +50,17 @@ def regrouped(frames: Iterable[pl.DataFrame | CodedRows]) -> Iterator[pl.DataFra
 
 
 class Pieces:
-    """Coded columns ``coded`` and plain columns ``plain`` of all rows; ``bounds`` are the rows of each piece."""
+    """Coded columns ``coded`` and plain columns ``plain`` of all rows; ``bounds`` are the rows of each piece.
+
+    A piece is a file of arrays, one after another, and another one (JSON) that says where each of them lies.
+    """
 
     def __init__(self, directory: Path, coded: Sequence[str], plain: Sequence[str], heights: Sequence[int] = ()):
         self.directory, self.columns, self.plain_names = directory, tuple(coded), tuple(plain)
         ends = np.cumsum([0, *heights]).tolist()
         self.bounds = list(zip(ends, ends[1:], strict=False))
         self.rows: int = ends[-1]
+        self._index = functools.cache(lambda piece: read_json(self._path(piece, "json")))
 
     def __len__(self) -> int:
         return len(self.bounds)
@@ -62,43 +69,55 @@ class Pieces:
         """Writes one more piece; an error of the disk names ``shown``."""
         if isinstance(frame, CodedRows):
             coded: Iterable[Coded] = [frame.columns[name] for name in self.columns]
-            plain = {name: frame.columns[name].rows() for name in self.plain_names}
+            plain = [frame.columns[name].rows() for name in self.plain_names]
         else:
             coded = pool.map(code, [frame[name] for name in self.columns])
-            plain = {name: frame[name] for name in self.plain_names}
-        parts = {}
-        for i, column in enumerate(coded):
-            parts[f"codes {i}"], parts[f"values {i}"] = pl.Series(column.codes), column.values
-            if column.lengths is not None:
-                parts[f"lengths {i}"] = pl.Series(column.lengths)
-        parts |= {f"plain {i}": plain[name] for i, name in enumerate(self.plain_names)}
-        # Columns of different lengths fit into one file as a row of lists.
-        packed = io.BytesIO()
-        row = pl.DataFrame({name: part.implode() for name, part in parts.items()})
-        row.write_ipc(packed, compression="uncompressed")
-        with files.shown_as(shown), open(self._path(len(self)), "xb") as file:
-            files.write(file, packed.getbuffer())
+            plain = [frame[name] for name in self.plain_names]
+        piece, index = len(self), {}
+        with files.shown_as(shown), open(self._path(piece, "bin"), "xb") as file:
+
+            def put(name: str, values: np.ndarray | pl.Series) -> None:
+                start = file.tell()
+                if isinstance(values, np.ndarray):
+                    files.write(file, memoryview(np.ascontiguousarray(values)).cast("B") if len(values) else b"")
+                    index[name] = [start, len(values), values.dtype.str]
+                else:
+                    packed = io.BytesIO()
+                    pl.DataFrame({"": values}).write_ipc_stream(packed, compression="uncompressed")
+                    files.write(file, packed.getbuffer())
+                    index[name] = [start, packed.tell(), None]
+
+            for i, column in enumerate(coded):
+                put(f"codes {i}", column.codes)
+                put(f"values {i}", column.values)
+                if column.lengths is not None:
+                    put(f"lengths {i}", column.lengths)
+            for i, values in enumerate(plain):
+                put(f"plain {i}", values)
+        with files.shown_as(shown), open(self._path(piece, "json"), "xb") as file:
+            files.write(file, json.dumps(index).encode())
         self.bounds.append((self.rows, self.rows + frame.height))
         self.rows += frame.height
 
     def coded(self, piece: int, column: str) -> Coded:
         i = self.columns.index(column)
-        path = self._path(piece)
-        parts = [f"codes {i}", f"values {i}"]
-        if f"lengths {i}" in pl.read_ipc_schema(path):
-            parts.append(f"lengths {i}")
-        found = pl.read_ipc(path, columns=parts)
-        lengths = found[f"lengths {i}"][0].to_numpy() if len(parts) > 2 else None
-        return Coded(found[f"codes {i}"][0].to_numpy(), found[f"values {i}"][0], lengths)
+        lengths = self._get(piece, f"lengths {i}") if f"lengths {i}" in self._index(piece) else None
+        return Coded(self._get(piece, f"codes {i}"), self._get(piece, f"values {i}"), lengths)
 
     def values(self, piece: int, column: str) -> pl.Series:
         """The distinct values of a column in a piece."""
-        name = f"values {self.columns.index(column)}"
-        return pl.read_ipc(self._path(piece), columns=[name])[name][0]
+        return self._get(piece, f"values {self.columns.index(column)}")
 
     def plain(self, piece: int, column: str) -> np.ndarray:
-        name = f"plain {self.plain_names.index(column)}"
-        return pl.read_ipc(self._path(piece), columns=[name])[name][0].to_numpy()
+        return self._get(piece, f"plain {self.plain_names.index(column)}").to_numpy()
 
-    def _path(self, piece: int) -> Path:
-        return self.directory / f"{piece:06}.arrow"
+    def _get(self, piece: int, name: str) -> np.ndarray | pl.Series:
+        start, length, dtype = self._index(piece)[name]
+        path = self._path(piece, "bin")
+        if dtype is not None:
+            return np.fromfile(path, dtype, length, offset=start)
+        packed = np.fromfile(path, np.uint8, length, offset=start)
+        return pl.read_ipc_stream(io.BytesIO(packed)).to_series()
+
+    def _path(self, piece: int, kind: str) -> Path:
+        return self.directory / f"{piece:06}.{kind}"

@@ -20,8 +20,8 @@ from .coding import CodedRows
 from .delimited import Rows, named_blocks, no_rows, parse
 from .inputs import Form
 
-#: Of text that is coded as it is read. A block becomes a piece; large ones repeat fewer values.
-CODED_BLOCK = 64 << 20
+#: So many blocks are coded together and make a piece: the larger, the fewer values come again in the next one.
+TOGETHER = 4
 _THREADS = min(8, os.cpu_count() or 1)
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
@@ -52,33 +52,33 @@ class TextSource:
 
     def chunks(self) -> Iterator[pl.DataFrame | CodedRows]:
         self._reading = Reading(self.files)
-        size = CODED_BLOCK if cells.available() else BLOCK
         with ThreadPoolExecutor(_THREADS) as pool:
             for path, form in self._forms.items():
                 some = False
                 blocks = named_blocks([path], form.separator, form.header, quoted=_quoted(form), reading=self._reading,
-                                      size=size)
-                for chunk in _in_order(pool, partial(self._chunk, form), blocks):
+                                      size=BLOCK)
+                for chunk in _in_order(pool, partial(self._chunk, form), _grouped(blocks)):
                     some = some or chunk.height > 0
                     yield chunk
                 if not some:
                     raise no_rows([path])
 
-    def _chunk(self, form: Form, block_and_names: tuple[Block, list[str]]) -> pl.DataFrame | CodedRows:
-        block, names = block_and_names
-        return self._coded(form, block, names) or self._frame(form, block, names)
+    def _chunk(self, form: Form, group: tuple[list[Block], list[str]]) -> pl.DataFrame | CodedRows:
+        blocks, names = group
+        return self._coded(form, blocks, names) or pl.concat(self._frame(form, block, names) for block in blocks)
 
-    def _coded(self, form: Form, block: Block, names: list[str]) -> CodedRows | None:
-        if not cells.available() or (_quoted(form) and b'"' in block.data):
+    def _coded(self, form: Form, blocks: list[Block], names: list[str]) -> CodedRows | None:
+        if not cells.available() or (_quoted(form) and any(b'"' in block.data for block in blocks)):
             return None
         wanted = list(dict.fromkeys(column.of for column in self._columns))
-        found = cells.code_cells(block, form.separator.encode(), len(names), [names.index(form.names[n]) for n in wanted])
+        found = cells.code_cells(blocks, form.separator.encode(), len(names), [names.index(form.names[n]) for n in wanted])
         if found is None:
             return None
+        path, line = blocks[0].path, blocks[0].line
         coded = {}
         for name, of, make in self._columns:
             column, first = found[wanted.index(of)]
-            coded[name] = column.mapped(make(Rows(block.path, pl.DataFrame({of: column.values}), block.line + first)))
+            coded[name] = column.mapped(make(Rows(path, pl.DataFrame({of: column.values}), line + first)))
         return CodedRows(coded, len(found[0][0].codes))
 
     def _frame(self, form: Form, block: Block, names: list[str]) -> pl.DataFrame:
@@ -90,6 +90,24 @@ class TextSource:
 
 def _quoted(form: Form) -> bool:
     return form.separator == ","
+
+
+def _grouped(blocks: Iterator[tuple[Block, list[str]]]) -> Iterator[tuple[list[Block], list[str]]]:
+    """Blocks of one file a few at a time, all that came before an error too."""
+    group: list[Block] = []
+    names: list[str] = []
+    try:
+        for block, names in blocks:
+            group.append(block)
+            if len(group) == TOGETHER:
+                yield group, names
+                group = []
+    except InputError:
+        if group:
+            yield group, names
+        raise
+    if group:
+        yield group, names
 
 
 def _in_order(pool: Executor, work: Callable[[Item], Made], items: Iterator[Item]) -> Iterator[Made]:

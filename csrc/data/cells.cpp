@@ -72,8 +72,9 @@ uint64_t hash(const char* at, uint32_t size, const char* end) {
   return found;
 }
 
-class Table {
- public:
+}  // namespace
+
+struct CellCoder::Table {
   Table() { clear(10); }
 
   void prefetch(uint64_t key) const {
@@ -100,7 +101,6 @@ class Table {
     }
   }
 
- private:
   void clear(int bits) {
     slots_.assign(std::size_t{1} << bits, Slot{0, kFree, 0});
     mask_ = (uint64_t{1} << bits) - 1;
@@ -110,106 +110,76 @@ class Table {
   uint64_t mask_;
 };
 
-// Rows of text split into cells and coded, tile by tile: a tile's text and cells stay in the cache for all columns.
-class Coder {
- public:
-  Coder(const char* text, int64_t size, char separator, int64_t width, const std::vector<int64_t>& wanted)
-      : text_(text), size_(size), separator_(separator), width_(width), wanted_(wanted), columns_(wanted.size()),
-        tables_(wanted.size()), ends_(static_cast<std::size_t>(kRows * width)) {}
+CellCoder::CellCoder(char separator, int64_t width, std::vector<int64_t> wanted)
+    : separator_(separator), width_(width), wanted_(std::move(wanted)), columns_(wanted_.size()),
+      tables_(wanted_.size()), ends_(static_cast<std::size_t>(kRows * width)) {}
 
-  // False where a line has not `width` cells.
-  bool run() {
-    int64_t begin = 0, cell = 0, rows = 0;  // of the tile: where it begins, its cells and lines so far
-    for (int64_t start = 0; start < size_; start += kStep) {
-      for (uint64_t found = marked(start); found != 0; found &= found - 1) {
-        const int64_t at = start + std::countr_zero(found);
-        ends_[cell++] = static_cast<uint32_t>(at);
-        const bool last = cell == (rows + 1) * width_;
-        if (last != (text_[at] == '\n')) return false;
-        if (last && ++rows == kRows) {
-          code(begin, rows);
-          begin = at + 1;
-          cell = rows = 0;
-        }
-      }
-    }
-    code(begin, rows);
-    return cell == rows * width_;
-  }
+CellCoder::~CellCoder() = default;
 
-  std::vector<CodedColumn> take() { return std::move(columns_); }
-
- private:
-  uint64_t marked(int64_t start) const {
-    if (start + kStep <= size_) return marks(text_ + start, separator_);
+// Tile by tile, so that a tile's text and cells stay in the cache for all columns.
+bool CellCoder::add(const char* text, int64_t size) {
+  const char* const limit = text + size;
+  int64_t begin = 0, cell = 0, rows = 0;  // of the tile: where it begins, its cells and lines so far
+  for (int64_t start = 0; start < size; start += kStep) {
     char last[kStep] = {};
-    std::memcpy(last, text_ + start, static_cast<std::size_t>(size_ - start));
-    return marks(last, separator_);
-  }
-
-  void code(int64_t begin, int64_t rows) {
-    for (std::size_t i = 0; i < wanted_.size(); ++i) code(begin, rows, wanted_[i], tables_[i], columns_[i]);
-    done_ += rows;
-  }
-
-  void code(int64_t tile, int64_t rows, int64_t column, Table& table, CodedColumn& coded) {
-    const char* const limit = text_ + size_;
-    Key keys[kRows];
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t place = i * width_ + column;
-      const auto begin = place == 0 ? static_cast<uint32_t>(tile) : ends_[place - 1] + 1;
-      const char* const at = text_ + begin;
-      const uint32_t length = ends_[place] - begin;
-      keys[i] = {length <= 8 ? word(at, length, limit) : hash(at, length, limit), begin, length};
-      table.prefetch(keys[i].value);
-    }
-    coded.codes.resize(static_cast<std::size_t>(done_ + rows));
-    uint32_t* const codes = coded.codes.data() + done_;
-    for (int64_t i = 0; i < rows; ++i) {
-      const Key key = keys[i];
-      Slot& slot = table.find(key.value, [&](const Slot& other) {
-        return other.key == key.value && other.length == key.length &&
-               (key.length <= 8 || std::memcmp(text_ + coded.begin[other.code], text_ + key.begin, key.length) == 0);
-      });
-      if (slot.code != kFree) {
-        codes[i] = slot.code;
-        continue;
+    const bool whole = start + kStep <= size;
+    if (!whole) std::memcpy(last, text + start, static_cast<std::size_t>(size - start));
+    for (uint64_t found = marks(whole ? text + start : last, separator_); found != 0; found &= found - 1) {
+      const int64_t at = start + std::countr_zero(found);
+      ends_[cell++] = static_cast<uint32_t>(at);
+      const bool ends_line = cell == (rows + 1) * width_;
+      if (ends_line != (text[at] == '\n')) return false;
+      if (ends_line && ++rows == kRows) {
+        code_tile(text, limit, begin, rows);
+        begin = at + 1;
+        cell = rows = 0;
       }
-      codes[i] = static_cast<uint32_t>(coded.first.size());
-      slot = {key.value, codes[i], key.length};
-      if (key.length == 0) coded.missing = codes[i];
-      coded.first.push_back(done_ + i);
-      coded.begin.push_back(key.begin);
-      coded.length.push_back(key.length);
-      if (table.full(coded.first.size())) table.grow();
     }
   }
-
-  const char* text_;
-  int64_t size_;
-  char separator_;
-  int64_t width_;
-  const std::vector<int64_t>& wanted_;
-  std::vector<CodedColumn> columns_;
-  std::vector<Table> tables_;
-  std::vector<uint32_t> ends_;
-  int64_t done_ = 0;
-};
-
-}  // namespace
-
-std::optional<std::vector<CodedColumn>> code_cells(const char* text, int64_t size, char separator, int64_t width,
-                                                   const std::vector<int64_t>& wanted) {
-  Coder coder(text, size, separator, width, wanted);
-  if (!coder.run()) return std::nullopt;
-  return coder.take();
+  code_tile(text, limit, begin, rows);
+  return cell == rows * width_;
 }
 
-void append_values(const char* text, const CodedColumn& column, std::string& out) {
-  for (std::size_t i = 0; i < column.begin.size(); ++i) {
-    if (column.length[i] == 0) continue;
-    out.append(text + column.begin[i], column.length[i]);
-    out.push_back('\n');
+void CellCoder::code_tile(const char* text, const char* limit, int64_t begin, int64_t rows) {
+  for (std::size_t i = 0; i < wanted_.size(); ++i) {
+    code_column(text, limit, begin, rows, wanted_[i], tables_[i], columns_[i]);
+  }
+  done_ += rows;
+}
+
+void CellCoder::code_column(const char* text, const char* limit, int64_t tile, int64_t rows, int64_t column,
+                            Table& table, CodedColumn& coded) {
+  Key keys[kRows];
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t place = i * width_ + column;
+    const auto begin = place == 0 ? static_cast<uint32_t>(tile) : ends_[place - 1] + 1;
+    const uint32_t length = ends_[place] - begin;
+    const char* const at = text + begin;
+    keys[i] = {length <= 8 ? word(at, length, limit) : hash(at, length, limit), begin, length};
+    table.prefetch(keys[i].value);
+  }
+  coded.codes.resize(static_cast<std::size_t>(done_ + rows));
+  uint32_t* const codes = coded.codes.data() + done_;
+  for (int64_t i = 0; i < rows; ++i) {
+    const Key key = keys[i];
+    Slot& slot = table.find(key.value, [&](const Slot& other) {
+      return other.key == key.value && other.length == key.length &&
+             (key.length <= 8 || coded.values.compare(coded.begin[other.code], key.length, text + key.begin, key.length) == 0);
+    });
+    if (slot.code != kFree) {
+      codes[i] = slot.code;
+      continue;
+    }
+    codes[i] = static_cast<uint32_t>(coded.first.size());
+    slot = {key.value, codes[i], key.length};
+    coded.first.push_back(done_ + i);
+    coded.begin.push_back(static_cast<uint32_t>(coded.values.size()));
+    if (key.length == 0) {
+      coded.missing = codes[i];
+    } else {
+      coded.values.append(text + key.begin, key.length).push_back('\n');
+    }
+    if (table.full(coded.first.size())) table.grow();
   }
 }
 
