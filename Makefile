@@ -56,8 +56,8 @@ search: $(READY) $(DATA)/dataset.json  ## the main job: three-step search, retra
 results: $(READY) $(DATA)/dataset.json  ## the full table with seeds and controls, stored under bench/results
 	$(BIN)/python -m ameir_fast.bench.movielens $(ARGS)
 
-test: $(READY)  ## the tests
-	$(BIN)/python -m pytest -q $(ARGS)
+test: $(READY)  ## the tests, a process for each core, a thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(ARGS)
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
@@ -69,7 +69,7 @@ $(BENCH_READY): $(READY)
 	$(BIN)/pip install --quiet pandas
 	@touch $@
 
-bench-prepare: $(BENCH_READY)  ## preparing 10 and 30 million rows against pandas, and feeding, stored under bench/results
+bench-prepare: $(BENCH_READY)  ## preparing 10 million rows against pandas, 30 million, and feeding (15 minutes), stored under bench/results
 	$(BIN)/python -m ameir_fast.bench.prepare --json bench/results/prepare.jsonl $(ARGS)
 
 bench-planted: $(READY)  ## what the search finds of planted truth (hours; ARGS=--quick: whether it runs), under bench/results

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -120,3 +121,21 @@ def test_the_whole_bench(tmp_path, capsys, monkeypatch):
     prepare._prepare("ameir-fast", work, prepare._written(work, 2000))
     with pytest.raises(AssertionError, match="pandas and ameir-fast differ in label"):
         prepare._check_equal(work)
+
+
+def test_the_pages_quote_the_stored_rows():
+    root = Path(__file__).resolve().parents[1]
+    stored = [json.loads(line) for line in (root / "bench/results/prepare.jsonl").read_text().splitlines()]
+    (ours, theirs, large), (batches, _) = stored[:3], stored[3:]
+    assert (ours["rows"], large["rows"], theirs["engine"]) == (10_000_000, 30_000_000, "pandas")
+    page, readme = ((root / name).read_text(encoding="utf-8") for name in ("docs/data.md", "README.md"))
+
+    def memory(row) -> str:
+        return f"{row['peak_bytes'] / 2**30:.2f}"
+
+    assert (f"| {ours['rows_per_s']:,.0f} rows/s | {memory(ours)} GiB | {theirs['rows_per_s']:,.0f} rows/s | {memory(theirs)} "
+            f"GiB | {ours['ratio']:.2f} |") in page
+    assert f"| {large['rows_per_s']:,.0f} rows/s | {memory(large)} GiB |" in page
+    assert f"{batches['rows_per_s']:,.0f} rows/s, {batches['ratio']:.0f} times" in page
+    said = " ".join(readme.split())
+    assert f"{ours['ratio']:.2f} times as fast as by pandas, in {memory(ours)} GiB against {memory(theirs)}" in said

@@ -22,7 +22,7 @@ from .inputs import Form
 
 #: So many blocks are coded together and make a piece: the larger, the fewer values come again in the next one.
 TOGETHER = 4
-_THREADS = min(8, os.cpu_count() or 1)
+_THREADS = min(4, os.cpu_count() or 1)  # each holds some hundred MB
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
 
