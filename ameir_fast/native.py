@@ -23,8 +23,11 @@ from pathlib import Path
 from types import ModuleType
 
 #: What each native module is for.
-MODULES = {"_C": "operations for the CPU", "_driver": "assembling batches, drawing negatives, telling values apart"}
+MODULES = {"_C": "operations for the CPU", "_driver": "reading text, assembling batches, drawing negatives"}
 REMEDY = "rebuild it with `pip install --no-build-isolation --no-deps --force-reinstall` of ameir-fast"
+
+#: What ``_driver`` says its ``interface`` is; counted up in both places with every change that callers notice.
+DRIVER_INTERFACE = 1
 
 _DIRECTORY = Path(__file__).resolve().parent
 
@@ -80,9 +83,12 @@ def _driver() -> tuple[ModuleType | None, str | None]:
             f"this is {platform.python_version()}"
         )
     try:
-        return importlib.import_module("ameir_fast._driver"), None
+        module = importlib.import_module("ameir_fast._driver")
     except ImportError as error:
         return None, _broken(f"_driver does not load: {error}")
+    if getattr(module, "interface", 0) != DRIVER_INTERFACE:
+        return None, _broken("_driver is older or newer than this code")
+    return module, None
 
 
 @functools.cache

@@ -203,6 +203,7 @@ class CellCoder {
 
 PYBIND11_MODULE(_driver, m) {
   m.doc() = "Native host work of ameir_fast; use ameir_fast.hostops.";
+  m.attr("interface") = 1;  // native.py: DRIVER_INTERFACE
   py::class_<Storage>(m, "Storage")
       .def(py::init<std::vector<std::optional<Ids>>, std::vector<std::pair<Ids, Positions>>, std::vector<Ids>,
                     Positions, Positions>(),

@@ -552,6 +552,18 @@ def test_a_driver_of_another_python_is_named(tmp_path):
     assert done.stdout.startswith("_driver was built for Python 3.9.1, this is 3.")
 
 
+@BUILT
+def test_a_driver_of_another_time_is_named(tmp_path):
+    """An edit in csrc/ without a new build, or the other way round."""
+    def other(copy: Path) -> None:
+        path = copy / "native.py"
+        path.write_text(path.read_text().replace("DRIVER_INTERFACE = ", "DRIVER_INTERFACE = 1000 + "))
+
+    done = in_a_copy(tmp_path, "from ameir_fast import native; print(native.driver(), native.why_not('_driver'))", edit=other)
+    assert done.stdout.startswith("None _driver is older or newer than this code; rebuild")
+    assert done.stderr.count("RuntimeWarning") == 1
+
+
 def test_absent_modules_are_silent_and_explained(tmp_path):
     def remove(copy: Path) -> None:
         for file in (*copy.glob("*.so"), *copy.glob("_build_info.json")):
