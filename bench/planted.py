@@ -37,19 +37,21 @@ class Sizes:
     children: int    # of step 1's rank study
     runs: int        # trainings of each child on its own
     supernets: int   # seeds of step 1 on each signal
-    seeds: int       # of step 2
+    seeds: int       # of step 2 by the first of RANKINGS,
+    others: int      # and by the others
     searches: int    # whole ones
     settings: dict = field(default_factory=dict)
 
 
-_SHARED = dict(embedding_l2=0.0, dropout=0.0, learning_rate=4e-3, inherited_learning_rate=2e-3, interaction_ranking=RANKINGS[0],
-               product_scale=30.0, keep_interactions=300, cycles=3)
-FULL = Sizes(1_000_000, 16, 2, 2, 10, 1, {**_SHARED, "epochs": 2.0, "race_epochs": (0.1, 0.15, 0.2), "mlp_epochs": 0.5,
+_SHARED = dict(embedding_l2=0.0, dropout=0.0, learning_rate=4e-3, inherited_learning_rate=2e-3,
+               interaction_ranking=RANKINGS[0], product_scale=30.0, keep_interactions=300, cycles=3)
+FULL = Sizes(1_000_000, 16, 2, 2, 10, 2, 1, {**_SHARED, "epochs": 2.0, "race_epochs": (0.1, 0.15, 0.2), "mlp_epochs": 0.5,
                                           "mlp_race_epochs": (0.2,), "mlp_finalists": 4, "validation_subset": 20_000})
-QUICK = Sizes(12_000, 4, 2, 1, 2, 1, {
+QUICK = Sizes(12_000, 4, 2, 1, 2, 1, 1, {
     **_SHARED, "embedding_dim": 4, "batch_size": 256, "epochs": 0.5, "runs": 1, "validation_subset": 500, "top_k": 2,
-    "finalists": 3, "race_epochs": (0.2, 0.4), "behavior_epochs": 0.5, "warmup_epochs": 0.5, "behavior_children": 24, "interaction_warmup_epochs": 0.5, "mlp_epochs": 0.3, "mlp_finalists": 2, "mlp_race_epochs": (0.2,),
-    "mlp_children": 20, "updates_per_interaction": 1, "keep_interactions": 30, "cycles": 2})
+    "finalists": 3, "race_epochs": (0.2, 0.4), "behavior_epochs": 0.5, "warmup_epochs": 0.5, "behavior_children": 24,
+    "interaction_warmup_epochs": 0.5, "mlp_epochs": 0.3, "mlp_finalists": 2, "mlp_race_epochs": (0.2,), "mlp_children": 20,
+    "updates_per_interaction": 1, "keep_interactions": 30, "cycles": 2})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,13 +88,15 @@ def tasks(sizes: Sizes) -> list[str]:
             *(f"alone:order:{r}" for r in range(sizes.runs)),
             *(f"step1:{signal}:{s}" for signal in SIGNALS for s in range(sizes.supernets)),
             *(f"alone:products:{r}" for r in range(sizes.runs)),
-            "scores:products", *(f"step2:{s}" for s in range(sizes.seeds))]
+            "scores:products",
+            *(f"step2:{r}:{s}" for r in RANKINGS[1:] for s in range(sizes.others)),
+            *(f"step2:{RANKINGS[0]}:{s}" for s in range(sizes.seeds))]
 
 
 def data_of(task: str) -> str:
     """The name of the data that a task reads."""
     kind, *rest = task.split(":")
-    return {"search": f"mixed-{rest[0]}", "step2": f"planted-{rest[0]}"}.get(kind, rest[0])
+    return {"search": f"mixed-{rest[-1]}", "step2": f"planted-{rest[-1]}"}.get(kind, rest[0])
 
 
 def data_options(name: str, sizes: Sizes):
@@ -136,7 +140,7 @@ def run_task(work: Path, sizes: Sizes, task: str) -> None:
     if kind == "search":
         search_all(data, place, settings(sizes, int(rest[0])), progress)
     elif kind == "step2":
-        study(data, place, settings(sizes, int(rest[0])), progress, find_interactions)
+        study(data, place, settings(sizes, int(rest[1])), progress, lambda make: find_interactions(make, rest[0]))
     elif kind == "step1":
         study(data, place, settings(sizes, int(rest[1])), progress, lambda make: search_behavior(make, sizes.children))
     elif task == "scores:products":
@@ -198,16 +202,13 @@ def search_behavior(make, count: int) -> dict:
             "study": score_rows(context, behavior_children(context, count))}
 
 
-def find_interactions(make) -> dict:
-    """Step 2 by each ranking: what it ends with, and the places of what was planted."""
+def find_interactions(make, ranking: str) -> dict:
+    """Step 2 by a ranking: what it ends with, and the places of what was planted."""
     from ameir_fast.search.interactions import search_interactions
-    found = {}
-    for ranking in RANKINGS:
-        two = search_interactions(make(ranking, interaction_ranking=ranking))
-        order = [tuple(r["fields"]) for r in two["ranking"]]
-        found[ranking] = {"found": two["found"], "candidates": len(order), "seconds": two["seconds"],
-                          "places": {str(p): order.index(p) if p in order else None for p in PLANTED}}
-    return found
+    two = search_interactions(make("step2", interaction_ranking=ranking))
+    order = [tuple(r["fields"]) for r in two["ranking"]]
+    return {"found": two["found"], "candidates": len(order), "seconds": two["seconds"],
+            "places": {str(p): order.index(p) if p in order else None for p in PLANTED}}
 
 
 def score_products(make) -> list[dict]:

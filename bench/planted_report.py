@@ -32,7 +32,7 @@ def collect(work: Path, sizes: Sizes, jobs: int) -> dict:
     step1 = {signal: results(f"step1-{signal}-{s}" for s in range(sizes.supernets)) for signal in SIGNALS}
     alone = {data: results(f"alone-{data}-{r}" for r in range(sizes.runs)) for data in ("order", "products")}
     scores = result("scores-products")
-    step2 = results(f"step2-{s}" for s in range(sizes.seeds))
+    step2 = {r: results(f"step2-{r}-{s}" for s in range(sizes.seeds)) for r in RANKINGS}
     searches = [s for s in map(lambda s: whole_search(work, s), range(sizes.searches)) if s is not None]
     return {
         "version": 1, "rows": sizes.rows, "jobs": jobs, "config": settings(sizes, 0).to_dict(),
@@ -69,10 +69,10 @@ def products(alone: list[list[dict]], scores: list[dict] | None) -> list[dict] |
              "alone": float(np.mean([run[i]["test"] for run in alone]))} for i, row in enumerate(scores)]
 
 
-def triple_found(step2: list[dict]) -> dict[str, dict]:
-    """In how many seeds the planted triple is among step 2's interactions."""
-    return {ranking: {"seeds": len(step2), "found": sum(list(TRIPLE) in map(list, r[ranking]["found"]) for r in step2)}
-            for ranking in RANKINGS} if step2 else {}
+def triple_found(step2: dict[str, list[dict]]) -> dict[str, dict]:
+    """By each ranking, in how many seeds the planted triple is among step 2's interactions."""
+    return {ranking: {"seeds": len(found), "found": sum(list(TRIPLE) in map(list, r["found"]) for r in found)}
+            for ranking, found in step2.items() if found}
 
 
 def sensitive(layers) -> bool:

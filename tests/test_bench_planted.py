@@ -48,16 +48,16 @@ def test_order_sensitive_layers_are_those_that_can_see_the_signal():
 
 
 def test_small_tasks_run_and_resume(tmp_path):
-    for task in ("data:products", "scores:products", "data:planted-1", "step2:1"):
+    for task in ("data:products", "scores:products", "data:planted-1", "step2:crosses:1"):
         planted.run_task(tmp_path, TINY, task)
     scores = json.loads((tmp_path / "scores-products" / "result.json").read_text())
     assert [tuple(r["fields"]) for r in scores] == planted.study_triples() and len(scores) == 16
     assert all(0 <= r["shared"] <= 1 and np.isfinite(r["crosses"]) for r in scores)
-    two = (tmp_path / "step2-1" / "result.json")
+    two = (tmp_path / "step2-crosses-1" / "result.json")
     before = two.read_text()
-    assert set(json.loads(before)) == set(planted.RANKINGS)
+    assert set(json.loads(before)["places"]) == set(map(str, planted.PLANTED))
     two.unlink()
-    planted.run_task(tmp_path, TINY, "step2:1")
+    planted.run_task(tmp_path, TINY, "step2:crosses:1")
     assert two.read_text() == before
     report = planted_report.collect(tmp_path, TINY, 1)
     assert report["rank_behavior"] is None and report["triple_found"]["crosses"]["seeds"] == 1
@@ -86,7 +86,8 @@ def test_the_report_of_known_results(tmp_path):
         write(f"step1-{signal}-0", {"ranking": ranking, "found": {"behavior": path("bi_gru" if gain else "max_pool3")},
                                     "study": [{"supernet": -v, "adapted": v} for v in range(5)]})
     write("alone-order-0", [{"valid": v, "test": 2 * v} for v in range(5)])
-    write("step2-0", {r: {"found": [[1, 2], [3, 4, 5]] if r == "crosses" else [[1, 2]]} for r in planted.RANKINGS})
+    write("step2-crosses-0", {"found": [[1, 2], [3, 4, 5]]})
+    write("step2-shared-0", {"found": [[1, 2]]})
     truth = {"bayes_auc": {"test": {"drawn": 0.9, "expected": 0.89}}}
     write("search-0", {"data": {"statistics": {"truth": truth}}, "found": [{}], "seconds": 60.0,
                        "variants": {"AMEIR-C": {"auc": {"runs": [0.89]}}, "DIN": {"auc": {"runs": [0.6]}}}})
