@@ -40,14 +40,17 @@ class Sizes:
     seeds: int       # of step 2 by the first of RANKINGS,
     others: int      # and by the others
     searches: int    # whole ones
+    alone: float     # epochs of a path on its own
     settings: dict = field(default_factory=dict)
 
 
 _SHARED = dict(embedding_l2=0.0, dropout=0.0, learning_rate=4e-3, inherited_learning_rate=2e-3,
                interaction_ranking=RANKINGS[0], product_scale=30.0, keep_interactions=300, cycles=3)
-FULL = Sizes(1_000_000, 16, 2, 2, 10, 2, 1, {**_SHARED, "epochs": 2.0, "race_epochs": (0.1, 0.15, 0.2), "mlp_epochs": 0.5,
-                                          "mlp_race_epochs": (0.2,), "mlp_finalists": 4, "validation_subset": 20_000})
-QUICK = Sizes(12_000, 4, 2, 1, 2, 1, 1, {
+FULL = Sizes(1_000_000, 12, 2, 1, 10, 1, 1, 0.5, {
+    **_SHARED, "epochs": 2.0, "runs": 1, "evaluate_every": 0.5, "behavior_epochs": 1.0, "warmup_epochs": 0.5,
+    "race_epochs": (0.1, 0.15, 0.2), "mlp_epochs": 0.5, "mlp_race_epochs": (0.2,), "mlp_finalists": 4,
+    "validation_subset": 8192})
+QUICK = Sizes(12_000, 4, 2, 1, 2, 1, 1, 0.5, {
     **_SHARED, "embedding_dim": 4, "batch_size": 256, "epochs": 0.5, "runs": 1, "validation_subset": 500, "top_k": 2,
     "finalists": 3, "race_epochs": (0.2, 0.4), "behavior_epochs": 0.5, "warmup_epochs": 0.5, "behavior_children": 24,
     "interaction_warmup_epochs": 0.5, "mlp_epochs": 0.3, "mlp_finalists": 2, "mlp_race_epochs": (0.2,), "mlp_children": 20,
@@ -146,8 +149,10 @@ def run_task(work: Path, sizes: Sizes, task: str) -> None:
     elif task == "scores:products":
         study(data, place, settings(sizes, 0), progress, score_products)
     else:
-        children = behavior_children if rest[0] == "order" else product_children
-        study(data, place, settings(sizes, 0), progress,
+        # Blocks show soon what they can; products of three fields are found late.
+        children, changes = ((behavior_children, {"epochs": sizes.alone}) if rest[0] == "order" else
+                             (product_children, {}))
+        study(data, place, settings(sizes, 0).changed(**changes), progress,
               lambda make: train_alone(make, children, int(rest[1]), sizes.children))
 
 
@@ -229,7 +234,7 @@ def score_products(make) -> list[dict]:
 def search_all(data, run: Path, config, progress) -> None:
     from ameir_fast.search import search
     search(data, run, config, resume=True, progress=progress,
-           variants=("AMEIR-A", "AMEIR-B", "AMEIR-C", "DIN", "DNN", "AMEIR-B without interactions"))
+           variants=("AMEIR-A", "AMEIR-C", "DIN", "DNN"))
 
 
 if __name__ == "__main__":
