@@ -188,7 +188,7 @@ class CellCoder {
 
  private:
   static char checked(char separator, int64_t width, const std::vector<int64_t>& wanted) {
-    need(separator != '\n', "the separator is a newline");
+    need(separator != '\n' && separator != '\0', "the separator is a newline or NUL");
     need(width >= 1 && width <= 1 << 20, "the number of columns is outside 1..1048576");
     for (const int64_t column : wanted) need(column >= 0 && column < width, "there is no such column");
     return separator;

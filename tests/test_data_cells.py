@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ameir_fast import InputError, native
 from ameir_fast.data import cells, text_source
-from ameir_fast.data.blocks import Block
+from ameir_fast.data.blocks import Block, blocks
 from ameir_fast.data.inputs import Form, as_it_is, whole_numbers
 from ameir_fast.data.text_source import Derived, TextSource
 from tests import data_helpers as helpers
@@ -42,7 +43,7 @@ def check(rows: list[list[str]], found, wanted: list[int]) -> None:
 
 @needs_native
 @settings(max_examples=200, deadline=None)
-@given(st.integers(1, 5).flatmap(lambda width: st.lists(st.lists(CELL, min_size=width, max_size=width), min_size=1,
+@given(st.integers(2, 5).flatmap(lambda width: st.lists(st.lists(CELL, min_size=width, max_size=width), min_size=1,
                                                         max_size=40)))
 def test_any_cells(rows):
     check(rows, coded(rows), list(range(len(rows[0]))))
@@ -91,7 +92,7 @@ def test_blocks_one_after_another():
 
 @needs_native
 @pytest.mark.parametrize(("data", "separator", "width", "wanted"), [
-    (b"a\tb", "\t", 2, [0]), (b"", "\t", 2, [0]), (b"a\n", "\n", 1, [0]), (b"a\n", "\t", 0, []), (b"a\n", "\t", 1, [1]),
+    (b"a\tb", "\t", 2, [0]), (b"", "\t", 2, [0]), (b"a\n", "\n", 1, [0]), (b"a\n", "\0", 1, [0]), (b"a\n", "\t", 0, []), (b"a\n", "\t", 1, [1]),
     (b"a\n", "\t", 1, [-1])])
 def test_what_cannot_be_coded(data, separator, width, wanted):
     with pytest.raises(ValueError, match="separator|newline|column"):
@@ -139,7 +140,7 @@ def test_both_ways_give_the_same(tmp_path, way):
     ({700: "x\t1.5"}, "line 702: column 'n' is '?1.5'?, not a whole number"),
     ({700: "x\tseven", 1400: "x\0\t1"}, "line 702: .*'seven'"),
 ])
-def test_the_first_error_is_named(tmp_path, way, wrong, message):
+def test_the_first_error_of_a_column_is_named(tmp_path, way, wrong, message):
     lines = [f"x\t{i}" for i in range(1500)]
     for row, line in wrong.items():
         lines[row] = line
@@ -165,3 +166,49 @@ def test_reading_that_is_given_up_leaves_no_thread(tmp_path, way):
     assert set(threading.enumerate()) > before
     chunks.close()
     assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize("line", ["\n", "\r\n", "\n \n\n"])
+def test_blank_lines_before_the_header(tmp_path, way, line):
+    path = tmp_path / "rows.tsv"
+    path.write_bytes(f"{line}a\tn\nx\t1\ny\tseven\n".encode())
+    with pytest.raises(InputError, match=f"rows.tsv: line {3 + line.count(chr(10))}: column 'n' is 'seven'"):
+        list(source(path).chunks())
+    path.write_bytes(f"{line}a\tn\nx\t1\n".encode())
+    assert helpers.rows_of(source(path)).rows() == [("x", 1, 0)]
+
+
+def test_a_header_without_a_column(tmp_path, way):
+    path = tmp_path / "rows.tsv"
+    path.write_text('a\t"n\nx\t1\n')
+    with pytest.raises(InputError, match="rows.tsv: its header does not name the column 'n'; it has a, \"n"):
+        list(source(path).chunks())
+
+
+def test_spaces_around_numbers_and_carriage_returns(tmp_path, way):
+    path = tmp_path / "rows.tsv"
+    path.write_bytes(b"a\tn\r\r\n x\t 5\r\ny\t-3 \r\r\n\t7\r")
+    assert helpers.rows_of(source(path)).rows() == [(" x", 5, 2), ("y", -3, -2), (None, 7, 3)]
+
+
+def test_many_small_files_make_few_pieces(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{k}.tsv" for k in range(3)]
+    for k, path in enumerate(paths):
+        path.write_text(f"a\tn\nx\t{k}\n")
+    monkeypatch.setattr(text_source, "MANY", 2)
+    one = source(paths[0])
+    many = TextSource({path: Form("\t", None, {"a": "a", "n": "n"}) for path in paths}, ("n",), one._columns)
+    assert all(isinstance(chunk, pl.DataFrame) for chunk in many.chunks())
+    assert helpers.rows_of(many)["n"].to_list() == [0, 1, 2]
+
+
+def test_packed_text_comes_in_blocks_of_bounded_size(tmp_path):
+    """Much text in few bytes, and few bytes of text in each of many frames."""
+    text = b"".join(b"%d\tx\n" % (i % 9) for i in range(200_000))
+    packer = zstandard.ZstdCompressor()
+    path = tmp_path / "rows.zst"
+    for packed in (packer.compress(text), b"".join(packer.compress(text[k:k + 100]) for k in range(0, len(text), 100))):
+        path.write_bytes(packed)
+        found = [block.data for block in blocks([path], size=10_000)]
+        assert b"".join(found) == text
+        assert max(map(len, found)) < 20_100 and min(map(len, found[:-1])) > 9_900

@@ -12,7 +12,7 @@ import polars as pl
 from ..atomic import check_output_dir
 from ..errors import InputError
 from .build import Progress, build
-from .delimited import Rows
+from .delimited import Rows, shown_number
 from .inputs import Form, as_it_is, forms_of, header, label, named, options_like, text_files, whole_numbers
 from .plan import FieldPlan, SplitPlan, TablePlan, VocabularyPlan
 from .text_source import Derived, TextSource
@@ -126,7 +126,7 @@ def _clock(rows: Rows, name: str) -> pl.Series:
     moments = [_moment(hour) for hour in distinct]
     if None in moments:
         rows.refuse(hours.is_in(distinct.filter(pl.Series([m is None for m in moments])).implode()), HOUR,
-                    lambda v: f"is {v}, no hour of the form YYMMDDHH")
+                    lambda v: f"is {shown_number(v)}, no hour of the form YYMMDDHH")
     of = {
         _TIME: lambda moment: int(moment.timestamp()),
         "hour": lambda moment: moment.hour,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ _LONGEST_QUOTED = 8 * LONGEST_LINE
 _PACKED = 1 << 16
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _BOM = b"\xef\xbb\xbf"
+_LINE_END = re.compile(rb"\r+\n")
 
 
 @dataclass(frozen=True)
@@ -138,13 +140,17 @@ def _pieces(path: Path, size: int, reading: Reading | None) -> Iterator[bytes]:
 
 
 def _gathered(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
-    """The same bytes in pieces of at least ``size`` but for the last."""
+    """The same bytes in pieces of ``size`` but for the last, or up to twice as large."""
     held: list[bytes] = []
+    length = 0
     for piece in pieces:
-        held.append(piece)
-        if sum(map(len, held)) >= size:
-            yield b"".join(held)
-            held = []
+        for start in range(0, len(piece), size):
+            part = piece[start:start + size]
+            held.append(part)
+            length += len(part)
+            if length >= size:
+                yield b"".join(held)
+                held, length = [], 0
     if held:
         yield b"".join(held)
 
@@ -166,8 +172,8 @@ def _unpacked(file: BinaryIO) -> Iterator[bytes]:
 
 def _checked(block: Block, encoding: str) -> Block:
     data = block.data.removeprefix(_BOM) if block.line == 1 else block.data
-    if b"\r" in data:
-        data = data.replace(b"\r\n", b"\n")
+    if b"\r\n" in data:
+        data = _LINE_END.sub(b"\n", data)
     if b"\0" in data:
         block.refuse(data.count(b"\n", 0, data.index(b"\0")), "holds a NUL byte")
     if not data.isascii() and encoding == "latin-1":

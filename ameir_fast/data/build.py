@@ -25,7 +25,7 @@ from .events import EventLog, collect
 from .files import SPLITS, VERSION, file_name
 from .like import Like
 from .output import Columns
-from .pieces import Pieces, regrouped
+from .pieces import LAYOUT, Pieces, regrouped
 from .plan import TablePlan
 from .rows import LABEL, SPLIT, TIME, Rows, arrange, number_users, place
 from .source import Source
@@ -75,7 +75,7 @@ def build(
     progress = on_progress if isinstance(on_progress, Stages) else LineProgress(on_progress)
     named = None if named_split is None else hashlib.sha256(np.ascontiguousarray(named_split)).hexdigest()
     identity = identity_of(
-        source.files, version=VERSION, output=output.name, kind=kind, options=options, plan=asdict(plan), named=named,
+        source.files, version=VERSION, pieces=LAYOUT, output=output.name, kind=kind, options=options, plan=asdict(plan), named=named,
         like=model and model.checksum,
     )
     with open_work(output, identity, STAGES[-1], overwrite) as work, ThreadPoolExecutor(_THREADS) as pool:

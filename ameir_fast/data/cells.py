@@ -23,8 +23,11 @@ def code_cells(
     """The columns at the positions ``wanted`` of blocks that follow each other: lines of ``width`` cells without quotes.
 
     An empty cell is a missing value. With each column comes int64, the row where each of its values appears first.
-    ``None`` where a line is blank or has another number of cells.
+    ``None`` where a line is blank or has another number of cells, and for a single column, of which a blank line would
+    be an empty cell.
     """
+    if width == 1:
+        return None
     coder = native.driver().CellCoder(separator.decode("latin-1"), width, list(wanted))
     if not all(coder.add(block.data) for block in blocks):
         return None

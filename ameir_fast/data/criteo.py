@@ -141,7 +141,8 @@ def _count(rows: Rows, name: str, numeric: str) -> pl.Series:
         return rows.number(name, missing=True)
     counts = rows.frame[name]
     if not counts.dtype.is_integer():
-        counts = rows.number(name, missing=True).floor().clip(lower_bound=MISSING + 1)
+        counts = rows.number(name, missing=True).floor()
+    counts = counts.clip(lower_bound=MISSING + 1)
     logarithm = counts.log()
     # Not a number, or infinite, where it is not used: such casts give null.
     bucket = (logarithm * logarithm if numeric == "log2" else logarithm).cast(pl.Int32, strict=False) + 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from .blocks import BLOCK, Block, Reading, blocks
 from .quoted import layout
 
 _START = 1 << 16
+_BLANK = re.compile(rb"(?:\s*\n)?")  # lines
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Rows:
     def number(self, column: str, missing: bool = False) -> pl.Series:
         """A column as finite Float64; with ``missing`` an empty cell is null, otherwise an error."""
         values = self.frame[column]
-        found = values.cast(pl.Float64, strict=False)
+        found = _bare(values).cast(pl.Float64, strict=False)
         wrong = ~found.is_finite().fill_null(False)
         self.refuse(wrong & values.is_not_null() if missing else wrong, column,
                     lambda v: "is missing" if v is None else f"is {shown(v)}, not a number")
@@ -65,7 +67,7 @@ class Rows:
     def integer(self, column: str, missing: bool = False) -> pl.Series:
         """A column as Int64; with ``missing`` an empty cell is null, otherwise an error."""
         values = self.frame[column]
-        found = values.cast(pl.Int64, strict=False)
+        found = _bare(values).cast(pl.Int64, strict=False)
         if values.dtype.is_integer() and (missing or not values.null_count()):
             return found  # read as numbers, there is nothing to look for
         wrong = found.is_null()
@@ -74,10 +76,20 @@ class Rows:
         return found
 
 
+def _bare(values: pl.Series) -> pl.Series:
+    """Numbers as text without spaces around them, which are ignored where a whole column is read as numbers too."""
+    return values.str.strip_chars(" ") if values.dtype == pl.String else values
+
+
 def shown(value: object) -> str:
     """A value for an error message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def shown_number(value: object) -> str:
+    """The same of a number, which may be given as text."""
+    return shown(value).strip("'")
 
 
 def read_delimited(paths: Sequence[Path], separator: str, columns: Sequence[str] | None = None, *,
@@ -121,6 +133,10 @@ def named_blocks(paths: Sequence[Path], separator: str, columns: Sequence[str] |
         for block in blocks([path], quoted, size, reading, encoding):
             line, data = block.line, block.data
             if names is None:
+                blank = _BLANK.match(data).end()
+                line, data = line + data.count(b"\n", 0, blank), data[blank:]
+                if not data:
+                    continue
                 header, data = data[: data.index(b"\n") + 1], data[data.index(b"\n") + 1:]
                 line, names = line + 1, _names(path, header, separator, quoted)
                 if first is None:

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..schema import read_json
 from .blocks import first_line
 from .columns import check_about
-from .delimited import Rows, shown
+from .delimited import Rows, shown, shown_number
 
 _ARCHIVES = (".zip", ".7z", ".tar", ".tgz", ".tar.gz")
 _NAME = re.compile(r"(?!readme)([^.]+)(\.txt|\.tsv|\.csv)?(\.gz|\.zst)?", re.IGNORECASE)
@@ -119,7 +119,7 @@ def label(rows: Rows, column: str, missing: bool) -> pl.Series:
     """A column of zeros and ones, UInt8; with ``missing`` a cell may be empty."""
     found = rows.number(column, missing)
     wrong = ((found != 0) & (found != 1)).fill_null(False)
-    rows.refuse(wrong, column, lambda v: f"is {v}, a label that is neither 0 nor 1")  # a number, so it is short
+    rows.refuse(wrong, column, lambda v: f"is {shown_number(v)}, a label that is neither 0 nor 1")
     return found.cast(pl.UInt8)
 
 

@@ -15,11 +15,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ..errors import InputError
 from ..schema import read_json
 from . import files
 from .coding import Coded, CodedRows, code
 
-#: A piece has at most that many rows, and hardly more bytes than that before it is coded.
+#: How pieces lie on the disk; work of another layout begins anew.
+LAYOUT = 2
+#: A piece made of frames has at most that many rows, and hardly more bytes than that before it is coded.
 ROWS = 1 << 20
 BYTES = 192 << 20
 
@@ -60,7 +63,7 @@ class Pieces:
         ends = np.cumsum([0, *heights]).tolist()
         self.bounds = list(zip(ends, ends[1:], strict=False))
         self.rows: int = ends[-1]
-        self._index = functools.cache(lambda piece: read_json(self._path(piece, "json")))
+        self._index = functools.lru_cache(maxsize=64)(lambda piece: read_json(self._path(piece, "json")))
 
     def __len__(self) -> int:
         return len(self.bounds)
@@ -114,10 +117,10 @@ class Pieces:
     def _get(self, piece: int, name: str) -> np.ndarray | pl.Series:
         start, length, dtype = self._index(piece)[name]
         path = self._path(piece, "bin")
-        if dtype is not None:
-            return np.fromfile(path, dtype, length, offset=start)
-        packed = np.fromfile(path, np.uint8, length, offset=start)
-        return pl.read_ipc_stream(io.BytesIO(packed)).to_series()
+        found = np.fromfile(path, dtype or np.uint8, length, offset=start)
+        if len(found) != length:
+            raise InputError(f"{path}: is cut off; remove {self.directory.parent} and prepare again")
+        return found if dtype is not None else pl.read_ipc_stream(io.BytesIO(found)).to_series()
 
     def _path(self, piece: int, kind: str) -> Path:
         return self.directory / f"{piece:06}.{kind}"

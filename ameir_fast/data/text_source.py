@@ -22,6 +22,9 @@ from .inputs import Form
 
 #: So many blocks are coded together and make a piece: the larger, the fewer values come again in the next one.
 TOGETHER = 4
+#: Of so many files each may be small; then pieces of their own would be too many.
+MANY = 16
+_SMALL = 1 << 20
 _THREADS = min(4, os.cpu_count() or 1)  # each holds some hundred MB
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
@@ -39,7 +42,11 @@ class Derived(NamedTuple):
 
 
 class TextSource:
-    """A source (see ``Source``) over text files of known forms. ``whole``: see ``read_delimited``."""
+    """A source (see ``Source``) over text files of known forms. ``whole``: see ``read_delimited``.
+
+    Columns are made one after another for some blocks at a time: of several wrong cells the one that is named is the
+    first of its column, not always the first of the file.
+    """
 
     def __init__(self, forms: dict[Path, Form], whole: Sequence[str], columns: Sequence[Derived]):
         self.files, self.dropped = tuple(forms), {}
@@ -52,6 +59,7 @@ class TextSource:
 
     def chunks(self) -> Iterator[pl.DataFrame | CodedRows]:
         self._reading = Reading(self.files)
+        self._native = cells.available()
         with ThreadPoolExecutor(_THREADS) as pool:
             for path, form in self._forms.items():
                 some = False
@@ -65,10 +73,15 @@ class TextSource:
 
     def _chunk(self, form: Form, group: tuple[list[Block], list[str]]) -> pl.DataFrame | CodedRows:
         blocks, names = group
+        for column in form.names.values():
+            if column not in names:
+                raise InputError(f"{blocks[0].path}: its header does not name the column {column!r}; it has {', '.join(names)}")
         return self._coded(form, blocks, names) or pl.concat(self._frame(form, block, names) for block in blocks)
 
     def _coded(self, form: Form, blocks: list[Block], names: list[str]) -> CodedRows | None:
-        if not cells.available() or (_quoted(form) and any(b'"' in block.data for block in blocks)):
+        if not self._native or (_quoted(form) and any(b'"' in block.data for block in blocks)):
+            return None
+        if len(self.files) > MANY and _size(blocks) < _SMALL:
             return None
         wanted = list(dict.fromkeys(column.of for column in self._columns))
         found = cells.code_cells(blocks, form.separator.encode(), len(names), [names.index(form.names[n]) for n in wanted])
@@ -88,6 +101,10 @@ class TextSource:
         return pl.DataFrame({column.name: column.make(rows) for column in self._columns})
 
 
+def _size(blocks: Sequence[Block]) -> int:
+    return sum(len(block.data) for block in blocks)
+
+
 def _quoted(form: Form) -> bool:
     return form.separator == ","
 
@@ -99,7 +116,7 @@ def _grouped(blocks: Iterator[tuple[Block, list[str]]]) -> Iterator[tuple[list[B
     try:
         for block, names in blocks:
             group.append(block)
-            if len(group) == TOGETHER:
+            if len(group) == TOGETHER or _size(group) >= TOGETHER * BLOCK:
                 yield group, names
                 group = []
     except InputError:
