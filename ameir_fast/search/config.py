@@ -83,6 +83,8 @@ class SearchConfig:
                      "top_k", "keep_interactions", "ranked_rows", "product_scale"):
             if getattr(self, name) <= 0:
                 raise InputError(f"config: {name} is {getattr(self, name)!r}, not positive")
+        if self.product_scale > 100:
+            raise InputError(f"config: product_scale is {self.product_scale!r}, above 100")
         if not 0 <= self.dropout < 1 or not 0 <= self.unknown_rate < 1:
             raise InputError("config: dropout and unknown_rate lie in [0, 1)")
         if self.sampler not in ("fair", "uniform"):

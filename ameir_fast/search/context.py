@@ -86,7 +86,9 @@ class Context:
         with seeded_initialization(config.seed, *scope.names, "model"):
             if inherit and derives(arch):
                 return self.net.derive(arch)
-            model = fresh_model(self.space.schema, arch, config).to(self.task.device)
+            # Inherited embeddings aren't small any more, so their products need no larger weights.
+            scaled = config if not inherit else config.changed(product_scale=1.0)
+            model = fresh_model(self.space.schema, arch, scaled).to(self.task.device)
             if inherit:
                 model.inherit(self.net)
         return model

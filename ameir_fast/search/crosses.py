@@ -1,12 +1,13 @@
 """Interactions scored by the data itself: how far the cells of a cross tell what the base model leaves unexplained.
 
-A candidate's cells are the combinations of its fields' ids. With r the residuals (label minus predicted probability)
-and S_a, S_b their sums per cell over the earlier and the later half of the training rows, the score is
+A candidate's cells are the combinations of its fields' ids. With r the residuals (label minus predicted probability,
+without what single fields explain of them) and S_a, S_b their sums per cell over the earlier and the later half of the
+training rows, the score is
 
     z = Σ S_a S_b / sqrt(Σ Q_a Q_b),    Q the sums of squares,
 
-whose mean is 0 and variance 1 where the cells say nothing that lasts from one half to the other. It needs no weights, so
-an interaction that gradients find only after long training, such as a product of three fields without any effect of
+whose mean is 0 and variance 1 where the cells say nothing that lasts from one half to the other. It needs no weights,
+so an interaction that gradients find only after long training, such as a product of three fields without any effect of
 two of them, is as visible as any other.
 """
 
@@ -18,34 +19,45 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..errors import InputError
 from ..schema import FeatureSchema
 from .context import Context
 
-#: A score from here on is not chance, among some hundreds of candidates.
-SIGNIFICANT = 4.0
-#: More rows than these sharpen nothing that matters, and cost memory.
+#: A score from here on is hardly chance, even where one cell holds most rows and its tail is heavy.
+SIGNIFICANT = 6.0
+#: More rows than these sharpen nothing that matters, and cost memory: a number for each of the fields.
 MOST_ROWS = 4_000_000
 #: Cells of a candidate; where it has more combinations than that, they are hashed into so many.
 MOST_CELLS = 1 << 20
+#: A field's effect is estimated as if its ids had so many more rows without any, three times over all fields.
+_PRIOR_ROWS, _ROUNDS = 20, 3
 _ODD = np.uint64(0x9E3779B97F4A7C15)
-_SHIFT = np.uint64(64 - 20)
+_SHIFT = np.uint64(65 - MOST_CELLS.bit_length())
 _READ = 16_384
 
 Interaction = tuple[int, ...]
 
 
 class Crosses:
-    """Scores candidates on training rows in the order of time.
+    """Scores candidates on training rows as they are stored: in the order of time, where the data has times.
 
     Args: ``values`` of each field, integers [R]; ``sizes``, how many different ones a field has, below which its
     values lie (None: any 64-bit numbers); ``residual`` float [R].
+
+    Raises ``InputError`` for a residual that is not finite: the base model's training diverged.
     """
 
     def __init__(self, values: Sequence[np.ndarray], sizes: Sequence[int | None], residual: np.ndarray):
+        if not np.isfinite(residual).all():
+            raise InputError("the base model of step 2 predicts numbers that are not finite; a smaller learning_rate may help")
         self.values, self.sizes = list(values), list(sizes)
         middle = residual.shape[0] // 2
-        self._halves = [(part, residual[part], np.square(residual[part]))
-                        for part in (slice(0, middle), slice(middle, None))]
+        numbered = [np.unique(v, return_inverse=True)[1] if size is None else v
+                    for v, size in zip(self.values, self.sizes, strict=True)]
+        self._halves = []
+        for part in (slice(0, middle), slice(middle, None)):
+            left = _without_fields(residual[part], [v[part] for v in numbered])
+            self._halves.append((part, left, np.square(left)))
 
     @classmethod
     def of(cls, context: Context) -> Crosses:
@@ -85,6 +97,16 @@ class Crosses:
         if exact:
             return cell, math.prod(sizes)
         return ((cell ^ (cell >> np.uint64(32))) * _ODD >> _SHIFT).astype(np.int64), MOST_CELLS
+
+
+def _without_fields(residual: np.ndarray, fields: Sequence[np.ndarray]) -> np.ndarray:
+    """What is left of the residuals without their mean and what each field's ids explain of them (backfitting): the base
+    fits rare ids late, and their effects would pass for interactions with any other field."""
+    left = residual - (residual.mean() if residual.size else 0)
+    for _ in range(_ROUNDS):
+        for ids in fields:
+            left -= (np.bincount(ids, left) / (np.bincount(ids) + _PRIOR_ROWS))[ids]
+    return left
 
 
 def _values(schema: FeatureSchema, batch) -> list[np.ndarray]:
