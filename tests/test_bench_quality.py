@@ -78,3 +78,17 @@ def test_a_failed_seed_is_told(tmp_path, monkeypatch, capsys):
 def test_stored_tables_are_those_of_stored_reports(path):
     assert quality.as_markdown(json.loads(path.read_text(encoding="utf-8"))) == path.with_suffix(".md").read_text(
         encoding="utf-8")
+
+
+def test_the_readme_quotes_stored_tables():
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Other data")[1].split("\n## ")[0]
+    table = json.loads((ROOT / "bench/results/criteo80k.json").read_text(encoding="utf-8"))
+    for name in ("AMEIR-C", "AMEIR-B", "AMEIR-I", "DeepFM", "DNN"):
+        auc = table["variants"][name]["auc"]
+        cells = [quality.difference(table["paired_differences"].get(f"{name} - {other}"))[0] for other in ("DNN", "DeepFM")]
+        assert f"| {name} | {auc['mean']:.4f} ± {auc['std']:.4f} | {' | '.join(cells)} |" in section
+    planted = json.loads((ROOT / "bench/results/planted.json").read_text(encoding="utf-8"))
+    for study, kind in (("rank_behavior", "supernet"), ("rank_interactions", "shared"), ("rank_interactions", "crosses")):
+        assert f"{planted[study][kind]['valid']['rho']:+.2f} ± {planted[study][kind]['valid']['standard_error']:.2f}" in section
+    share = planted["searches"][0]["share"]
+    assert f"{share['AMEIR-C']:.1%}" in section and f"{share['AMEIR-A']:.1%}" in section

@@ -40,6 +40,25 @@ def test_a_product_shows_and_its_parts_do_not(drawn):
         assert abs(crosses.score(part)) < 4.5, part
 
 
+def test_what_a_single_field_leaves_is_no_interaction():
+    """The base fits the ids of a large field late, predicts too little everywhere, and clicks drift."""
+    rng = np.random.default_rng(2)
+    sizes = [500, 2, 3, 10, 10]
+    ids = [rng.integers(size, size=100_000) for size in sizes]
+    effect, product = 0.3 * rng.normal(size=500), rng.choice([-0.1, 0.1], size=(10, 10))
+    residual = effect[ids[0]] + product[ids[3], ids[4]] + rng.normal(size=100_000)
+    residual += np.where(np.arange(100_000) < 50_000, -0.01, 0.03)
+    crosses = Crosses(ids, sizes, residual)
+    assert crosses.score((3, 4)) > 20
+    for pair in ((0, 1), (0, 2), (1, 2), (1, 3), (2, 4)):
+        assert abs(crosses.score(pair)) < 4, pair
+
+
+def test_residuals_that_are_not_finite_are_refused():
+    with pytest.raises(InputError, match="not finite"):
+        Crosses([np.zeros(4, np.int64)], [1], np.array([0.0, np.nan, 0.0, 0.0]))
+
+
 def test_scores_without_any_effect_are_standard_normal():
     rng = np.random.default_rng(1)
     ids, residual = rng.integers(10, size=(40, 2000)), rng.normal(size=2000) * rng.choice([0.1, 2.0], size=2000)
@@ -112,6 +131,7 @@ def test_step_2_finds_a_product_without_any_trace_in_pairs(tmp_path):
     assert best["fields"] == [1, 3, 4] and best["score"] > 30 and best["names"] == ["field_1", "field_3", "field_4"]
     assert (1, 3, 4) in two["found"] and all(2 <= len(f) for f in two["found"])
     assert not any({1, 3, 4} < set(f) for f in two["found"])
+    next((tmp_path / "run").rglob("*scores*")).unlink()  # as if killed in the ranking
     again = run()
     assert again == {**two, "seconds": again["seconds"], "device_seconds": again["device_seconds"]}
 
@@ -126,6 +146,7 @@ def test_a_whole_search_ranks_by_crosses(tmp_path):
 def test_settings_that_cannot_be(tmp_path):
     for changes, message in (({"interaction_ranking": "best"}, "neither 'shared' nor 'crosses'"),
                              ({"interaction_ranking": "crosses", "interaction_warmup_epochs": 0}, "above 0"),
+                             ({"product_scale": 1e30}, "product_scale is 1e.30, above 100"),
                              ({"product_scale": 0.0}, "product_scale is 0.0, not positive")):
         with pytest.raises(InputError, match=message):
             SearchConfig(**changes)
