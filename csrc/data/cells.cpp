@@ -9,7 +9,7 @@
 #include <cstring>
 #include <utility>
 
-#include "data/mix.h"
+#include "data/table.h"
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -18,7 +18,6 @@
 namespace ameir_fast {
 namespace {
 
-constexpr uint32_t kFree = 0xFFFFFFFFu;
 constexpr int64_t kRows = 256;  // of a tile
 constexpr int64_t kStep = 64;   // bytes looked at together
 
@@ -74,41 +73,7 @@ uint64_t hash(const char* at, uint32_t size, const char* end) {
 
 }  // namespace
 
-struct CellCoder::Table {
-  Table() { clear(10); }
-
-  void prefetch(uint64_t key) const {
-#if defined(__GNUC__)
-    __builtin_prefetch(&slots_[mix(key) & mask_]);
-#endif
-  }
-
-  // The slot for which `same` holds, or the free one where the key belongs.
-  template <typename Same>
-  Slot& find(uint64_t key, Same same) {
-    uint64_t at = mix(key) & mask_;
-    while (slots_[at].code != kFree && !same(slots_[at])) at = (at + 1) & mask_;
-    return slots_[at];
-  }
-
-  bool full(std::size_t used) const { return used * 2 > mask_; }
-
-  void grow() {
-    std::vector<Slot> old = std::move(slots_);
-    clear(std::popcount(mask_) + 2);
-    for (const Slot& slot : old) {
-      if (slot.code != kFree) find(slot.key, [](const Slot&) { return false; }) = slot;
-    }
-  }
-
-  void clear(int bits) {
-    slots_.assign(std::size_t{1} << bits, Slot{0, kFree, 0});
-    mask_ = (uint64_t{1} << bits) - 1;
-  }
-
-  std::vector<Slot> slots_;
-  uint64_t mask_;
-};
+struct CellCoder::Table : ameir_fast::Table<Slot> {};
 
 CellCoder::CellCoder(char separator, int64_t width, std::vector<int64_t> wanted)
     : separator_(separator), width_(width), wanted_(std::move(wanted)), columns_(wanted_.size()),
