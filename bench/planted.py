@@ -40,17 +40,17 @@ class Sizes:
     seeds: int       # of step 2 by the first of RANKINGS,
     others: int      # and by the others
     searches: int    # whole ones
-    alone: float     # epochs of a path on its own
+    alone: tuple[float, float]  # epochs of a path and of a triple on their own: blocks show soon what they can
     settings: dict = field(default_factory=dict)
 
 
 _SHARED = dict(embedding_l2=0.0, dropout=0.0, learning_rate=4e-3, inherited_learning_rate=2e-3,
                interaction_ranking=RANKINGS[0], product_scale=30.0, keep_interactions=300, cycles=3)
-FULL = Sizes(1_000_000, 12, 2, 1, 10, 1, 1, 0.5, {
-    **_SHARED, "epochs": 2.0, "runs": 1, "evaluate_every": 0.5, "behavior_epochs": 1.0, "warmup_epochs": 0.5,
+FULL = Sizes(1_000_000, 12, 2, 1, 10, 1, 1, (0.5, 2.0), {
+    **_SHARED, "epochs": 4.0, "runs": 1, "evaluate_every": 0.5, "behavior_epochs": 1.0, "warmup_epochs": 0.5,
     "race_epochs": (0.1, 0.15, 0.2), "mlp_epochs": 0.5, "mlp_race_epochs": (0.2,), "mlp_finalists": 4,
     "validation_subset": 8192})
-QUICK = Sizes(12_000, 4, 2, 1, 2, 1, 1, 0.5, {
+QUICK = Sizes(12_000, 4, 2, 1, 2, 1, 1, (0.5, 0.5), {
     **_SHARED, "embedding_dim": 4, "batch_size": 256, "epochs": 0.5, "runs": 1, "validation_subset": 500, "top_k": 2,
     "finalists": 3, "race_epochs": (0.2, 0.4), "behavior_epochs": 0.5, "warmup_epochs": 0.5, "behavior_children": 24,
     "interaction_warmup_epochs": 0.5, "mlp_epochs": 0.3, "mlp_finalists": 2, "mlp_race_epochs": (0.2,), "mlp_children": 20,
@@ -149,10 +149,9 @@ def run_task(work: Path, sizes: Sizes, task: str) -> None:
     elif task == "scores:products":
         study(data, place, settings(sizes, 0), progress, score_products)
     else:
-        # Blocks show soon what they can; products of three fields are found late.
-        children, changes = ((behavior_children, {"epochs": sizes.alone}) if rest[0] == "order" else
-                             (product_children, {}))
-        study(data, place, settings(sizes, 0).changed(**changes), progress,
+        path, triple = sizes.alone
+        children, epochs = (behavior_children, path) if rest[0] == "order" else (product_children, triple)
+        study(data, place, settings(sizes, 0).changed(epochs=epochs), progress,
               lambda make: train_alone(make, children, int(rest[1]), sizes.children))
 
 

@@ -36,7 +36,7 @@ def collect(work: Path, sizes: Sizes, jobs: int) -> dict:
     searches = [s for s in map(lambda s: whole_search(work, s), range(sizes.searches)) if s is not None]
     return {
         "version": 1, "rows": sizes.rows, "jobs": jobs, "config": settings(sizes, 0).to_dict(),
-        "children": sizes.children,
+        "children": sizes.children, "alone_epochs": sizes.alone,
         "rank_behavior": rank_study(alone["order"], [r["study"] for r in step1["order"]], ("supernet", "adapted")),
         "rank_interactions": rank_study(alone["products"], [scores] if scores else [], RANKINGS),
         "products": products(alone["products"], scores),
@@ -118,7 +118,8 @@ def as_markdown(report: dict) -> str:
              "## Rankings against trainings of children on their own", "",
              "Spearman's rho with AUC on validation and test; ± is the bootstrap standard error over children and "
              "supernets. Step 1: random paths on the order signal. Step 2: one triple of fields each, planted with falling "
-             "strength or not at all.", ""]
+             f"strength or not at all. On their own paths are trained for {report['alone_epochs'][0]:g} epochs, triples for "
+             f"{report['alone_epochs'][1]:g}.", ""]
     labels = {"supernet": "shared weights", "adapted": "after short trainings", "crosses": "crosses of training rows",
               "shared": "shared weights"}
     rows = []

@@ -77,7 +77,7 @@ def search_seed(args: argparse.Namespace, seed: int) -> None:
     from ameir_fast.search.fixed import all_variants
     torch.set_num_threads(1)
     data, wanted = Dataset.open(args.data), choose_variants(args.variants)
-    search(data, args.work / f"seed-{seed}", make_config(args.config, args.set, seed=seed), resume=True,
+    search(data, args.work / f"seed-{seed}", make_config(args.config, args.set, seed=seed, task=data.task), resume=True,
            variants=all_variants(data.schema) if wanted == ("all",) else wanted, progress=make_progress(sys.stdout))
 
 
@@ -124,6 +124,7 @@ def environment(runs: list[dict]) -> dict:
 
 def collect(args: argparse.Namespace) -> dict:
     from ameir_fast.cli.run import make_config
+    from ameir_fast.data import Dataset
     from ameir_fast.errors import InputError
     from ameir_fast.report import summary
     runs = read_runs(args.work, args.seeds)
@@ -134,14 +135,15 @@ def collect(args: argparse.Namespace) -> dict:
         if name not in table:
             raise InputError(f"--against {name}: no such row; there are {', '.join(table)}")
     metric = summary.metric_names(runs[0])[0]
-    default = make_config(None, None).to_dict()
-    config = make_config(args.config, args.set).to_dict()
+    data = Dataset.open(args.data)
+    default = make_config(None, None, task=data.task).to_dict()
+    config = make_config(args.config, args.set, task=data.task).to_dict()
     return {"version": 1, "name": args.name, "data": runs[0]["data"], "seeds": args.seeds, "jobs": args.jobs,
             "threads_per_job": 1, "metric": metric, "standard_error": runs[0]["standard_error"], "config": config,
             "changed_settings": {key: value for key, value in config.items() if value != default[key]},
             "variants": table, "references": references,
             "paired_differences": paired_differences(table, references, metric),
-            "found": [run["found"][0] for run in runs], "seconds_per_search": [run["seconds"] for run in runs],
+            "schema": data.schema.to_dict(), "found": [run["found"][0] for run in runs], "seconds_per_search": [run["seconds"] for run in runs],
             "environment": environment(runs)}
 
 
@@ -218,7 +220,7 @@ def as_markdown(report: dict) -> str:
         lines += ["", f"The same, {title}:", "", *table_of(["model", *header[1:]], rows)]
     lines += ["", "Found, seed by seed:", ""]
     for seed, found in enumerate(report["found"]):
-        lines += [f"- {seed}, {name}: {summary.describe(arch)}" for name, arch in found.items()]
+        lines += [f"- {seed}, {name}: {summary.describe(arch, report['schema'])}" for name, arch in found.items()]
     return "\n".join(lines) + "\n"
 
 

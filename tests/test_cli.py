@@ -350,7 +350,7 @@ def test_profile_names_a_truncated_model(refused, tmp_path, small_model):
 
 
 def test_settings_are_merged_in_order(tmp_path):
-    from ameir_fast.search import QUICK, SearchConfig
+    from ameir_fast.search import QUICK, RETRIEVAL, SearchConfig
 
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"version": 1, "embedding_dim": 8, "epochs": 2.0, "behavior_children": 7}))
@@ -361,6 +361,9 @@ def test_settings_are_merged_in_order(tmp_path):
     assert config.epochs == 1.5 and config.race_epochs == (0.1, 0.2) and config.sampler == "uniform"
     assert config.seed == 5 and config.finalists == QUICK["finalists"]
     assert run_commands.make_config(None, None) == SearchConfig()
+    retrieval = run_commands.make_config(None, ["epochs=1.5"], task="retrieval")
+    assert retrieval == SearchConfig.for_task("retrieval").changed(epochs=1.5)
+    assert retrieval.negatives == RETRIEVAL["negatives"] != SearchConfig().negatives
     # The config.json of a run directory can be used again as it is.
     file.write_text(
         json.dumps({"version": 1, "config": SearchConfig(embedding_dim=2).to_dict(), "repeats": 3})

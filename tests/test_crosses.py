@@ -126,6 +126,11 @@ def test_step_2_finds_a_product_without_any_trace_in_pairs(tmp_path):
         with RunDirectory(tmp_path / "run", {"version": 1}, resume=True) as run:
             return search_interactions(make_context(data, config, run.scope(0), None, Progress(), "cpu"))
 
+    with RunDirectory(tmp_path / "rows", {"version": 1}) as place:
+        crosses = Crosses.of(make_context(data, config, place.scope(0), None, Progress(), "cpu"))
+    wanted = np.concatenate([b.fields.numpy() for b in data.batches("train", 1000)])
+    assert np.array_equal(np.stack(crosses.values, 1), wanted)
+
     two = run()
     best = two["ranking"][0]
     assert best["fields"] == [1, 3, 4] and best["score"] > 30 and best["names"] == ["field_1", "field_3", "field_4"]
@@ -154,6 +159,22 @@ def test_settings_that_cannot_be(tmp_path):
     with pytest.raises(InputError, match="needs a click label"):
         search(data, tmp_path / "run", SearchConfig(interaction_ranking="crosses"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_context_builds_its_models_with_larger_products(tmp_path):
+    data, arch = tiny.prepared_fields(tmp_path), Architecture((), ((0, 1),), FIXED, "se")
+
+    def first_weight(scale: float, inherit: bool) -> torch.Tensor:
+        config = tiny.CONFIG.changed(product_scale=scale)
+        with RunDirectory(tmp_path / "run", {"version": 1}, overwrite=True) as run:
+            context = make_context(data, config, run.scope(0), None, Progress(), "cpu")
+            return context.build(arch, inherit, run.scope(0, "model")).state_dict()["mlp.0.weight"]
+
+    width = tiny.CONFIG.embedding_dim
+    plain, scaled = first_weight(1.0, False), first_weight(10.0, False)
+    torch.testing.assert_close(scaled[:, -width:], 10 * plain[:, -width:])
+    assert torch.equal(scaled[:, :-width], plain[:, :-width])
+    assert torch.equal(first_weight(10.0, True), first_weight(1.0, True))
 
 
 def test_products_start_larger():

@@ -114,12 +114,13 @@ def search(
     from ..search import search as run_search
     from ..search.fixed import all_variants
 
-    settings_of_run = make_config(config, settings, seed=seed, quick=quick)
+    make_config(config, settings, seed=seed, quick=quick)  # refuses wrong ones before the data is read
     chosen = choose_strategy(strategy)
     wanted = choose_variants(variants)
     set_threads(threads)
     check_device(device)
     dataset = open_data(data)
+    settings_of_run = make_config(config, settings, seed=seed, quick=quick, task=dataset.task)
     if wanted == ("all",):
         wanted = all_variants(dataset.schema)
     with _progress(run, tensorboard) as progress, resumable():
@@ -172,11 +173,12 @@ def train(
     from ..search import train as run_train
     from ..space import Architecture
 
-    settings_of_run = make_config(config, settings, seed=seed)
+    make_config(config, settings, seed=seed)  # refuses wrong ones before the data is read
     arch = Architecture.load(architecture)
     set_threads(threads)
     check_device(device)
     dataset = open_data(data)
+    settings_of_run = make_config(config, settings, seed=seed, task=dataset.task)
     with _progress(run, tensorboard) as progress, resumable():
         metrics = run_train(
             dataset,
@@ -257,9 +259,13 @@ def open_data(directory: str) -> Any:
 
 
 def make_config(
-    file: str | None, settings: list[str] | None, seed: int | None = None, quick: bool = False
+    file: str | None,
+    settings: list[str] | None,
+    seed: int | None = None,
+    quick: bool = False,
+    task: str = "ctr",
 ) -> Any:
-    """The SearchConfig of the options: defaults, then ``--quick``, the file, ``--set``, and ``--seed`` last.
+    """The SearchConfig of the options: the task's defaults, then ``--quick``, the file, ``--set``, and ``--seed`` last.
 
     Raises:
         InputError: a missing or broken file, an unknown setting, or a value out of range.
@@ -288,17 +294,19 @@ def make_config(
         changes[key] = setting_value(value)
     if seed is not None:
         changes["seed"] = seed
-    return SearchConfig().changed(**changes)
+    return SearchConfig.for_task(task).changed(**changes)
 
 
 def settings_text() -> str:
-    """The settings with their defaults and what they mean, as SearchConfig's own source says it."""
+    """The settings with their defaults and what they mean, as SearchConfig's own source says it, and the defaults of
+    retrieval where they differ."""
     import inspect
 
-    from ..search import SearchConfig
+    from ..search import RETRIEVAL, SearchConfig
 
     body = inspect.getsource(SearchConfig).split('"""', 2)[2].split("    def ", 1)[0]
-    return textwrap.dedent(body).strip()
+    others = ", ".join(f"{name} {value}" for name, value in RETRIEVAL.items())
+    return f"{textwrap.dedent(body).strip()}\n\nDefaults for retrieval: {others}"
 
 
 def setting_value(text: str) -> Any:

@@ -1,8 +1,8 @@
 """Rows with planted truth: ids without any dependence between fields, and a logit that is known exactly.
 
 Fields are drawn independently, ids come in pairs of equal frequency, and of each pair one has the hidden level +1, the
-other -1. A product of levels is therefore +1 or -1 with equal chances whatever a proper part of its fields: an
-interaction of order r is invisible to lower orders, not merely weak in them. Behaviour signals are built with the same
+other -1 (a last id without a partner has 0). A product of levels is therefore as likely positive as negative whatever a
+proper part of its fields: an interaction of order r is invisible to lower orders, not merely weak in them. Behaviour signals are built with the same
 care; what each of them is invisible to is said beside it.
 """
 

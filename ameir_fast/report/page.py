@@ -275,7 +275,8 @@ def _rankings(run: Run) -> Html | None:
                 else summary.describe_interaction(one["fields"], names)
             )
             rows.append([_score(one), said, one.get("order", len(one["fields"])), one.get("cycle", "–")])
-        header = ["score", "interaction", "order", "cycle"]
+        by_crosses = ((run.config or {}).get("config") or {}).get("interaction_ranking") == "crosses"
+        header = ["z" if by_crosses else "score", "interaction", "order", "cycle"]
         cards.append(_ranking("Step 2 · interactions", interactions, header, rows, (1,)))
     mlp = _scored(rankings.get("mlp"))
     if mlp:

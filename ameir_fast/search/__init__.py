@@ -1,10 +1,10 @@
 """The three-step search (paper section 2.3)."""
 
-from .config import QUICK, SearchConfig
+from .config import QUICK, RETRIEVAL, SearchConfig
 from .driver import search
 from .samplers import FairSampler, UniformSampler
 from .single import evaluate, train
 from .strategy import EvolutionStrategy, RandomStrategy, Strategy
 
-__all__ = ["EvolutionStrategy", "FairSampler", "QUICK", "RandomStrategy", "SearchConfig", "Strategy",
+__all__ = ["EvolutionStrategy", "FairSampler", "QUICK", "RETRIEVAL", "RandomStrategy", "SearchConfig", "Strategy",
            "UniformSampler", "evaluate", "search", "train"]

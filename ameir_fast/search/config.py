@@ -119,6 +119,11 @@ class SearchConfig:
         return {"version": VERSION, **asdict(self), **{name: list(getattr(self, name)) for name in _RACES}}
 
     @classmethod
+    def for_task(cls, task: str) -> SearchConfig:
+        """The defaults for data of a task, ``"ctr"`` or ``"retrieval"``."""
+        return cls(**(RETRIEVAL if task == "retrieval" else {}))
+
+    @classmethod
     def from_dict(cls, data: dict) -> SearchConfig:
         """Inverse of ``to_dict``; missing keys take their defaults, unknown ones raise ``InputError``."""
         if data.get("version", VERSION) != VERSION:
@@ -133,6 +138,11 @@ class SearchConfig:
                 raise InputError(f"config: unknown setting {key!r}; known: {', '.join(sorted(known))}")
         return replace(self, **changes)
 
+
+RETRIEVAL = dict(embedding_dim=32, learning_rate=0.01, inherited_learning_rate=0.005, embedding_l2=0.0, negatives=16,
+                 epochs=8.0, evaluate_every=1.0, patience=2)
+"""Defaults that differ for retrieval, whose tables are larger and whose rows say less each: with those of clicks a
+model stays at the level of popularity."""
 
 QUICK = dict(behavior_children=64, behavior_epochs=1.0, mlp_epochs=1.0, epochs=1.0, inherited_epochs=0.5,
              top_k=2, finalists=4, race_epochs=(0.25, 0.5), mlp_finalists=3, mlp_race_epochs=(0.5,), runs=1, cycles=2,

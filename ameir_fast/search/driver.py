@@ -37,9 +37,9 @@ def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, rep
     Repeat r uses seed ``config.seed + r``; the files at the top are those of the repeat whose found model
     validates best. A killed run continues with ``resume=True`` and ends with the same result. Steps whose
     features the data lacks are left out: without behaviour fields steps 2 and 3 remain, without other fields
-    step 1. ``variants`` are the rows of the table, by default those of ``fixed.default_variants``. Raises ``InputError`` for wrong settings, an unknown variant, or a directory in use.
+    step 1. ``config`` is by default that of the data's task. ``variants`` are the rows of the table, by default those of ``fixed.default_variants``. Raises ``InputError`` for wrong settings, an unknown variant, or a directory in use.
     """
-    config, progress = config or SearchConfig(), progress or Progress()
+    config, progress = config or SearchConfig.for_task(data.task), progress or Progress()
     variants = applicable(data.schema, variants)
     if repeats < 1:
         raise InputError(f"repeats is {repeats}, not at least 1")

@@ -28,7 +28,7 @@ def train(data, run_dir: str | Path, architecture: Architecture, config: SearchC
 
     Raises ``InputError`` when the architecture does not fit the data's schema or the directory is in use.
     """
-    config, progress = config or SearchConfig(), progress or Progress()
+    config, progress = config or SearchConfig.for_task(data.task), progress or Progress()
     if data.schema.behavior and not architecture.behavior:
         raise InputError("architecture: no behavior blocks, though the data has behavior fields")
     architecture = validate_for_schema(architecture, data.schema,
