@@ -219,7 +219,7 @@ class NativeBuild(build_ext):
             ROOT / "ameir_fast" if self.editable_mode or self.inplace else Path(self.build_lib) / "ameir_fast"
         )
         package.mkdir(parents=True, exist_ok=True)
-        for stale in (*package.glob("_C.*"), *package.glob("_driver.*")):
+        for stale in (*package.glob("_C.*"), *package.glob("_driver.*"), *package.glob("_plan.*")):
             if not (staged and (staged / stale.name).exists()):
                 stale.unlink()
         self.written = []

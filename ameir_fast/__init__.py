@@ -13,10 +13,10 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Architecture": ".space", "Backend": ".ops", "Batch": ".batch", "Block": ".space", "FeatureSchema": ".schema",
-    "InputError": ".errors", "MlpLayer": ".space", "Model": ".model", "SearchSpace": ".space", "Supernet": ".supernet",
+    "InputError": ".errors", "MlpLayer": ".space", "Model": ".model", "Plan": ".plan", "SearchSpace": ".space", "Supernet": ".supernet",
     "evaluate_population": ".population",
 }
-__all__ = ["Architecture", "Backend", "Batch", "Block", "FeatureSchema", "InputError", "MlpLayer", "Model",
+__all__ = ["Architecture", "Backend", "Batch", "Block", "FeatureSchema", "InputError", "MlpLayer", "Model", "Plan",
            "SearchSpace", "Supernet", "evaluate_population", "ops"]
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .errors import InputError
     from .model import Model
     from .ops import Backend
+    from .plan import Plan
     from .population import evaluate_population
     from .schema import FeatureSchema
     from .space import Architecture, Block, MlpLayer, SearchSpace

@@ -147,10 +147,23 @@ class Model(nn.Module):
     @classmethod
     def load(cls, directory: str | Path, backend: str | None = None) -> Model:
         """Inverse of ``save``; executes nothing from the files. ``InputError`` names what is wrong."""
-        def build(about: dict) -> Model:
-            return cls(FeatureSchema.from_dict(about["schema"]), Architecture.from_dict(about["architecture"]),
-                       about["embedding_dim"], backend=backend)
-        return load_module(directory, build)
+        return load_module(directory, lambda about: cls.from_description(about, backend))
+
+    @classmethod
+    def from_description(cls, about: dict, backend: str | None = None) -> Model:
+        """A fresh model of the JSON that ``save`` writes beside the weights."""
+        return cls(FeatureSchema.from_dict(about["schema"]), Architecture.from_dict(about["architecture"]),
+                   about["embedding_dim"], backend=backend)
+
+    def compile(self, device: str = "cpu", dtype: str = "float32", instruction_set: str | None = None):  # noqa: D417
+        """A ``Plan`` of the model as it is now, for inference (see there for what is raised).
+
+        ``torch.compile(model)`` is something else, and works as for any module."""
+        from .plan import Plan
+
+        if device != "cpu":
+            raise InputError(f"device {device!r}: there are plans for the CPU only")
+        return Plan(self, dtype, instruction_set)
 
 
 class ModelWeights:

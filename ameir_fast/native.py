@@ -1,12 +1,13 @@
-"""The two native modules, loaded at first use, and the reason when one cannot be used.
+"""The three native modules, loaded at first use, and the reason when one cannot be used.
 
 ``_C`` holds operations (``TORCH_LIBRARY_IMPL``; needs the very torch it was compiled against), ``_driver``
-work on NumPy arrays (pybind11; needs no torch). Both are optional: every caller has a PyTorch or NumPy way to
-the same result. Importing this module loads neither.
+work on NumPy arrays (pybind11; needs no torch), ``_plan`` the inference plan (pybind11, on torch's thread pool). All
+are optional: without the first two every caller has a PyTorch or NumPy way to the same result, without the third
+``Model.compile`` says why it cannot. Importing this module loads none of them.
 
 A module that is simply not there is silent, since that may be meant; one that is there and cannot be used
-warns once, since that makes everything slower than its owner believes. ``AMEIR_FAST_NATIVE=0`` turns both
-off.
+warns once, since that makes everything slower than its owner believes. ``AMEIR_FAST_NATIVE=0`` turns all of
+them off.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from pathlib import Path
 from types import ModuleType
 
 #: What each native module is for.
-MODULES = {"_C": "operations for the CPU", "_driver": "reading text, assembling batches, drawing negatives"}
+MODULES = {"_C": "operations for the CPU", "_driver": "reading text, assembling batches, drawing negatives",
+           "_plan": "inference plans for the CPU"}
 REMEDY = "rebuild it with `pip install --no-build-isolation --no-deps --force-reinstall` of ameir-fast"
 
 #: What ``_driver`` says its ``interface`` is; counted up in both places with every change that callers notice.
 DRIVER_INTERFACE = 1
+PLAN_INTERFACE = 1  # the same of ``_plan``
 
 _DIRECTORY = Path(__file__).resolve().parent
 
@@ -59,8 +62,13 @@ def ops_loaded() -> bool:
     return enabled() and _ops() is None
 
 
+def plan() -> ModuleType | None:
+    """The module ``_plan``, or ``None``; :func:`why_not` then tells why."""
+    return _plan()[0] if enabled() else None
+
+
 def why_not(name: str) -> str | None:
-    """Why ``_C`` or ``_driver`` cannot be used, with what to do about it; ``None`` when it can.
+    """Why ``_C``, ``_driver`` or ``_plan`` cannot be used, with what to do about it; ``None`` when it can.
 
     Raises:
         KeyError: there is no native module of that name.
@@ -69,25 +77,40 @@ def why_not(name: str) -> str | None:
         raise KeyError(f"no native module {name!r}: there are {', '.join(MODULES)}")
     if not enabled():
         return f"turned off by AMEIR_FAST_NATIVE={os.environ['AMEIR_FAST_NATIVE']}"
-    return _ops() if name == "_C" else _driver()[1]
+    return {"_C": _ops, "_driver": lambda: _driver()[1], "_plan": lambda: _plan()[1]}[name]()
 
 
 @functools.cache
 def _driver() -> tuple[ModuleType | None, str | None]:
-    if not any(_DIRECTORY.glob("_driver.*")):
+    return _import("_driver", DRIVER_INTERFACE)
+
+
+@functools.cache
+def _plan() -> tuple[ModuleType | None, str | None]:
+    if any(_DIRECTORY.glob("_plan.*")):
+        import torch  # noqa: F401 - whose libraries _plan finds loaded
+
+        other = _of_another_torch("_plan")
+        if other:
+            return None, _broken(other)
+    return _import("_plan", PLAN_INTERFACE)
+
+
+def _import(name: str, interface: int) -> tuple[ModuleType | None, str | None]:
+    if not any(_DIRECTORY.glob(f"{name}.*")):
         return None, _absent()
-    if not any((_DIRECTORY / f"_driver{suffix}").is_file() for suffix in EXTENSION_SUFFIXES):
+    if not any((_DIRECTORY / f"{name}{suffix}").is_file() for suffix in EXTENSION_SUFFIXES):
         info = build_info() or {}
         return None, _broken(
-            f"_driver was built for Python {info.get('python', 'of another version')}, "
+            f"{name} was built for Python {info.get('python', 'of another version')}, "
             f"this is {platform.python_version()}"
         )
     try:
-        module = importlib.import_module("ameir_fast._driver")
+        module = importlib.import_module(f"ameir_fast.{name}")
     except ImportError as error:
-        return None, _broken(f"_driver does not load: {error}")
-    if getattr(module, "interface", 0) != DRIVER_INTERFACE:
-        return None, _broken("_driver is older or newer than this code")
+        return None, _broken(f"{name} does not load: {error}")
+    if getattr(module, "interface", 0) != interface:
+        return None, _broken(f"{name} is older or newer than this code")
     return module, None
 
 
@@ -98,18 +121,25 @@ def _ops() -> str | None:
         return _absent()
     import torch
 
+    other = _of_another_torch("_C")
+    if other:
+        return _broken(other)
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return _broken(f"_C does not load: {error}")
+    return None
+
+
+def _of_another_torch(name: str) -> str | None:
+    import torch
+
     built = (build_info() or {}).get("torch")
     # Public versions compared as text, because only equality counts: C++ symbols change even between patch
     # releases. The local part (+cpu, +cu130) is ignored; the same release has the same CPU interface in all
     # of its builds.
     if built is None or built.split("+")[0] != torch.__version__.split("+")[0]:
-        return _broken(
-            f"_C was built for torch {built or 'of an unknown version'}, this is torch {torch.__version__}"
-        )
-    try:
-        torch.ops.load_library(path)
-    except OSError as error:
-        return _broken(f"_C does not load: {error}")
+        return f"{name} was built for torch {built or 'of an unknown version'}, this is torch {torch.__version__}"
     return None
 
 

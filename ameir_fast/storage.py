@@ -51,30 +51,31 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict, str]:
     return tensors, about, hashlib.sha256(data).hexdigest()
 
 
-def save_module(directory: str | Path, module: nn.Module, about: dict) -> None:
-    """``model.safetensors`` first, then ``model.json`` with its hash: a kill between them is noticed."""
+def save_module(directory: str | Path, module: nn.Module, about: dict, name: str = "model") -> None:
+    """``model.safetensors`` (or of another name) first, then ``model.json`` with its hash: a kill between them is
+    noticed."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    digest = save_tensors(directory / "model.safetensors", module.state_dict())
-    write_json(directory / "model.json", {"version": VERSION, **about, "sha256": digest})
+    digest = save_tensors(directory / f"{name}.safetensors", module.state_dict())
+    write_json(directory / f"{name}.json", {"version": VERSION, **about, "sha256": digest})
 
 
-def load_module(directory: str | Path, build: Callable[[dict], nn.Module]) -> nn.Module:
+def load_module(directory: str | Path, build: Callable[[dict], nn.Module], name: str = "model") -> nn.Module:
     """Builds a module from ``model.json`` and fills it from ``model.safetensors``."""
-    directory = Path(directory)
-    about = read_json(directory / "model.json")
+    description = Path(directory) / f"{name}.json"
+    about = read_json(description)
     if not isinstance(about, dict) or about.get("version") != VERSION:
         found = about.get("version") if isinstance(about, dict) else None
-        raise InputError(f"{directory / 'model.json'}: version {found!r} is not supported "
+        raise InputError(f"{description}: version {found!r} is not supported "
                          f"(this is version {VERSION})")
-    path = directory / "model.safetensors"
+    path = description.with_suffix(".safetensors")
     tensors, _, digest = _read(path)
     if digest != about.get("sha256"):
-        raise InputError(f"{path}: checksum differs from the one in model.json")
+        raise InputError(f"{path}: checksum differs from the one in {description.name}")
     try:
         module = build(about)
     except KeyError as error:
-        raise InputError(f"{directory / 'model.json'}: entry {error} is missing") from None
+        raise InputError(f"{description}: entry {error} is missing") from None
     kinds = {t.dtype for t in tensors.values() if t.is_floating_point()}
     if len(kinds) == 1:
         module.to(kinds.pop())

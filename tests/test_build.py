@@ -243,6 +243,7 @@ from ameir_fast import hostops, metrics, native
 import numpy as np
 assert native.why_not("_C") is None, native.why_not("_C")
 assert native.why_not("_driver") is None, native.why_not("_driver")
+assert native.why_not("_plan") is None, native.why_not("_plan")
 assert metrics.auc(np.array([0.1, 0.9]), np.array([0, 1])) == 1.0
 rows = np.array([0])
 assert hostops.assemble(rows, [], [], [], rows, rows, 5)[0].shape == (1, 0)
@@ -292,7 +293,7 @@ def test_installation_with_native_modules(checkout, environment, tmp_path, edita
     for directory in (tmp_path, checkout) if editable else (tmp_path,):
         done = command([environment, "-c", SMOKE], directory)
         assert done.stdout.startswith(str(checkout) if editable else str(environment.parent.parent))
-    assert natives(checkout / "ameir_fast") == (["_C", "_driver"] if editable else [])
+    assert natives(checkout / "ameir_fast") == (["_C", "_driver", "_plan"] if editable else [])
 
 
 @pytest.mark.slow
@@ -310,7 +311,7 @@ def test_mode_none_removes_modules_of_an_earlier_editable_build(checkout, enviro
         ".",
     ]
     command(install, checkout, AMEIR_FAST_BUILD="cpu")
-    assert natives(checkout / "ameir_fast") == ["_C", "_driver"]
+    assert natives(checkout / "ameir_fast") == ["_C", "_driver", "_plan"]
     command(install, checkout, AMEIR_FAST_BUILD="none")
     assert natives(checkout / "ameir_fast") == []
     done = command(

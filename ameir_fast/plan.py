@@ -1,0 +1,175 @@
+"""Plan: a derived model packed for inference on the CPU.
+
+One call of native code takes a batch through the whole network, tile by tile in cache; PyTorch computes nothing in it.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import native
+from .batch import Batch
+from .errors import InputError
+from .forward import item_scores
+from .model import Model, ModelWeights
+from .space.choices import LAYERS
+from .storage import load_module, save_module
+
+DTYPES = ("float32",)
+
+
+class Plan:
+    """``model`` as it is now, packed; later changes of the model do not reach it.
+
+    ``plan(batch)`` gives what ``model(batch)`` gives in eval mode: logits float32 [B], or for retrieval scores [B, V] of
+    all items, [B, n] of ``items``. The result of a row is the same, bit for bit, whatever rows share its batch and
+    however many threads work (``torch.get_num_threads()``). A plan may be called from several threads at once.
+
+    Args:
+        model: on the CPU.
+        dtype: of the weights and the computation; ``"float32"``.
+        instruction_set: one of ``instruction_sets()``; None for the best that this processor has.
+
+    Raises:
+        InputError: a dtype or an instruction set that is not there, or a model that is not on the CPU.
+        RuntimeError: the native code is missing; the message says why.
+    """
+
+    def __init__(self, model: Model, dtype: str = "float32", instruction_set: str | None = None):
+        if dtype not in DTYPES:
+            raise InputError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+        if model.embedding.weight.device.type != "cpu":
+            raise InputError(f"the model is on {model.embedding.weight.device}, not on the CPU")
+        known = instruction_sets()
+        if instruction_set is not None and instruction_set not in known:
+            raise InputError(f"instruction set {instruction_set!r} is none of this processor's {', '.join(known)}")
+        self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
+        self.schema, self.arch, self.dtype = model.schema, model.arch, dtype
+        self._native = _compile(self.model, instruction_set or "")
+        self._fields = self.schema.num_fields
+        self._behavior = self.schema.num_behavior
+        self._bags = len(self.schema.multi_fields)
+        self._outputs = self.model.head.out_features
+
+    @property
+    def instruction_set(self) -> str:
+        return self._native.instruction_set
+
+    def __call__(self, batch: Batch, items: Tensor | None = None) -> Tensor:
+        """Scores of a batch on the CPU.
+
+        Raises ``InputError`` for tensors of a wrong type or shape, offsets that do not fit their values, a history
+        longer than ``max_history``, or an id outside its vocabulary; nothing is read outside of any table.
+        """
+        fields = batch.fields
+        if fields.dim() != 2:
+            raise InputError(f"fields has {fields.dim()} dimensions, not 2")
+        rows = fields.shape[0]
+        kept = [_column("fields", fields, torch.int32, self._fields)]
+        if self._behavior:
+            kept += [_column("history", batch.history, torch.int32, self._behavior),
+                     _offsets("history_offsets", batch.history_offsets, rows + 1)]
+        if self._bags:
+            kept += [_column("bag_ids", batch.bag_ids, torch.int32, 0),
+                     _offsets("bag_offsets", batch.bag_offsets, rows * self._bags + 1)]
+        address = [t.data_ptr() for t in kept]
+        history = address[1:3] if self._behavior else (0, 0)
+        bags = address[-2:] if self._bags else (0, 0)
+        out = torch.empty(rows, self._outputs)
+        try:
+            fault = self._native.run(rows, address[0], *history, kept[1].shape[0] if self._behavior else 0, *bags,
+                                     kept[-2].shape[0] if self._bags else 0, out.data_ptr())
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        if fault is not None:
+            self._refuse(*fault)
+        if self.schema.task == "ctr":
+            return out[:, 0]
+        return item_scores(self.schema, self.model.embedding.weight, out, items)
+
+    def _refuse(self, row: int, column: int, found: int, history: bool) -> None:
+        names, sizes = ((self.schema.behavior, self.schema.behavior_sizes) if history else
+                        (self.schema.fields, self.schema.field_sizes))
+        raise InputError(f"field {names[column].name!r}, row {row}: id {found} is outside 0..{sizes[column] - 1}")
+
+    def save(self, directory: str | Path) -> None:
+        """Writes ``plan.safetensors`` and ``plan.json`` into ``directory``, each by atomic rename. Weights are stored
+        as the model has them and packed when they are loaded, so that every processor gets its own form."""
+        save_module(directory, self.model, {"schema": self.schema.to_dict(), "architecture": self.arch.to_dict(),
+                                            "embedding_dim": self.model.embedding_dim, "dtype": self.dtype}, "plan")
+
+    @classmethod
+    def load(cls, directory: str | Path, instruction_set: str | None = None) -> Plan:
+        """Inverse of ``save``; executes nothing from the files. ``InputError`` names what is wrong."""
+        dtypes = []
+
+        def build(about: dict) -> Model:
+            dtypes.append(about["dtype"])
+            return Model.from_description(about)
+
+        model = load_module(directory, build, "plan")
+        return cls(model, dtypes[0], instruction_set)
+
+
+def instruction_sets() -> list[str]:
+    """What this processor and this build can run, the best one first. Raises ``RuntimeError`` without native code."""
+    module = native.plan()
+    if module is None:
+        raise RuntimeError(f"plans for the CPU need native code: {native.why_not('_plan')}")
+    return module.instruction_sets()
+
+
+def _column(name: str, tensor: Tensor | None, dtype: torch.dtype, columns: int) -> Tensor:
+    if tensor is None:
+        raise InputError(f"{name} is missing, though the schema needs it")
+    if tensor.dtype != dtype or tensor.dim() != (2 if columns or name == "fields" else 1) or tensor.device.type != "cpu":
+        raise InputError(f"{name} is {tensor.dtype} with {tensor.dim()} dimensions on {tensor.device}, not {dtype} "
+                         f"with {2 if columns or name == 'fields' else 1} on the CPU")
+    if tensor.dim() == 2 and tensor.shape[1] != columns:
+        raise InputError(f"{name} has {tensor.shape[1]} columns, not {columns}")
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def _offsets(name: str, tensor: Tensor | None, entries: int) -> Tensor:
+    tensor = _column(name, tensor, torch.int64, 0)
+    if tensor.shape[0] != entries:
+        raise InputError(f"{name} has {tensor.shape[0]} entries, not {entries}")
+    return tensor
+
+
+def _compile(model: Model, instruction_set: str):
+    """The native plan of a float32 model in eval mode, whose embedding matrix it reads in place."""
+    schema, weights = model.schema, ModelWeights(model)
+
+    def arrays(tensors) -> list:
+        return [t.detach().contiguous().numpy() for t in tensors]
+
+    plan = native.plan().Plan(*arrays([model.embedding.weight]), schema.max_history, instruction_set)
+    for place, (offset, size) in enumerate(zip(schema.field_offsets, schema.field_sizes, strict=True)):
+        plan.add_field(offset, size, place in schema.multi_fields)
+    for offset, size in zip(schema.behavior_offsets, schema.behavior_sizes, strict=True):
+        plan.add_behavior(offset, size)
+    if schema.target:
+        plan.set_target(list(schema.target_positions), arrays(weights.pool_attention()))
+    for index, block in enumerate(model.arch.behavior):
+        if block.layer == "zero":
+            continue
+        layer = LAYERS[block.layer]
+        kind = "conv" if layer.kernel else "self_attn" if block.layer.startswith("self_attn") else block.layer
+        norm = weights.norm(index) if block.norm == "layer_norm" else []
+        plan.add_block(kind, block.activation, arrays(norm), arrays(weights.layer(index, block.layer)), layer.dilation,
+                       layer.divisor)
+    plan.set_interactions([list(fields) for fields in model.arch.interactions])
+    for index, layer in enumerate(model.arch.mlp):
+        unit = model.mlp[str(index)]
+        dice = ([unit.dice.alpha, unit.dice.running_mean, unit.dice.running_var] if layer.activation == "dice" else [])
+        plan.add_dense(layer.activation, *arrays([unit.weight, unit.bias]), arrays(dice))
+    if hasattr(model, "se"):
+        plan.set_shortcut(*arrays(weights.squeeze_excite(0)))
+    head, bias = weights.head(0, False)
+    plan.set_head(*arrays([head]), arrays([] if bias is None else [bias]))
+    return plan

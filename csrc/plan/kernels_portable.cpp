@@ -1,0 +1,9 @@
+#define AMEIR_FAST_ISA portable
+#define AMEIR_FAST_LANES 4
+#include "plan/tile.inl"
+
+namespace ameir_fast::plan {
+
+const Kernels portable_kernels = {"portable", portable::V, portable::TILE, portable::run};
+
+}  // namespace ameir_fast::plan

@@ -1,0 +1,114 @@
+#include "plan/plan.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <mutex>
+#include <stdexcept>
+#include <string_view>
+
+namespace ameir_fast::plan {
+namespace {
+
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
+
+void check_offsets(const char* name, const int64_t* offsets, int64_t groups, int64_t values) {
+  bool rises = offsets[0] == 0 && offsets[groups] == values;
+  for (int64_t g = 0; rises && g < groups; ++g) rises = offsets[g] <= offsets[g + 1];
+  if (!rises) refuse(std::string(name) + " does not rise from 0 to " + std::to_string(values));
+}
+
+// Rows by falling length of their histories, so that neighbours are alike and the longest tiles come first.
+void sort_rows(const Program& program, const Input& input, std::vector<int64_t>& order) {
+  order.resize(input.rows);
+  if (program.behavior.empty()) {
+    for (int64_t r = 0; r < input.rows; ++r) order[r] = r;
+    return;
+  }
+  thread_local std::vector<int64_t> start;
+  start.assign(program.max_history + 2, 0);
+  for (int64_t r = 0; r < input.rows; ++r) {
+    const int64_t length = input.history_offsets[r + 1] - input.history_offsets[r];
+    if (length > program.max_history) {
+      refuse("history of row " + std::to_string(r) + " has " + std::to_string(length) +
+             " elements, more than max_history " + std::to_string(program.max_history));
+    }
+    ++start[program.max_history - length + 1];
+  }
+  for (size_t i = 1; i < start.size(); ++i) start[i] += start[i - 1];
+  for (int64_t r = 0; r < input.rows; ++r) {
+    const int64_t length = input.history_offsets[r + 1] - input.history_offsets[r];
+    order[start[program.max_history - length]++] = r;
+  }
+}
+
+}  // namespace
+
+Linear pack(const float* weight, int64_t outputs, int64_t inputs, int64_t outer, int64_t inner, const float* bias) {
+  Linear packed;
+  packed.inputs = inputs;
+  packed.outputs = outputs;
+  for (int64_t o = 0; o < outputs;) {
+    const int64_t panel = outputs - o > kNarrow ? kWide : kNarrow;
+    const size_t start = packed.weight.size();
+    packed.weight.resize(start + panel * inputs, 0.0f);
+    packed.bias.resize(packed.bias.size() + panel, 0.0f);
+    for (int64_t j = 0; j < panel && o + j < outputs; ++j) {
+      for (int64_t i = 0; i < inputs; ++i) packed.weight[start + i * panel + j] = weight[(o + j) * outer + i * inner];
+      if (bias) packed.bias[o + j] = bias[o + j];
+    }
+    o += panel;
+  }
+  return packed;
+}
+
+std::vector<const Kernels*> supported() {
+  std::vector<const Kernels*> found;
+#ifdef AMEIR_FAST_AVX2
+  const char* variable = std::getenv("ATEN_CPU_CAPABILITY");
+  const std::string_view wanted = variable ? variable : "";
+  const bool avx2 = wanted != "default" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (avx2 && wanted != "avx2" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+    found.push_back(&avx512_kernels);
+  }
+  if (avx2) found.push_back(&avx2_kernels);
+#endif
+  found.push_back(&portable_kernels);
+  return found;
+}
+
+std::optional<Fault> score(const Program& program, const Kernels& kernels, const Input& input, const Extent& extent,
+                           float* out) {
+  if (!program.behavior.empty()) check_offsets("history_offsets", input.history_offsets, input.rows, extent.elements);
+  if (program.num_bags) check_offsets("bag_offsets", input.bag_offsets, input.rows * program.num_bags, extent.bags);
+  thread_local std::vector<int64_t> rows;
+  std::vector<int64_t>& order = rows;  // the caller's, whichever thread reads it
+  sort_rows(program, input, order);
+  const int64_t tiles = (input.rows + kernels.tile - 1) / kernels.tile;
+  std::atomic<int64_t> next{0};
+  std::mutex guard;
+  Fault first;
+  auto work = [&] {
+    Fault found;
+    for (int64_t tile = next++; tile < tiles; tile = next++) {
+      const int64_t begin = tile * kernels.tile;
+      kernels.run(program, input, order.data(), begin, std::min(begin + kernels.tile, input.rows), out, &found);
+    }
+    if (found.row < 0) return;
+    const std::lock_guard<std::mutex> lock(guard);
+    if (first.row < 0 || found.row < first.row) first = found;
+  };
+  const int64_t threads = std::min<int64_t>(tiles, at::in_parallel_region() ? 1 : at::get_num_threads());
+  if (threads <= 1) {
+    work();
+  } else {
+    at::parallel_for(0, threads, 1, [&](int64_t, int64_t) { work(); });
+  }
+  if (first.row < 0) return std::nullopt;
+  return first;
+}
+
+}  // namespace ameir_fast::plan

@@ -1,0 +1,129 @@
+// A derived model as the plan's kernels read it: weights packed, everything that does not depend on a batch done.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+namespace ameir_fast::plan {
+
+template <typename T>
+struct Aligned {
+  using value_type = T;
+  Aligned() = default;
+  template <typename U>
+  Aligned(const Aligned<U>&) {}
+  T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{64})); }
+  void deallocate(T* p, std::size_t) { ::operator delete(p, std::align_val_t{64}); }
+  friend bool operator==(const Aligned&, const Aligned&) { return true; }
+};
+
+using Floats = std::vector<float, Aligned<float>>;
+
+enum class Layer { conv, avg_pool, max_pool, bi_gru, self_attn, target_attn };
+enum class Act { identity, relu, swish, gelu, dice };
+
+// A linear map in panels of kWide outputs (kNarrow once no more are left), each [inputs][panel]; both are padded with
+// zeros up to a whole panel.
+constexpr int kWide = 8, kNarrow = 4;
+
+struct Linear {
+  int64_t inputs = 0, outputs = 0;
+  Floats weight, bias;
+};
+
+// DIN's local activation unit with its first layer folded: W [x, t, x - t, x * t] = (W1 + W3 + W4 diag t) x +
+// (W2 - W3) t. All matrices [hidden][width].
+struct Unit {
+  int64_t hidden = 0;
+  Floats own, product, target, bias, out;
+  float slope = 0, out_bias = 0;
+};
+
+struct Block {
+  Layer layer;
+  Act act;
+  bool norm = false;
+  Floats gain, shift;
+  int64_t taps = 1, dilation = 1, heads = 1;
+  Linear first;      // the convolution; of attention q, k, v; of the GRU the input's part of both directions' gates
+  Linear second;     // of attention the output projection
+  Floats recurrent;  // [2][3 H][H]
+  Floats recurrent_bias;  // [2][3 H]
+  Unit unit;
+
+  int64_t reach() const {  // elements to each side that an output reads
+    if (layer == Layer::conv) return dilation * (taps - 1) / 2;
+    return layer == Layer::avg_pool || layer == Layer::max_pool ? 1 : 0;
+  }
+};
+
+struct Dense {
+  Linear linear;
+  Act act;
+  Floats alpha, mean, scale;  // of Dice, the scale 1 / sqrt(variance + eps)
+};
+
+struct Field {
+  int64_t offset = 0, size = 0;  // its vocabulary's rows of the embedding
+  int64_t bag = -1;              // which bag of a row it is, or -1
+};
+
+struct Program {
+  uint64_t id = 0;  // another one for every program, by which a thread knows whose scratch it holds
+  int64_t k = 0, max_history = 0;
+  const float* embedding = nullptr;  // [*][k], kept alive by the caller
+  std::vector<Field> fields, behavior;
+  std::vector<int64_t> target;  // field positions
+  std::vector<Block> blocks;    // zero blocks left out
+  Unit pool;
+  std::vector<std::vector<int64_t>> interactions;
+  std::vector<Dense> mlp;
+  bool shortcut = false;
+  Floats project;  // [k]
+  Linear squeeze, excite, head;
+  int64_t outputs = 1;  // a logit, or the user's vector
+
+  int64_t num_bags = 0;
+  int64_t width() const { return static_cast<int64_t>(behavior.size()) * k; }  // D
+  int64_t history_width() const { return behavior.empty() ? 0 : width() * (target.empty() ? 2 : 3); }
+  int64_t columns() const { return static_cast<int64_t>(fields.size() + interactions.size()); }
+  int64_t inputs() const { return history_width() + columns() * k; }  // K0
+  int64_t reach() const {
+    int64_t most = 0;
+    for (const Block& block : blocks) most = block.reach() > most ? block.reach() : most;
+    return most;
+  }
+};
+
+// Checked arrays of a batch.
+struct Input {
+  int64_t rows = 0;
+  const int32_t* fields = nullptr;           // [B][N]
+  const int32_t* history = nullptr;          // [E][N_a]
+  const int64_t* history_offsets = nullptr;  // [B + 1]
+  const int32_t* bags = nullptr;
+  const int64_t* bag_offsets = nullptr;      // [B n_bags + 1]
+};
+
+// Where an id lies outside its vocabulary; the smallest such place wins, whatever the order of work.
+struct Fault {
+  int64_t row = -1, column = -1, id = 0;
+  bool history = false;
+};
+
+// One instruction set's way of running rows order[begin, end) of a batch, at most `tile` of them; out [B][outputs].
+struct Kernels {
+  const char* name;
+  int lanes, tile;
+  void (*run)(const Program&, const Input&, const int64_t* order, int64_t begin, int64_t end, float* out, Fault* fault);
+};
+
+extern const Kernels portable_kernels;
+#ifdef AMEIR_FAST_AVX2
+extern const Kernels avx2_kernels, avx512_kernels;
+#endif
+
+}  // namespace ameir_fast::plan

@@ -1,0 +1,249 @@
+"""Plans against the fp64 reference, on every instruction set that this processor has."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import ameir_fast as af
+from ameir_fast import native
+from tests.helpers import block, make_model, make_schema, random_arch, random_batch, random_schema, select_rows, strided
+
+pytestmark = pytest.mark.skipif(native.why_not("_plan") is not None, reason=str(native.why_not("_plan")))
+SETS = native.plan().instruction_sets() if native.why_not("_plan") is None else []
+LAYERS = ("conv1", "conv3", "dconv3", "dconv5", "dconv7", "avg_pool3", "max_pool3", "bi_gru", "self_attn2",
+          "self_attn4", "target_attn", "zero")
+MLP = [{"ratio": 0.6, "activation": "swish"}, {"ratio": 0.3, "activation": "dice"}]
+
+
+def arch_of(*layers: str, activation="relu", norm="layer_norm", mlp=MLP, interactions=((0, 1),)) -> dict:
+    blocks = [block("zero", "none", "identity") if name == "zero" else block(name, norm, activation) for name in layers]
+    return {"version": 1, "behavior": blocks, "interactions": [list(i) for i in interactions], "mlp": mlp,
+            "shortcut": "se"}
+
+
+def pair(schema: dict, arch: dict, k: int, seed: int = 0) -> tuple[af.Model, af.Model]:
+    """A float32 model and its float64 twin with the same, float32-rounded weights, both in eval mode."""
+    single = make_model(schema, arch, k, seed, torch.float32).eval()
+    single.backend = "reference"
+    return single, copy.deepcopy(single).double().eval()
+
+
+def assert_right(single: af.Model, exact: af.Model, batch: af.Batch, plan: af.Plan, what: str) -> None:
+    """As near to the fp64 result as eager float32, up to a factor of two and rounding's own luck."""
+    with torch.no_grad():
+        want, got, eager = exact(batch), plan(batch), single(batch)
+    assert got.shape == want.shape and got.dtype == torch.float32, what
+    if want.numel():
+        scale = max(1.0, float(want.abs().max()))
+        assert float((got - want).abs().max()) <= 2 * float((eager - want).abs().max()) + 3e-6 * scale, what
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_every_layer_with_every_activation_and_norm(layer, isa):
+    schema = make_schema(fields=4, behavior=2, max_history=9, seed=3)
+    for activation in ("relu", "gelu", "swish", "identity"):
+        for norm in ("layer_norm", "none"):
+            single, exact = pair(schema, arch_of(layer, activation=activation, norm=norm), 4)
+            plan = single.compile(instruction_set=isa)
+            assert plan.instruction_set == isa
+            for lengths in (None, [0, 1, 9], [9] * 16, [7] * 16):
+                rows = 61 if lengths is None else len(lengths)
+                batch = random_batch(schema, rows, 5, lengths=lengths)
+                assert_right(single, exact, batch, plan, f"{layer} {activation} {norm} {lengths}")
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("seed", range(24))
+def test_random_models(seed, isa):
+    """Bags, odd widths, no history, no target, no fields, both tasks; batches of every size class."""
+    schema, k = random_schema(seed)
+    rng = random.Random(seed)
+    arch = random_arch(schema, k, seed, fixed_mlp=rng.random() < 0.3, mlp_layers=rng.choice([1, 2, 3]))
+    single, exact = pair(schema, arch, k, seed)
+    plan = single.compile(instruction_set=isa)
+    for rows in (0, 1, 2, 5, 17, 48, 131):
+        assert_right(single, exact, random_batch(schema, rows, rows + seed), plan, f"{schema} {arch} {rows} rows")
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("k", [1, 3, 5, 16, 64, 128])
+def test_widths(k, isa):
+    schema = make_schema(fields=3, behavior=1, max_history=5, seed=1)
+    layers = ["conv3", "max_pool3", "target_attn"] + (["bi_gru", "self_attn2"] if k % 2 == 0 else [])
+    single, exact = pair(schema, arch_of(*layers, interactions=((0, 1, 2),)), k)
+    assert_right(single, exact, random_batch(schema, 37, 2), single.compile(instruction_set=isa), f"K {k}")
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_a_row_s_result_depends_on_nothing_else(isa):
+    """Bit for bit: whatever shares the batch, wherever the row lies, however many threads work."""
+    schema = make_schema(fields=5, multi=1, behavior=2, max_history=11, seed=2)
+    arch = arch_of("bi_gru", "self_attn4", "dconv5", "avg_pool3", "max_pool3", "target_attn", activation="gelu")
+    plan = pair(schema, arch, 4)[0].compile(instruction_set=isa)
+    batch = random_batch(schema, 203, 1)
+    whole = plan(batch)
+    assert torch.equal(torch.cat([plan(batch.slice(r, r + 1)) for r in range(len(batch))]), whole)
+    order = list(range(203))
+    random.Random(0).shuffle(order)
+    for part in (order, order[:3], order[:5], order[:40], order[:97]):
+        assert torch.equal(plan(select_rows(batch, part)), whole[part])
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(plan(batch), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_several_threads_may_call_a_plan_and_others_between():
+    schema = make_schema(fields=4, behavior=2, max_history=9, seed=3)
+    plans = [pair(schema, arch_of(*layers), 4, seed)[0].compile()
+             for seed, layers in enumerate([("max_pool3", "conv3"), ("dconv7", "bi_gru"), ("zero", "self_attn2")])]
+    batches = [random_batch(schema, rows, rows) for rows in (1, 30, 150)]
+    wanted = [[plan(batch) for batch in batches] for plan in plans]
+
+    def call(number: int) -> bool:
+        p, b = number % 3, number // 3 % 3
+        return torch.equal(plans[p](batches[b]), wanted[p][b])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(call, range(180)))
+
+
+def test_memory_of_any_layout_is_taken():
+    schema = make_schema(fields=4, multi=1, behavior=2, seed=4)
+    plan = pair(schema, arch_of("conv3"), 4)[0].compile()
+    batch = random_batch(schema, 20, 3)
+    loose = af.Batch(*(strided(getattr(batch, name)) for name in ("fields", "history", "history_offsets")), None,
+                     strided(batch.bag_ids), strided(batch.bag_offsets))
+    assert not loose.fields.is_contiguous() and not loose.history.is_contiguous()
+    assert torch.equal(plan(loose), plan(batch))
+
+
+def test_the_model_may_change_afterwards():
+    schema = make_schema(seed=5)
+    model = pair(schema, arch_of("conv1"), 4)[0].train()
+    plan, batch = model.compile(), random_batch(schema, 20, 3)
+    before = plan(batch)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(plan(batch), before) and model.training and before.abs().max() > 0
+
+
+def test_items_of_retrieval_are_scored_as_by_the_model():
+    schema, k = make_schema(task="retrieval", fields=0, behavior=1, seed=6), 4
+    single, _ = pair(schema, arch_of("conv3", interactions=()), k)
+    plan, batch = single.compile(), random_batch(schema, 9, 1)
+    items = torch.randint(2, (9, 3))
+    with torch.no_grad():
+        torch.testing.assert_close(plan(batch, items=items), single(batch, items=items))
+        torch.testing.assert_close(plan(batch), single(batch))
+
+
+# ---- bad input -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checked() -> tuple[af.Plan, af.Batch]:
+    schema = make_schema(fields=4, multi=1, behavior=2, max_history=7, seed=7)
+    return pair(schema, arch_of("conv3"), 4)[0].compile(), random_batch(schema, 100, 1, lengths=[3] * 100)
+
+
+def changed(batch: af.Batch, name: str, place, value) -> af.Batch:
+    tensor = getattr(batch, name).clone()
+    tensor[place] = value
+    return af.Batch(**{**{n: getattr(batch, n) for n in batch.__dataclass_fields__}, name: tensor})
+
+
+@pytest.mark.parametrize("name, place, value, says", [
+    ("fields", (60, 1), 999, "field 'f1', row 60: id 999 is outside 0"),
+    ("fields", (99, 2), -1, "field 'f2', row 99: id -1 is outside 0"),
+    ("fields", (0, 0), 2**31 - 1, "field 'f0', row 0"),
+    ("history", (3 * 41 + 2, 1), 7777, "field 'history1', row 41: id 7777"),
+    ("bag_ids", 0, 12345, "field 'f3'"),
+    ("history_offsets", 5, 2**40, "history_offsets does not rise"),
+    ("history_offsets", 0, 1, "history_offsets does not rise"),
+    ("history_offsets", 100, 299, "history_offsets does not rise from 0 to 300"),
+    ("history_offsets", slice(50, 53), 159, "history of row 49 has 12 elements, more than max_history 7"),
+    ("bag_offsets", -1, -3, "bag_offsets does not rise"),
+])
+def test_numbers_that_cannot_be_are_named_and_nothing_is_read_outside(checked, name, place, value, says):
+    plan, batch = checked
+    good = plan(batch)
+    with pytest.raises(af.InputError, match=says):
+        plan(changed(batch, name, place, value))
+    assert torch.equal(plan(batch), good)
+
+
+def test_the_first_of_several_faults_is_named(checked):
+    plan, batch = checked
+    bad = changed(changed(batch, "fields", (80, 0), 999), "fields", (33, 1), 999)
+    with pytest.raises(af.InputError, match="row 33"):
+        plan(bad)
+
+
+@pytest.mark.parametrize("name, value, says", [
+    ("fields", torch.zeros(100, 4, dtype=torch.int64), "fields is torch.int64"),
+    ("fields", torch.zeros(100, 3, dtype=torch.int32), "fields has 3 columns, not 4"),
+    ("fields", torch.zeros(100, dtype=torch.int32), "fields has 1 dimensions"),
+    ("history", None, "history is missing"),
+    ("history", torch.zeros(300, 2), "history is torch.float32"),
+    ("history_offsets", torch.zeros(100, dtype=torch.int64), "history_offsets has 100 entries, not 101"),
+    ("bag_offsets", None, "bag_offsets is missing"),
+])
+def test_tensors_of_a_wrong_kind_are_named(checked, name, value, says):
+    plan, batch = checked
+    with pytest.raises(af.InputError, match=says):
+        plan(af.Batch(**{**{n: getattr(batch, n) for n in batch.__dataclass_fields__}, name: value}))
+
+
+def test_what_there_is_no_plan_for(monkeypatch):
+    model = pair(make_schema(seed=5), arch_of("conv1"), 4)[0]
+    for arguments, says in (({"device": "cuda"}, "for the CPU only"), ({"dtype": "float16"}, "dtype 'float16'"),
+                            ({"instruction_set": "sse9"}, "instruction set 'sse9'")):
+        with pytest.raises(af.InputError, match=says):
+            model.compile(**arguments)
+    monkeypatch.setenv("AMEIR_FAST_NATIVE", "0")
+    with pytest.raises(RuntimeError, match="turned off by AMEIR_FAST_NATIVE=0"):
+        model.compile()
+
+
+# ---- files ---------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_saved_and_loaded(tmp_path):
+    schema, k = random_schema(3)
+    plan = pair(schema, random_arch(schema, k, 3), k)[0].compile()
+    plan.save(tmp_path / "plan")
+    assert sorted(f.name for f in (tmp_path / "plan").iterdir()) == ["plan.json", "plan.safetensors"]
+    again, batch = af.Plan.load(tmp_path / "plan"), random_batch(schema, 50, 1)
+    assert torch.equal(again(batch), plan(batch)) and again.arch == plan.arch and again.dtype == "float32"
+
+
+@pytest.mark.parametrize("damage, says", [
+    (lambda d: (d / "plan.safetensors").write_bytes(b"x" * 100), "plan.safetensors"),
+    (lambda d: (d / "plan.safetensors").unlink(), "plan.safetensors: no such file"),
+    (lambda d: edit(d, lambda about: about.pop("dtype")), "plan.json: entry 'dtype' is missing"),
+    (lambda d: edit(d, lambda about: about.update(dtype="int4")), "dtype 'int4'"),
+    (lambda d: edit(d, lambda about: about.update(sha256="0")), "checksum differs from the one in plan.json"),
+])
+def test_damaged_files_are_named(tmp_path, damage, says):
+    pair(make_schema(seed=5), arch_of("conv1"), 4)[0].compile().save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(af.InputError, match=says):
+        af.Plan.load(tmp_path)
+
+
+def edit(directory, change) -> None:
+    about = json.loads((directory / "plan.json").read_text())
+    change(about)
+    (directory / "plan.json").write_text(json.dumps(about))
