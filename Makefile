@@ -83,7 +83,7 @@ lint: $(LINT_READY)  ## ruff over the Python code
 	$(BIN)/ruff check ameir_fast kernels bench tests setup.py $(ARGS)
 
 clean:  ## remove what was built, keep .venv, data and runs
-	rm -rf build dist *.egg-info ameir_fast/_C.* ameir_fast/_driver.* ameir_fast/_build_info.json $(VENV)/.installed-*
+	rm -rf build dist *.egg-info ameir_fast/_C.* ameir_fast/_driver.* ameir_fast/_plan.* ameir_fast/_build_info.json $(VENV)/.installed-*
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean  ## remove .venv as well

@@ -54,6 +54,8 @@ class Plan:
         self._behavior = self.schema.num_behavior
         self._bags = len(self.schema.multi_fields)
         self._outputs = self.model.head.out_features
+        self._ctr = self.schema.task == "ctr"
+        self._run = self._native.run
 
     @property
     def instruction_set(self) -> str:
@@ -65,31 +67,27 @@ class Plan:
         Raises ``InputError`` for tensors of a wrong type or shape, offsets that do not fit their values, a history
         longer than ``max_history``, or an id outside its vocabulary; nothing is read outside of any table.
         """
-        fields = batch.fields
-        if fields.dim() != 2:
-            raise InputError(f"fields has {fields.dim()} dimensions, not 2")
+        fields = _checked("fields", batch.fields, torch.int32, self._fields)
         rows = fields.shape[0]
-        kept = [_column("fields", fields, torch.int32, self._fields)]
+        # The tensors stay referred to until the end: their memory is read by address.
+        history = offsets = bags = bag_offsets = None
+        at = [0, 0, 0, 0, 0, 0]  # addresses and sizes of the optional parts
         if self._behavior:
-            kept += [_column("history", batch.history, torch.int32, self._behavior),
-                     _offsets("history_offsets", batch.history_offsets, rows + 1)]
+            history = _checked("history", batch.history, torch.int32, self._behavior)
+            offsets = _checked("history_offsets", batch.history_offsets, torch.int64, None, rows + 1)
+            at[:3] = history.data_ptr(), offsets.data_ptr(), history.shape[0]
         if self._bags:
-            kept += [_column("bag_ids", batch.bag_ids, torch.int32, 0),
-                     _offsets("bag_offsets", batch.bag_offsets, rows * self._bags + 1)]
-        address = [t.data_ptr() for t in kept]
-        history = address[1:3] if self._behavior else (0, 0)
-        bags = address[-2:] if self._bags else (0, 0)
-        out = torch.empty(rows, self._outputs)
+            bags = _checked("bag_ids", batch.bag_ids, torch.int32, None)
+            bag_offsets = _checked("bag_offsets", batch.bag_offsets, torch.int64, None, rows * self._bags + 1)
+            at[3:] = bags.data_ptr(), bag_offsets.data_ptr(), bags.shape[0]
+        out = torch.empty(rows if self._ctr else (rows, self._outputs), dtype=torch.float32)
         try:
-            fault = self._native.run(rows, address[0], *history, kept[1].shape[0] if self._behavior else 0, *bags,
-                                     kept[-2].shape[0] if self._bags else 0, out.data_ptr())
+            fault = self._run(rows, fields.data_ptr(), *at, out.data_ptr())
         except ValueError as error:
             raise InputError(str(error)) from None
         if fault is not None:
             self._refuse(*fault)
-        if self.schema.task == "ctr":
-            return out[:, 0]
-        return item_scores(self.schema, self.model.embedding.weight, out, items)
+        return out if self._ctr else item_scores(self.schema, self.model.embedding.weight, out, items)
 
     def _refuse(self, row: int, column: int, found: int, history: bool) -> None:
         names, sizes = ((self.schema.behavior, self.schema.behavior_sizes) if history else
@@ -123,22 +121,20 @@ def instruction_sets() -> list[str]:
     return module.instruction_sets()
 
 
-def _column(name: str, tensor: Tensor | None, dtype: torch.dtype, columns: int) -> Tensor:
+def _checked(name: str, tensor: Tensor | None, dtype: torch.dtype, columns: int | None, entries: int | None = None) -> Tensor:
+    """A tensor on the CPU of ``entries`` (None: any number of them), or of rows of ``columns``; contiguous."""
+    dims = 1 if columns is None else 2
     if tensor is None:
         raise InputError(f"{name} is missing, though the schema needs it")
-    if tensor.dtype != dtype or tensor.dim() != (2 if columns or name == "fields" else 1) or tensor.device.type != "cpu":
+    if tensor.dtype is not dtype or tensor.dim() != dims or not tensor.is_cpu:
         raise InputError(f"{name} is {tensor.dtype} with {tensor.dim()} dimensions on {tensor.device}, not {dtype} "
-                         f"with {2 if columns or name == 'fields' else 1} on the CPU")
-    if tensor.dim() == 2 and tensor.shape[1] != columns:
-        raise InputError(f"{name} has {tensor.shape[1]} columns, not {columns}")
+                         f"with {dims} on the CPU")
+    shape = tensor.shape
+    if columns is not None and shape[1] != columns:
+        raise InputError(f"{name} has {shape[1]} columns, not {columns}")
+    if entries is not None and shape[0] != entries:
+        raise InputError(f"{name} has {shape[0]} entries, not {entries}")
     return tensor if tensor.is_contiguous() else tensor.contiguous()
-
-
-def _offsets(name: str, tensor: Tensor | None, entries: int) -> Tensor:
-    tensor = _column(name, tensor, torch.int64, 0)
-    if tensor.shape[0] != entries:
-        raise InputError(f"{name} has {tensor.shape[0]} entries, not {entries}")
-    return tensor
 
 
 def _compile(model: Model, instruction_set: str):

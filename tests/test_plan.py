@@ -194,7 +194,7 @@ def test_the_first_of_several_faults_is_named(checked):
 @pytest.mark.parametrize("name, value, says", [
     ("fields", torch.zeros(100, 4, dtype=torch.int64), "fields is torch.int64"),
     ("fields", torch.zeros(100, 3, dtype=torch.int32), "fields has 3 columns, not 4"),
-    ("fields", torch.zeros(100, dtype=torch.int32), "fields has 1 dimensions"),
+    ("fields", torch.zeros(100, dtype=torch.int32), "fields is torch.int32 with 1 dimensions"),
     ("history", None, "history is missing"),
     ("history", torch.zeros(300, 2), "history is torch.float32"),
     ("history_offsets", torch.zeros(100, dtype=torch.int64), "history_offsets has 100 entries, not 101"),

@@ -32,6 +32,24 @@ inline float fma(float a, float b, float c) {
 #endif
 }
 
+// Vectors of outputs, for single samples.
+typedef float Eight __attribute__((vector_size(32)));
+typedef float Four __attribute__((vector_size(16)));
+inline Eight fma(Eight a, float b, Eight c) {
+#if AMEIR_FAST_LANES == 4
+  return a * b + c;
+#else
+  return (Eight)_mm256_fmadd_ps((__m256)a, _mm256_set1_ps(b), (__m256)c);
+#endif
+}
+inline Four fma(Four a, float b, Four c) {
+#if AMEIR_FAST_LANES == 4
+  return a * b + c;
+#else
+  return (Four)_mm_fmadd_ps((__m128)a, _mm_set1_ps(b), (__m128)c);
+#endif
+}
+
 inline vf sqrt(vf x) {
 #if AMEIR_FAST_LANES == 16
   return (vf)_mm512_sqrt_ps((__m512)x);
@@ -43,13 +61,32 @@ inline vf sqrt(vf x) {
 #endif
 }
 
+// The larger one; b where either is no number.
+inline vf larger(vf a, vf b) {
+#if AMEIR_FAST_LANES == 16
+  return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif AMEIR_FAST_LANES == 8
+  return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+inline vf smaller(vf a, vf b) {
+#if AMEIR_FAST_LANES == 16
+  return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif AMEIR_FAST_LANES == 8
+  return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 inline vf abs(vf x) { return (vf)((vi)x & 0x7FFFFFFF); }
 inline vf with_sign(vf x, vf sign) { return (vf)(((vi)x & 0x7FFFFFFF) | ((vi)sign & (int32_t)0x80000000)); }
 
 // e^x; a NaN stays one. Outside [-87, 88] the result is that of the nearer end.
 inline vf exp(vf x) {
-  x = x < -87.0f ? set(-87.0f) : x;
-  x = x > 88.0f ? set(88.0f) : x;
+  x = smaller(set(88.0f), larger(set(-87.0f), x));
   const vf shifted = fma(x, set(1.44269504f), set(12582912.0f));  // the nearest integer, in the lowest bits
   const vf n = shifted - 12582912.0f;
   vf r = fma(n, set(-0.693359375f), x);
@@ -60,6 +97,21 @@ inline vf exp(vf x) {
   q = fma(q, r, set(1.666651840e-1f));
   q = fma(q, r, set(4.999998859e-1f));
   const vf p = fma(q, r * r, r) + 1.0f;
+  return (vf)((vi)p + ((vi)shifted << 23));
+}
+
+// 2^x for x up to 126; below -126 the result is that of -126.
+inline vf exp2(vf x) {
+  x = larger(set(-126.0f), x);
+  const vf shifted = x + 12582912.0f;
+  const vf r = x - (shifted - 12582912.0f);
+  vf p = set(1.537070482e-04f);
+  p = fma(p, r, set(1.339984829e-03f));
+  p = fma(p, r, set(9.618373251e-03f));
+  p = fma(p, r, set(5.550329035e-02f));
+  p = fma(p, r, set(2.402264846e-01f));
+  p = fma(p, r, set(6.931472056e-01f));
+  p = fma(p, r, set(1.0f));
   return (vf)((vi)p + ((vi)shifted << 23));
 }
 

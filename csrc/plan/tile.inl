@@ -21,6 +21,7 @@ namespace {
 #include "plan/simd.inl"
 
 constexpr int TILE = 3 * V;  // samples of a tile
+constexpr int kFew = 4;      // samples that are cheaper one by one than as the lanes of a vector
 constexpr int kUnitRows = V == 16 ? 6 : 4, kUnitVectors = V == 16 ? 4 : 3;  // accumulators of the activation unit
 
 // ---- linear maps -----------------------------------------------------------------------------------------
@@ -74,6 +75,47 @@ inline void multiply_panels(const Linear& map, const float* const* rows, int64_t
   }
 }
 
+// Outputs as lanes, for a few samples: W x + b of one of them, `panels` panels of `width` outputs at a time.
+template <typename Lanes, int panels>
+inline void multiply_vector(const float* weight, const float* bias, const float* x, int64_t inputs, float* out) {
+  constexpr int64_t width = sizeof(Lanes) / sizeof(float);
+  Lanes sum[panels];
+  for (int j = 0; j < panels; ++j) std::memcpy(&sum[j], bias + j * width, sizeof(Lanes));
+  for (int64_t i = 0; i < inputs; ++i) {
+    for (int j = 0; j < panels; ++j) {
+      Lanes w;
+      std::memcpy(&w, weight + (j * inputs + i) * width, sizeof w);
+      sum[j] = fma(w, x[i], sum[j]);
+    }
+  }
+  for (int j = 0; j < panels; ++j) std::memcpy(out + j * width, &sum[j], sizeof(Lanes));
+}
+
+// What apply() gives, for the first `count` lanes; the others are zero. `space` holds the inputs and outputs of one.
+template <typename Then>
+inline void apply_to_few(const Linear& map, const float* const* rows, int64_t count, float* space, Then then) {
+  const int64_t padded = static_cast<int64_t>(map.bias.size());
+  float *x = space, *out = space + map.inputs;
+  for (int64_t s = 0; s < count; ++s, out += padded) {
+    for (int64_t i = 0; i < map.inputs; ++i) x[i] = rows[i][s];
+    const float *weight = map.weight.data(), *bias = map.bias.data();
+    int64_t o = 0;
+    for (; o + 4 * kWide <= padded; o += 4 * kWide) {
+      multiply_vector<Eight, 4>(weight + o * map.inputs, bias + o, x, map.inputs, out + o);
+    }
+    for (; o + kWide <= padded; o += kWide) {
+      multiply_vector<Eight, 1>(weight + o * map.inputs, bias + o, x, map.inputs, out + o);
+    }
+    if (o < padded) multiply_vector<Four, 1>(weight + o * map.inputs, bias + o, x, map.inputs, out + o);
+  }
+  out = space + map.inputs;
+  for (int64_t o = 0; o < map.outputs; ++o) {
+    vf sum = {};
+    for (int64_t s = 0; s < count; ++s) sum[s] = out[s * padded + o];
+    then(o, 0, sum);
+  }
+}
+
 // then(output, lane, sum) for lanes [0, lanes), a multiple of V, of W x + b.
 template <typename Then>
 inline void apply(const Linear& map, const float* const* rows, int64_t lanes, Then then) {
@@ -100,7 +142,7 @@ struct Scratch {
 struct Places {
   int64_t width, pitch, room;  // D, a row of elements, its left room
   float *hidden, *normed, *window, *gates, *mixed, *mask, *weights, *unit_bias, *attention, *scores;
-  float *x, *first, *second, *squeezed, *excited, *shortcut, *zero;
+  float *x, *first, *second, *squeezed, *excited, *shortcut, *few, *zero;
   const float** rows;
 };
 
@@ -120,6 +162,7 @@ Places arrange(const Program& program, Scratch& scratch) {
   at.pitch = 2 * at.room + program.max_history * V + V;
   if (at.pitch % 1024 == 0) at.pitch += V;  // or rows would share cache sets
   int64_t widest = 1, hidden = 0, inputs = program.inputs();
+  widest = std::max(columns, program.outputs);
   for (const Dense& layer : program.mlp) widest = std::max(widest, layer.linear.outputs);
   if (!program.target.empty()) hidden = (program.pool.hidden + kUnitRows) * V;
   const int64_t gates = most_gates(program);
@@ -142,10 +185,12 @@ Places arrange(const Program& program, Scratch& scratch) {
                            columns * TILE,
                            columns * TILE,
                            program.k * TILE,
+                           inputs + program.k + widest + kFew * (widest + program.k + kWide),
                            program.k + 4};
   float** parts[] = {&at.hidden,    &at.normed,  &at.window, &at.gates,    &at.mixed,   &at.mask,
                      &at.weights,   &at.unit_bias, &at.attention, &at.scores, &at.x,     &at.first,
-                     &at.second,    &at.squeezed, &at.excited, &at.shortcut, &at.zero};
+                     &at.second,    &at.squeezed, &at.excited, &at.shortcut, &at.few,
+                     &at.zero};
   int64_t total = 0;
   for (int64_t size : sizes) total += (size + 15) / 16 * 16;
   if (scratch.owner != program.id || static_cast<int64_t>(scratch.memory.size()) < total) {
@@ -322,6 +367,7 @@ class Histories {
       case Layer::max_pool: return maximum<act>();
       case Layer::bi_gru:
         project(block.first);
+        if (alone && d() <= V) return recur_in_lanes<act>(block);
         switch (d() / 2) {
           case 4: return recur<act, 4>(block);
           case 8: return recur<act, 8>(block);
@@ -379,6 +425,54 @@ class Histories {
     apply(map, at_.rows, group_.lanes, [&](int64_t o, int64_t p, vf y) { store(row(at_.gates, o) + p, y); });
   }
 
+  // Of a single sample: the units of both directions are the lanes.
+  template <Act act>
+  void recur_in_lanes(const Block& block) {
+    const int64_t h = d() / 2, steps = group_.longest;
+    float *gates = at_.scores, *states = gates + 3 * steps * V;  // [steps][3][V], [steps][V]
+    vi from[V / 2];  // lanes of unit j's state, each in its own direction's half
+    for (int64_t j = 0; j < h; ++j) {
+      for (int lane = 0; lane < V; ++lane) from[j][lane] = static_cast<int32_t>(lane < h ? j : lane < d() ? h + j : 0);
+    }
+    for (int64_t i = 0; i < d(); ++i) {
+      const int64_t way = i / h;
+      for (int64_t g = 0; g < 3; ++g) {
+        const float* gate = row(at_.gates, (way * 3 + g) * h + i % h);
+        for (int64_t step = 0; step < steps; ++step) gates[(step * 3 + g) * V + i] = gate[way ? steps - 1 - step : step];
+      }
+    }
+    vf bias[3] = {}, weight[3][V / 2] = {}, state = {};
+    for (int64_t i = 0; i < d(); ++i) {
+      const int64_t way = i / h;
+      for (int64_t g = 0; g < 3; ++g) {
+        const int64_t unit = (way * 3 + g) * h + i % h;
+        bias[g][i] = block.recurrent_bias[unit];
+        for (int64_t j = 0; j < h; ++j) weight[g][j][i] = block.recurrent[unit * h + j];
+      }
+    }
+    for (int64_t step = 0; step < steps; ++step) {
+      vf gate[3] = {bias[0], bias[1], bias[2]};
+      for (int64_t j = 0; j < h; ++j) {
+        const vf one = __builtin_shuffle(state, from[j]);
+        for (int g = 0; g < 3; ++g) gate[g] = fma(weight[g][j], one, gate[g]);
+      }
+      const float* in = gates + step * 3 * V;
+      state = step_of(state, gate, load(in), load(in + V), load(in + 2 * V));
+      store(states + step * V, activate<act>(state));
+    }
+    for (int64_t i = 0; i < d(); ++i) {
+      float* to = row(at_.hidden, i);
+      for (int64_t step = 0; step < steps; ++step) to[i < h ? step : steps - 1 - step] += states[step * V + i];
+    }
+  }
+
+  // The next state from this one, the recurrent parts of the gates, and the input's.
+  static vf step_of(vf state, const vf* gate, vf in_reset, vf in_update, vf in_fresh) {
+    const vf reset = sigmoid(in_reset + gate[0]), update = sigmoid(in_update + gate[1]);
+    const vf fresh = tanh(fma(reset, gate[2], in_fresh));
+    return fma(update, state - fresh, fresh);
+  }
+
   // Both directions step by step, side by side, for their chains of dependent operations are long.
   template <Act act, int fixed>
   void recur(const Block& block) {
@@ -405,10 +499,8 @@ class Histories {
             gate[g] = set(bias[g * h + i]);
             for (int64_t j = 0; j < h; ++j) gate[g] = fma(set(weight[(g * h + i) * h + j]), state[way][j], gate[g]);
           }
-          const vf reset = sigmoid(load(row(at_.gates, (way * 3 + 0) * h + i) + p) + gate[0]);
-          const vf update = sigmoid(load(row(at_.gates, (way * 3 + 1) * h + i) + p) + gate[1]);
-          const vf fresh_value = tanh(fma(reset, gate[2], load(row(at_.gates, (way * 3 + 2) * h + i) + p)));
-          next[way][i] = fma(update, state[way][i] - fresh_value, fresh_value);
+          const float* in = row(at_.gates, way * 3 * h + i) + p;
+          next[way][i] = step_of(state[way][i], gate, load(in), load(in + h * at_.pitch), load(in + 2 * h * at_.pitch));
         }
         for (int64_t i = 0; i < h; ++i) {
           if constexpr (alone) {
@@ -427,63 +519,115 @@ class Histories {
     const int64_t width = d() / heads;
     for (int64_t head = 0; head < heads; ++head) {
       switch (width) {
-        case 2: attend_head<2>(head, width); break;
-        case 4: attend_head<4>(head, width); break;
-        case 8: attend_head<8>(head, width); break;
-        default: attend_head<0>(head, width);
+        case 2: attend_head<2, V == 16 ? 4 : 2>(head, width); break;
+        case 4: attend_head<4, V == 16 ? 3 : 1>(head, width); break;
+        case 8: attend_head<8, 1>(head, width); break;
+        default: attend_head<0, 1>(head, width);
       }
     }
   }
 
-  vf key(float* base, int64_t i, int64_t t) const {
-    return alone ? set(row(base, i)[t]) : load(row(base, i) + t * V);
+  // The largest |x| over a sample's elements, in its lane.
+  vf largest(const float* x) const {
+    vf most = {};
+    for (int64_t p = 0; p < group_.lanes; p += V) most = larger(keep(abs(load(x + p)), p), most);
+    if constexpr (alone) {
+      float one = most[0];
+      for (int lane = 1; lane < V; ++lane) one = most[lane] > one ? most[lane] : one;
+      return set(one);
+    }
+    return most;
   }
 
-  template <int fixed>
-  void attend_head(int64_t head, int64_t dynamic) {
-    const int64_t vectors = group_.lanes / V;
-    int64_t first = 0;
-    for (; first + 4 <= vectors; first += 4) attend_queries<fixed, 4>(head, dynamic, first);
-    for (; first < vectors; ++first) attend_queries<fixed, 1>(head, dynamic, first);
-  }
-
-  // Some vectors of queries with all keys: scores, softmax, and the mean of the values.
+  // Scores are powers of two, for those cost least. Where no score of a sample can exceed kSafe they are taken as they
+  // are; otherwise less the largest one of their query, as softmax must.
   template <int fixed, int queries>
-  void attend_queries(int64_t head, int64_t dynamic, int64_t first) {
-    const int64_t width = fixed ? fixed : dynamic, p = first * V, start = head * width;
-    float *q = row(at_.gates, start) + p, *k = row(at_.gates, d() + start), *v = row(at_.gates, 2 * d() + start);
-    const vf scale = set(1.0f / std::sqrt(static_cast<float>(width)));
-    vf most[queries], sum[queries];
-    for (int j = 0; j < queries; ++j) most[j] = set(-std::numeric_limits<float>::infinity()), sum[j] = vf{};
-    for (int64_t t = 0; t < group_.longest; ++t) {
-      vf score[queries] = {};
-      for (int64_t i = 0; i < width; ++i) {
-        const vf one = key(k, i, t) * scale;
-        for (int j = 0; j < queries; ++j) score[j] = fma(load(q + i * at_.pitch + j * V), one, score[j]);
-      }
-      for (int j = 0; j < queries; ++j) {
-        if (!alone) score[j] = keep(score[j], t * V, -std::numeric_limits<float>::infinity());
-        most[j] = score[j] > most[j] ? score[j] : most[j];
-        store(at_.scores + (t * queries + j) * V, score[j]);
-      }
-    }
-    for (int64_t t = 0; t < group_.longest; ++t) {
-      for (int j = 0; j < queries; ++j) {
-        float* place = at_.scores + (t * queries + j) * V;
-        vf e = exp(load(place) - most[j]);
-        if (!alone) e = keep(e, t * V);  // exp is never 0
-        sum[j] += e;
-        store(place, e);
-      }
-    }
-    for (int j = 0; j < queries; ++j) sum[j] = 1.0f / sum[j];
+  void attend_head(int64_t head, int64_t dynamic) {
+    constexpr float kSafe = 60.0f;
+    const int64_t width = fixed ? fixed : dynamic, start = head * width, vectors = group_.lanes / V;
+    const float scale = 1.44269504f / std::sqrt(static_cast<float>(width));
+    vf bound = {};
     for (int64_t i = 0; i < width; ++i) {
-      vf mean[queries] = {};
-      for (int64_t t = 0; t < group_.longest; ++t) {
-        const vf one = key(v, i, t);
-        for (int j = 0; j < queries; ++j) mean[j] = fma(load(at_.scores + (t * queries + j) * V), one, mean[j]);
+      bound = fma(largest(row(at_.gates, start + i)) * scale, largest(row(at_.gates, d() + start + i)), bound);
+    }
+    const vi safe = bound < kSafe;
+    bool all = true;
+    for (int lane = 0; lane < V; ++lane) all &= safe[lane] != 0;
+    for (int64_t i = 0; i < width; ++i) {
+      float* q = row(at_.gates, start + i);
+      for (int64_t p = 0; p < group_.lanes; p += V) store(q + p, load(q + p) * scale);
+    }
+    int64_t first = 0;
+    for (; first + queries <= vectors; first += queries) attend_queries<fixed, queries>(start, width, first * V, safe, all);
+    for (; first < vectors; ++first) attend_queries<fixed, 1>(start, width, first * V, safe, all);
+  }
+
+  vf key(const float* x, int64_t t) const { return alone ? set(x[t]) : load(x + t * V); }
+
+  // Some vectors of queries with all keys, and the mean of the values.
+  template <int fixed, int queries>
+  void attend_queries(int64_t start, int64_t dynamic, int64_t p, vi safe, bool all) {
+    constexpr int kHeld = fixed ? fixed : 1;  // queries and means that stay in registers
+    const int64_t width = fixed ? fixed : dynamic, pitch = at_.pitch;
+    const float *q = row(at_.gates, start) + p, *k = row(at_.gates, d() + start), *v = row(at_.gates, 2 * d() + start);
+    float* out = row(at_.mixed, start) + p;
+    vf held[queries][kHeld], mean[queries][kHeld], sum[queries] = {}, shift[queries] = {};
+    auto query = [&](int j, int64_t i) { return fixed ? held[j][i] : load(q + i * pitch + j * V); };
+    for (int j = 0; j < queries; ++j) {
+      for (int64_t i = 0; i < width; ++i) {
+        if constexpr (fixed != 0) {
+          held[j][i] = load(q + i * pitch + j * V);
+          mean[j][i] = vf{};
+        } else {
+          store(out + i * pitch + j * V, vf{});
+        }
       }
-      for (int j = 0; j < queries; ++j) store(row(at_.mixed, start + i) + p + j * V, mean[j] * sum[j]);
+    }
+    auto scores = [&](int64_t t, vf* score) {
+      for (int j = 0; j < queries; ++j) score[j] = vf{};
+      for (int64_t i = 0; i < width; ++i) {
+        const vf one = key(k + i * pitch, t);
+        for (int j = 0; j < queries; ++j) score[j] = fma(query(j, i), one, score[j]);
+      }
+    };
+    if (!all) {
+      for (int j = 0; j < queries; ++j) shift[j] = set(-std::numeric_limits<float>::infinity());
+      for (int64_t t = 0; t < group_.longest; ++t) {
+        vf score[queries];
+        scores(t, score);
+        for (int j = 0; j < queries; ++j) {
+          if (!alone) score[j] = keep(score[j], t * V, -std::numeric_limits<float>::infinity());
+          shift[j] = larger(score[j], shift[j]);
+        }
+      }
+      for (int j = 0; j < queries; ++j) shift[j] = safe ? vf{} : shift[j];
+    }
+    for (int64_t t = 0; t < group_.longest; ++t) {
+      vf e[queries];
+      scores(t, e);
+      for (int j = 0; j < queries; ++j) {
+        e[j] = exp2(e[j] - shift[j]);
+        if (!alone) e[j] = keep(e[j], t * V);
+        sum[j] += e[j];
+      }
+      for (int64_t i = 0; i < width; ++i) {
+        const vf one = key(v + i * pitch, t);
+        for (int j = 0; j < queries; ++j) {
+          if constexpr (fixed != 0) {
+            mean[j][i] = fma(e[j], one, mean[j][i]);
+          } else {
+            float* to = out + i * pitch + j * V;
+            store(to, fma(e[j], one, load(to)));
+          }
+        }
+      }
+    }
+    for (int j = 0; j < queries; ++j) {
+      sum[j] = 1.0f / sum[j];
+      for (int64_t i = 0; i < width; ++i) {
+        float* to = out + i * pitch + j * V;
+        store(to, (fixed ? mean[j][fixed ? i : 0] : load(to)) * sum[j]);
+      }
     }
   }
 
@@ -660,9 +804,16 @@ void run_histories(const Program& program, const Input& input, const int64_t* or
   }
 }
 
+// A linear map of the tile's samples.
+template <typename Then>
+inline void apply_to_samples(const Linear& map, int64_t count, const Places& at, Then then) {
+  if (count <= kFew) return apply_to_few(map, at.rows, count, at.few, then);
+  apply(map, at.rows, (count + V - 1) / V * V, then);
+}
+
 template <Act act>
-void run_dense(const Dense& layer, const float* const* rows, int64_t lanes, float* to) {
-  apply(layer.linear, rows, lanes, [&](int64_t o, int64_t p, vf s) {
+void run_dense(const Dense& layer, int64_t count, const Places& at, float* to) {
+  apply_to_samples(layer.linear, count, at, [&](int64_t o, int64_t p, vf s) {
     if constexpr (act == Act::dice) {
       const vf share = sigmoid((s - layer.mean[o]) * layer.scale[o]);
       s = s * fma(share, set(1.0f - layer.alpha[o]), set(layer.alpha[o]));
@@ -673,12 +824,12 @@ void run_dense(const Dense& layer, const float* const* rows, int64_t lanes, floa
   });
 }
 
-void run_dense(const Dense& layer, const float* const* rows, int64_t lanes, float* to) {
+void run_dense(const Dense& layer, int64_t count, const Places& at, float* to) {
   switch (layer.act) {
-    case Act::relu: return run_dense<Act::relu>(layer, rows, lanes, to);
-    case Act::swish: return run_dense<Act::swish>(layer, rows, lanes, to);
-    case Act::dice: return run_dense<Act::dice>(layer, rows, lanes, to);
-    default: return run_dense<Act::identity>(layer, rows, lanes, to);
+    case Act::relu: return run_dense<Act::relu>(layer, count, at, to);
+    case Act::swish: return run_dense<Act::swish>(layer, count, at, to);
+    case Act::dice: return run_dense<Act::dice>(layer, count, at, to);
+    default: return run_dense<Act::identity>(layer, count, at, to);
   }
 }
 
@@ -687,7 +838,7 @@ void point(const float** rows, float* base, int64_t count) {
 }
 
 // The SE shortcut: a mean of fields and products by weights that they themselves give.
-void recalibrate(const Program& program, int64_t lanes, const Places& at) {
+void recalibrate(const Program& program, int64_t count, int64_t lanes, const Places& at) {
   const int64_t columns = program.columns(), k = program.k;
   float* q = at.x + program.history_width() * TILE;
   for (int64_t c = 0; c < columns; ++c) {
@@ -698,10 +849,10 @@ void recalibrate(const Program& program, int64_t lanes, const Places& at) {
     }
   }
   point(at.rows, at.excited, columns);
-  apply(program.squeeze, at.rows, lanes,
+  apply_to_samples(program.squeeze, count, at,
         [&](int64_t o, int64_t p, vf s) { store(at.squeezed + o * TILE + p, activate<Act::relu>(s)); });
   point(at.rows, at.squeezed, program.squeeze.outputs);
-  apply(program.excite, at.rows, lanes,
+  apply_to_samples(program.excite, count, at,
         [&](int64_t o, int64_t p, vf s) { store(at.excited + o * TILE + p, sigmoid(s)); });
   for (int64_t i = 0; i < k; ++i) {
     for (int64_t p = 0; p < lanes; p += V) {
@@ -736,15 +887,15 @@ void run(const Program& program, const Input& input, const int64_t* order, int64
   float *x = at.x, *to = at.first, *other = at.second;
   for (const Dense& layer : program.mlp) {
     point(at.rows, x, layer.linear.inputs);
-    run_dense(layer, at.rows, lanes, to);
+    run_dense(layer, count, at, to);
     x = to;
     std::swap(to, other);
   }
   const int64_t width = program.mlp.back().linear.outputs;
-  if (program.shortcut) recalibrate(program, lanes, at);
+  if (program.shortcut) recalibrate(program, count, lanes, at);
   point(at.rows, x, width);
   if (program.shortcut) point(at.rows + width, at.shortcut, k);
-  apply(program.head, at.rows, lanes, [&](int64_t o, int64_t p, vf s) {
+  apply_to_samples(program.head, count, at, [&](int64_t o, int64_t p, vf s) {
     for (int64_t lane = 0; lane < V && p + lane < count; ++lane) out[order[p + lane] * program.outputs + o] = s[lane];
   });
 }
