@@ -9,6 +9,7 @@ import pytest
 import torch
 from ameir_fast.bench import cpu, limits, suites
 
+from ameir_fast import native
 from ameir_fast.profile import random_batch
 from tests.test_cli import call
 
@@ -32,6 +33,9 @@ FIELDS = {
     "git",
     "date",
 }
+
+
+native_only = pytest.mark.skipif(native.why_not("_plan") is not None, reason=str(native.why_not("_plan")))
 
 
 def case(name: str) -> suites.Case:
@@ -91,6 +95,7 @@ def test_bytes_are_ids_embeddings_weights_and_output():
     assert limits.bytes_moved(case("criteo"), np.zeros(10, np.int64), 1000) == 10 * 39 * 4 * 17 + 4000 + 40
 
 
+@native_only
 def test_the_command_writes_checked_rows(capsys, tmp_path):
     threads = torch.get_num_threads()
     try:
@@ -113,11 +118,12 @@ def test_the_command_writes_checked_rows(capsys, tmp_path):
         torch.set_num_threads(threads)
     assert code == 0
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert [row["case"] for row in rows] == ["din", "gru"]
+    assert [(row["case"], row["engine"]) for row in rows] == [
+        ("din", "plan"), ("din", "eager"), ("gru", "plan"), ("gru", "eager")]
     for row in rows:
         assert row.keys() >= FIELDS and row["refused"] is None
         assert (
-            row["engine"] == "eager"
+            (row["ratio"] is not None) == (row["engine"] == "plan")
             and row["lengths"] == "ragged"
             and row["batch"] == 8
             and row["threads"] == 1
@@ -125,14 +131,14 @@ def test_the_command_writes_checked_rows(capsys, tmp_path):
         assert row["max_abs_err"] <= 1e-4 and 0 < row["share_of_limit"] < 1.5
         assert 0 < row["p50_ms"] <= row["p99_ms"] and row["samples_per_s"] > 0
     out = capsys.readouterr().out
-    assert out.count("samples/s") == 2 and "of the limit" in out
+    assert out.count(" samples/s  p50") == 4 and "of the limit" in out and "geometric mean of 2" in out
 
 
 @pytest.mark.parametrize("wrong", [2e-4, float("nan")])
 def test_a_wrong_result_is_refused(monkeypatch, wrong):
-    monkeypatch.setattr(cpu, "make_engine", lambda model, engine: lambda batch: model(batch) + wrong)
+    monkeypatch.setattr(cpu, "make_engine", lambda model, *_: (lambda batch: model(batch) + wrong, lambda batch: batch))
     one = case("din")
-    row = cpu.measure(one, cpu.build_model(one), "eager", "full", 4, 1, 0.01)
+    (row,) = cpu.measure(one, cpu.build_model(one), ["eager"], "full", 4, 1, 0.01)
     assert "fp64 reference" in row["refused"] and row["samples_per_s"] is None
     json.dumps(row, allow_nan=False)
 
@@ -144,3 +150,23 @@ def test_the_models_reach_the_logits():
     with torch.inference_mode():
         output = model(random_batch(one.schema, 64, suites.lengths("ragged", 64, 50)))
     assert output.std() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["full", "ragged"])
+@pytest.mark.parametrize("name", ["din", "conv", "pool", "gru", "attn", "mixed", "criteo"])
+def test_the_onnx_graph_is_the_same_model(name, kind):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    one = case(name)
+    model = cpu.build_model(one)
+    batch = random_batch(one.schema, 33, suites.lengths(kind, 33, 50, seed=2))
+    call, form = cpu.make_engine(model, "onnxruntime", kind)
+    assert cpu.largest_error(model, batch, call(form(batch))) < 1e-5
+
+
+def test_ratios_are_summed_up():
+    rows = [{"suite": "s", "case": c, "lengths": "full", "batch": 8, "engine": e, "ratio": r, "refused": None,
+             "share_of_limit": 0.5} for c, e, r in (("a", "plan", 2.0), ("a", "eager", None), ("b", "plan", 8.0))]
+    assert cpu.summary(rows) == ["s, full, batch 8: plan 4.0 times the best peer's samples/s in the geometric mean of 2, "
+                                 "least 2.0 (a)"]
+    assert cpu.table(rows)[2:] == ["| a | full | 8 | 50.0 | 50.0 | 2.0 |", "| b | full | 8 | 50.0 | – | 8.0 |"]

@@ -123,7 +123,7 @@ def bench_cpu(
     batch: Annotated[int | None, typer.Option("--batch", min=1, metavar="N", help="Rows of a batch.")] = None,
     engines: Annotated[
         str | None,
-        typer.Option("--engines", metavar="E,…", help="eager, compile. Default: both; eager with --quick."),
+        typer.Option("--engines", metavar="E,…", help="plan, eager, compile, onnxruntime. Default: all; plan, eager with --quick."),
     ] = None,
     repeats: Repeats = None,
     threads: Threads = None,
@@ -153,12 +153,14 @@ def bench_cpu(
         quick=quick,
         on_row=lambda row: say(json_file, _bench_line(row)),
     )
+    for line in suite_module.summary(rows):
+        say(json_file, line)
     write_rows(json_file, rows)
 
 
 def _bench_line(row: dict) -> str:
     start = (
-        f"{row['suite']:<8} {row['case']:<7} {row['engine']:<8} {row['lengths']:<7} batch {row['batch']:>5}"
+        f"{row['suite']:<8} {row['case']:<7} {row['engine']:<11} {row['lengths']:<7} batch {row['batch']:>5}"
     )
     if row["refused"]:
         return f"{start}  refused: {row['refused']}"
@@ -166,6 +168,7 @@ def _bench_line(row: dict) -> str:
         f"{start}  {row['samples_per_s']:>11,.0f} samples/s  p50 {row['p50_ms']:>8.3f} ms"
         f"  p99 {row['p99_ms']:>8.3f} ms"
         f"  {100 * row['share_of_limit']:>5.1f}% of the limit  error {row['max_abs_err']:.1e}"
+        + (f"  {row['ratio']:.1f}x the best peer" if row["ratio"] else "")
     )
 
 
