@@ -6,6 +6,8 @@ One call of native code takes a batch through the whole network, tile by tile in
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -67,27 +69,76 @@ class Plan:
         Raises ``InputError`` for tensors of a wrong type or shape, offsets that do not fit their values, a history
         longer than ``max_history``, or an id outside its vocabulary; nothing is read outside of any table.
         """
+        rows = batch.fields.shape[0]
+        kept, addresses = self._addresses(batch)
+        out = torch.empty(rows if self._ctr else (rows, self._outputs), dtype=torch.float32)
+        self._call(self._run, rows, *addresses, out.data_ptr())
+        del kept
+        return out if self._ctr else item_scores(self.schema, self.model.embedding.weight, out, items)
+
+    def score(self, user: Batch, candidates: Tensor, fields: Sequence[str] | None = None) -> Tensor:
+        """Logits float32 [n] of n candidates for one user, bit for bit those of n rows that repeat the user's.
+
+        What does not depend on the candidate is computed once: the history and every block before the first
+        ``target_attn``.
+
+        Args:
+            user: one row. Its ids of the candidates' fields are not read.
+            candidates: int32 [n, columns], local ids.
+            fields: the categorical field of each column; by default the schema's target fields.
+
+        Raises ``InputError`` as a call does; for a field that does not exist or is multi-categorical, or a retrieval
+        model, which scores items by ``plan(batch, items)``.
+        """
+        schema = self.schema
+        if not self._ctr:
+            raise InputError("a retrieval model has no candidates' fields; use plan(batch, items=...)")
+        names = list(schema.target) if fields is None else list(fields)
+        known = {f.name: i for i, f in enumerate(schema.fields) if i not in schema.multi_fields}
+        for name in names:
+            if name not in known:
+                raise InputError(f"candidates: {name!r} is no categorical field; there are {', '.join(known)}")
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"candidates: fields {names} are not one or more different fields")
+        if len(user) != 1:
+            raise InputError(f"the user is one row, not {len(user)}")
+        candidates = _checked("candidates", candidates, torch.int32, len(names))
+        columns = [-1] * self._fields
+        for column, name in enumerate(names):
+            columns[known[name]] = column
+        if any(c >= 0 for c in columns):
+            user = replace(user, fields=user.fields.masked_fill(torch.tensor(columns) >= 0, 0))
+        kept, addresses = self._addresses(user)
+        out = torch.empty(candidates.shape[0])
+        self._call(self._native.rank, *addresses, candidates.data_ptr(), candidates.shape[0], len(names), columns,
+                   out.data_ptr())
+        del kept
+        return out
+
+    def _addresses(self, batch: Batch) -> tuple[list[Tensor], list[int]]:
+        """Checked tensors, to be kept until their memory has been read, and the addresses and sizes that native code
+        takes."""
         fields = _checked("fields", batch.fields, torch.int32, self._fields)
-        rows = fields.shape[0]
-        # The tensors stay referred to until the end: their memory is read by address.
-        history = offsets = bags = bag_offsets = None
-        at = [0, 0, 0, 0, 0, 0]  # addresses and sizes of the optional parts
+        kept, at = [fields], [fields.data_ptr(), 0, 0, 0, 0, 0, 0]
         if self._behavior:
             history = _checked("history", batch.history, torch.int32, self._behavior)
-            offsets = _checked("history_offsets", batch.history_offsets, torch.int64, None, rows + 1)
-            at[:3] = history.data_ptr(), offsets.data_ptr(), history.shape[0]
+            offsets = _checked("history_offsets", batch.history_offsets, torch.int64, None, fields.shape[0] + 1)
+            at[1:4] = history.data_ptr(), offsets.data_ptr(), history.shape[0]
+            kept += history, offsets
         if self._bags:
             bags = _checked("bag_ids", batch.bag_ids, torch.int32, None)
-            bag_offsets = _checked("bag_offsets", batch.bag_offsets, torch.int64, None, rows * self._bags + 1)
-            at[3:] = bags.data_ptr(), bag_offsets.data_ptr(), bags.shape[0]
-        out = torch.empty(rows if self._ctr else (rows, self._outputs), dtype=torch.float32)
+            offsets = _checked("bag_offsets", batch.bag_offsets, torch.int64, None, fields.shape[0] * self._bags + 1)
+            at[4:] = bags.data_ptr(), offsets.data_ptr(), bags.shape[0]
+            kept += bags, offsets
+        return kept, at
+
+    def _call(self, function: Callable, *arguments) -> None:
         try:
-            fault = self._run(rows, fields.data_ptr(), *at, out.data_ptr())
+            fault = function(*arguments)
         except ValueError as error:
             raise InputError(str(error)) from None
         if fault is not None:
             self._refuse(*fault)
-        return out if self._ctr else item_scores(self.schema, self.model.embedding.weight, out, items)
 
     def _refuse(self, row: int, column: int, found: int, history: bool) -> None:
         names, sizes = ((self.schema.behavior, self.schema.behavior_sizes) if history else

@@ -247,3 +247,59 @@ def edit(directory, change) -> None:
     about = json.loads((directory / "plan.json").read_text())
     change(about)
     (directory / "plan.json").write_text(json.dumps(about))
+
+
+# ---- one user, many candidates -------------------------------------------------------------------------
+
+
+def repeated(user: af.Batch, schema: dict, names: list[str], candidates: torch.Tensor) -> af.Batch:
+    """The rows that the candidates stand for."""
+    rows = select_rows(user, [0] * len(candidates))
+    order = [f["name"] for f in schema["fields"]]
+    for column, name in enumerate(names):
+        rows.fields[:, order.index(name)] = candidates[:, column]
+    return rows
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("layers", [("bi_gru", "self_attn4", "target_attn"), ("target_attn", "max_pool3", "conv3"),
+                                    ("zero", "dconv5", "avg_pool3")])
+def test_candidates_score_as_the_rows_they_stand_for(layers, isa):
+    schema = make_schema(fields=5, multi=1, behavior=2, max_history=21, seed=2)
+    plan = pair(schema, arch_of(*layers, interactions=((0, 1), (1, 2, 4))), 4)[0].compile(instruction_set=isa)
+    for length in (0, 1, 13, 21):
+        user = random_batch(schema, 1, length, lengths=[length])
+        for count in (0, 1, 3, 16, 50, 131):
+            for names in (None, ["f3", "f0"]):
+                used = names or schema["target"]
+                candidates = torch.randint(2, (count, len(used)), dtype=torch.int32)
+                got = plan.score(user, candidates, names)
+                assert torch.equal(got, plan(repeated(user, schema, used, candidates))), (length, count, names)
+
+
+def test_candidates_without_a_history():
+    schema = make_schema(fields=4, behavior=0, seed=3)
+    plan = pair(schema, arch_of(), 4)[0].compile()
+    user, candidates = random_batch(schema, 1, 1), torch.randint(2, (20, 1), dtype=torch.int32)
+    assert torch.equal(plan.score(user, candidates, ["f2"]), plan(repeated(user, schema, ["f2"], candidates)))
+
+
+def test_candidates_that_cannot_be(checked):
+    plan, batch = checked
+    user, good = batch.slice(0, 1), torch.zeros(5, 2, dtype=torch.int32)
+    bad = good.clone()
+    bad[3, 1] = 999
+    for arguments, says in (
+            ((batch, good), "the user is one row, not 100"),
+            ((user, good.long()), "candidates is torch.int64"),
+            ((user, good[:, :1]), "candidates has 1 columns, not 2"),
+            ((user, good, ["f3", "f0"]), "'f3' is no categorical field"),
+            ((user, good, ["f0", "f0"]), "not one or more different fields"),
+            ((user, good, []), "not one or more different fields"),
+            ((user, bad), "field 'f0', row 3: id 999"),
+            ((changed(user, "history", (1, 0), -5), good), "field 'history0', row 0: id -5")):
+        with pytest.raises(af.InputError, match=says):
+            plan.score(*arguments)
+    retrieval = pair(make_schema(task="retrieval", fields=0, behavior=1), arch_of("conv1", interactions=()), 4)[0].compile()
+    with pytest.raises(af.InputError, match="a retrieval model has no candidates"):
+        retrieval.score(user, good)

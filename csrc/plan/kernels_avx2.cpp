@@ -4,6 +4,6 @@
 
 namespace ameir_fast::plan {
 
-const Kernels avx2_kernels = {"avx2", avx2::V, avx2::TILE, avx2::run};
+const Kernels avx2_kernels = {"avx2", avx2::V, avx2::TILE, avx2::run, avx2::share, avx2::rank};
 
 }  // namespace ameir_fast::plan

@@ -4,6 +4,6 @@
 
 namespace ameir_fast::plan {
 
-const Kernels avx512_kernels = {"avx512", avx512::V, avx512::TILE, avx512::run};
+const Kernels avx512_kernels = {"avx512", avx512::V, avx512::TILE, avx512::run, avx512::share, avx512::rank};
 
 }  // namespace ameir_fast::plan

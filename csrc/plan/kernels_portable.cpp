@@ -4,6 +4,6 @@
 
 namespace ameir_fast::plan {
 
-const Kernels portable_kernels = {"portable", portable::V, portable::TILE, portable::run};
+const Kernels portable_kernels = {"portable", portable::V, portable::TILE, portable::run, portable::share, portable::rank};
 
 }  // namespace ameir_fast::plan

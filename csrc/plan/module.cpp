@@ -165,27 +165,54 @@ class Plan {
     program_.outputs = weight.shape(0);
   }
 
+  // The same for candidates [count][columns] of the only row; column_of says of each field which column holds it, or -1.
+  py::object rank(uintptr_t fields, uintptr_t history, uintptr_t history_offsets, int64_t elements, uintptr_t bags,
+                  uintptr_t bag_offsets, int64_t bag_ids, uintptr_t candidates, int64_t count, int64_t columns,
+                  std::vector<int64_t> column_of, uintptr_t out) const {
+    const Input input = make_input(1, fields, history, history_offsets, bags, bag_offsets);
+    Candidates all;
+    all.ids = reinterpret_cast<const int32_t*>(candidates);
+    all.columns = columns;
+    all.column_of = std::move(column_of);
+    std::optional<Fault> fault;
+    {
+      py::gil_scoped_release free;
+      fault = ameir_fast::plan::rank(program_, *kernels_, input, {elements, bag_ids}, all, count,
+                                     reinterpret_cast<float*>(out));
+    }
+    return told(fault);
+  }
+
   // Addresses of a batch's arrays and of the output; None, or where the first id outside its vocabulary is.
   py::object run(int64_t rows, uintptr_t fields, uintptr_t history, uintptr_t history_offsets, int64_t elements,
                  uintptr_t bags, uintptr_t bag_offsets, int64_t bag_ids, uintptr_t out) const {
-    const Input input{rows,
-                      reinterpret_cast<const int32_t*>(fields),
-                      reinterpret_cast<const int32_t*>(history),
-                      reinterpret_cast<const int64_t*>(history_offsets),
-                      reinterpret_cast<const int32_t*>(bags),
-                      reinterpret_cast<const int64_t*>(bag_offsets)};
+    const Input input = make_input(rows, fields, history, history_offsets, bags, bag_offsets);
     std::optional<Fault> fault;
     {
       py::gil_scoped_release free;
       fault = score(program_, *kernels_, input, {elements, bag_ids}, reinterpret_cast<float*>(out));
     }
-    if (!fault) return py::none();
-    return py::make_tuple(fault->row, fault->column, fault->id, fault->history);
+    return told(fault);
   }
 
   std::string instruction_set() const { return kernels_->name; }
 
  private:
+  static Input make_input(int64_t rows, uintptr_t fields, uintptr_t history, uintptr_t history_offsets, uintptr_t bags,
+                          uintptr_t bag_offsets) {
+    return {rows,
+            reinterpret_cast<const int32_t*>(fields),
+            reinterpret_cast<const int32_t*>(history),
+            reinterpret_cast<const int64_t*>(history_offsets),
+            reinterpret_cast<const int32_t*>(bags),
+            reinterpret_cast<const int64_t*>(bag_offsets)};
+  }
+
+  static py::object told(const std::optional<Fault>& fault) {
+    if (!fault) return py::none();
+    return py::make_tuple(fault->row, fault->column, fault->id, fault->history);
+  }
+
   void check_rows(int64_t offset, int64_t size) const {
     if (offset < 0 || size < 1 || offset + size > embedding_.shape(0)) {
       throw std::invalid_argument("a vocabulary does not lie within the embedding matrix");
@@ -219,5 +246,6 @@ PYBIND11_MODULE(_plan, m) {
       .def("set_shortcut", &Plan::set_shortcut)
       .def("set_head", &Plan::set_head)
       .def("run", &Plan::run)
+      .def("rank", &Plan::rank)
       .def_property_readonly("instruction_set", &Plan::instruction_set);
 }

@@ -80,35 +80,61 @@ std::vector<const Kernels*> supported() {
   return found;
 }
 
-std::optional<Fault> score(const Program& program, const Kernels& kernels, const Input& input, const Extent& extent,
-                           float* out) {
-  if (!program.behavior.empty()) check_offsets("history_offsets", input.history_offsets, input.rows, extent.elements);
-  if (program.num_bags) check_offsets("bag_offsets", input.bag_offsets, input.rows * program.num_bags, extent.bags);
-  thread_local std::vector<int64_t> rows;
-  std::vector<int64_t>& order = rows;  // the caller's, whichever thread reads it
-  sort_rows(program, input, order);
-  const int64_t tiles = (input.rows + kernels.tile - 1) / kernels.tile;
+namespace {
+
+// work(begin, end, fault) on pieces of [0, count), longest first, on as many threads as there are.
+template <typename Work>
+std::optional<Fault> share_out(int64_t count, int64_t piece, Work work) {
+  const int64_t pieces = (count + piece - 1) / piece;
   std::atomic<int64_t> next{0};
   std::mutex guard;
   Fault first;
-  auto work = [&] {
+  auto run = [&] {
     Fault found;
-    for (int64_t tile = next++; tile < tiles; tile = next++) {
-      const int64_t begin = tile * kernels.tile;
-      kernels.run(program, input, order.data(), begin, std::min(begin + kernels.tile, input.rows), out, &found);
-    }
+    for (int64_t at = next++; at < pieces; at = next++) work(at * piece, std::min((at + 1) * piece, count), &found);
     if (found.row < 0) return;
     const std::lock_guard<std::mutex> lock(guard);
     if (first.row < 0 || found.row < first.row) first = found;
   };
-  const int64_t threads = std::min<int64_t>(tiles, at::in_parallel_region() ? 1 : at::get_num_threads());
+  const int64_t threads = std::min<int64_t>(pieces, at::in_parallel_region() ? 1 : at::get_num_threads());
   if (threads <= 1) {
-    work();
+    run();
   } else {
-    at::parallel_for(0, threads, 1, [&](int64_t, int64_t) { work(); });
+    at::parallel_for(0, threads, 1, [&](int64_t, int64_t) { run(); });
   }
   if (first.row < 0) return std::nullopt;
   return first;
+}
+
+void check(const Program& program, const Input& input, const Extent& extent) {
+  if (!program.behavior.empty()) check_offsets("history_offsets", input.history_offsets, input.rows, extent.elements);
+  if (program.num_bags) check_offsets("bag_offsets", input.bag_offsets, input.rows * program.num_bags, extent.bags);
+}
+
+}  // namespace
+
+std::optional<Fault> score(const Program& program, const Kernels& kernels, const Input& input, const Extent& extent,
+                           float* out) {
+  check(program, input, extent);
+  thread_local std::vector<int64_t> rows;
+  std::vector<int64_t>& order = rows;  // the caller's, whichever thread reads it
+  sort_rows(program, input, order);
+  return share_out(input.rows, kernels.tile, [&](int64_t begin, int64_t end, Fault* fault) {
+    kernels.run(program, input, order.data(), begin, end, out, fault);
+  });
+}
+
+std::optional<Fault> rank(const Program& program, const Kernels& kernels, const Input& input, const Extent& extent,
+                          Candidates& candidates, int64_t count, float* out) {
+  check(program, input, extent);
+  std::vector<int64_t> order;
+  sort_rows(program, input, order);  // checks the history's length
+  Fault fault;
+  kernels.share(program, input, &candidates, &fault);
+  if (fault.row >= 0) return fault;
+  return share_out(count, kernels.tile, [&](int64_t begin, int64_t end, Fault* found) {
+    kernels.rank(program, input, candidates, begin, end, out, found);
+  });
 }
 
 }  // namespace ameir_fast::plan

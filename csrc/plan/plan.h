@@ -25,4 +25,9 @@ std::vector<const Kernels*> supported();
 std::optional<Fault> score(const Program& program, const Kernels& kernels, const Input& input, const Extent& extent,
                            float* out);
 
+// Scores [n][outputs] of candidates for the user of `input`, whose only row it is. Throws like score(); a fault's row is
+// the candidate's where the field is one of theirs.
+std::optional<Fault> rank(const Program& program, const Kernels& kernels, const Input& input, const Extent& extent,
+                          Candidates& candidates, int64_t count, float* out);
+
 }  // namespace ameir_fast::plan

@@ -81,6 +81,11 @@ struct Program {
   Unit pool;
   std::vector<std::vector<int64_t>> interactions;
   std::vector<Dense> mlp;
+  int64_t shared_blocks() const {  // the first ones, which read no target
+    int64_t count = 0;
+    while (count < static_cast<int64_t>(blocks.size()) && blocks[count].layer != Layer::target_attn) ++count;
+    return count;
+  }
   bool shortcut = false;
   Floats project;  // [k]
   Linear squeeze, excite, head;
@@ -108,6 +113,15 @@ struct Input {
   const int64_t* bag_offsets = nullptr;      // [B n_bags + 1]
 };
 
+// Candidates for the user of a batch's only row: each is that row with other ids in some categorical fields.
+struct Candidates {
+  const int32_t* ids = nullptr;       // [n][columns]
+  int64_t columns = 0;
+  std::vector<int64_t> column_of;     // of each field, or -1: the user's own
+  Floats hidden;                      // [D][length] the user's history after the shared blocks
+  int64_t length = 0;
+};
+
 // Where an id lies outside its vocabulary; the smallest such place wins, whatever the order of work.
 struct Fault {
   int64_t row = -1, column = -1, id = 0;
@@ -119,6 +133,9 @@ struct Kernels {
   const char* name;
   int lanes, tile;
   void (*run)(const Program&, const Input&, const int64_t* order, int64_t begin, int64_t end, float* out, Fault* fault);
+  // The two parts of scoring candidates: what they share, once; and candidates [begin, end).
+  void (*share)(const Program&, const Input&, Candidates* candidates, Fault* fault);
+  void (*rank)(const Program&, const Input&, const Candidates&, int64_t begin, int64_t end, float* out, Fault* fault);
 };
 
 extern const Kernels portable_kernels;

@@ -269,6 +269,24 @@ class Histories {
     pool();
   }
 
+  // The blocks that candidates share; [D][length] to `hidden`.
+  void share(float* hidden, Fault* fault) {
+    look_up(fault);
+    for (int64_t b = 0; b < program_.shared_blocks(); ++b) run_block(program_.blocks[b]);
+    for (int64_t i = 0; i < d(); ++i) std::copy_n(row(at_.hidden, i), group_.longest, hidden + i * group_.longest);
+  }
+
+  // The rest, for candidates as lanes.
+  void run_on(const float* hidden) {
+    for (int64_t p = 0; p < group_.lanes; p += V) store(at_.mask + p, set(1.0f));
+    fill_right(at_.mask, 1, 0.0f);
+    for (int64_t i = 0; i < d(); ++i) {
+      for (int64_t t = 0; t < group_.longest; ++t) store(row(at_.hidden, i) + t * V, set(hidden[i * group_.longest + t]));
+    }
+    for (size_t b = program_.shared_blocks(); b < program_.blocks.size(); ++b) run_block(program_.blocks[b]);
+    pool();
+  }
+
  private:
   const Program& program_;
   const Input& input_;
@@ -742,26 +760,35 @@ class Histories {
 
 // ---- a tile of samples -----------------------------------------------------------------------------------
 
-void look_up_fields(const Program& program, const Input& input, const int64_t* order, int64_t count, const Places& at,
-                    Fault* fault) {
+// Of rows order[0, count), or of candidates first + [0, count) for the only row.
+void look_up_fields(const Program& program, const Input& input, const int64_t* order, const Candidates* candidates,
+                    int64_t first, int64_t count, const Places& at, Fault* fault) {
   const int64_t fields = static_cast<int64_t>(program.fields.size()), k = program.k;
   const float* from[V];
   for (int64_t c = 0; c < count; c += V) {
+    auto row_of = [&](int lane) { return candidates ? 0 : order[c + lane]; };
     for (int64_t f = 0; f < fields; ++f) {
       const Field& field = program.fields[f];
+      const int64_t column = candidates ? candidates->column_of[f] : -1;
       float* to = at.x + (program.history_width() + f * k) * TILE + c;
       for (int lane = 0; lane < V; ++lane) {
-        from[lane] = c + lane < count && field.bag < 0
-                         ? embedded(program, field, input.fields[order[c + lane] * fields + f], at.zero, order[c + lane],
-                                    f, false, fault)
-                         : at.zero;
+        if (c + lane >= count || field.bag >= 0) {
+          from[lane] = at.zero;
+        } else if (column >= 0) {
+          const int64_t row = first + c + lane;
+          from[lane] = embedded(program, field, candidates->ids[row * candidates->columns + column], at.zero, row, f,
+                                false, fault);
+        } else {
+          from[lane] = embedded(program, field, input.fields[row_of(lane) * fields + f], at.zero, row_of(lane), f, false,
+                                fault);
+        }
       }
       spread(from, k, to, TILE);
       for (int lane = 0; field.bag >= 0 && lane < V && c + lane < count; ++lane) {  // the mean of a bag
-        const int64_t* ends = input.bag_offsets + order[c + lane] * program.num_bags + field.bag;
+        const int64_t* ends = input.bag_offsets + row_of(lane) * program.num_bags + field.bag;
         for (int64_t at_id = ends[0]; at_id < ends[1]; ++at_id) {
           const float* e =
-              embedded(program, field, input.bags[at_id], at.zero, order[c + lane], f, false, fault);
+              embedded(program, field, input.bags[at_id], at.zero, row_of(lane), f, false, fault);
           for (int64_t i = 0; i < k; ++i) to[i * TILE + lane] += e[i];
         }
         const float size = static_cast<float>(ends[1] - ends[0]);
@@ -769,6 +796,17 @@ void look_up_fields(const Program& program, const Input& input, const int64_t* o
       }
     }
   }
+}
+
+// A sample alone.
+Group single(const Input& input, const int64_t* row) {
+  Group one;
+  one.order = row;
+  one.count = 1;
+  one.longest = one.length[0] = input.history_offsets[*row + 1] - input.history_offsets[*row];
+  one.lanes = (one.longest + V - 1) / V * V;
+  one.full = one.lanes == one.longest;
+  return one;
 }
 
 // The histories' part of the tile's rows.
@@ -793,12 +831,7 @@ void run_histories(const Program& program, const Input& input, const int64_t* or
       continue;
     }
     for (int64_t s = 0; s < group.count; ++s) {
-      Group one;
-      one.order = group.order + s;
-      one.count = 1;
-      one.longest = one.length[0] = group.length[s];
-      one.lanes = (one.longest + V - 1) / V * V;
-      one.full = one.lanes == one.longest;
+      const Group one = single(input, group.order + s);
       Histories<true>(program, input, at, one, start + s).run(fault);
     }
   }
@@ -865,14 +898,10 @@ void recalibrate(const Program& program, int64_t count, int64_t lanes, const Pla
   }
 }
 
-void run(const Program& program, const Input& input, const int64_t* order, int64_t begin, int64_t end, float* out,
-         Fault* fault) {
-  thread_local Scratch scratch;
-  const Places at = arrange(program, scratch);
-  order += begin;
-  const int64_t count = end - begin, lanes = (count + V - 1) / V * V, k = program.k;
-  look_up_fields(program, input, order, count, at, fault);
-  if (!program.behavior.empty()) run_histories(program, input, order, count, at, fault);
+// Everything above the tile's histories and fields; then(lane, output, value).
+template <typename Then>
+void aggregate(const Program& program, int64_t count, const Places& at, Then then) {
+  const int64_t lanes = (count + V - 1) / V * V, k = program.k;
   float* fields = at.x + program.history_width() * TILE;
   float* product = fields + static_cast<int64_t>(program.fields.size()) * k * TILE;
   for (const auto& factors : program.interactions) {
@@ -896,8 +925,51 @@ void run(const Program& program, const Input& input, const int64_t* order, int64
   point(at.rows, x, width);
   if (program.shortcut) point(at.rows + width, at.shortcut, k);
   apply_to_samples(program.head, count, at, [&](int64_t o, int64_t p, vf s) {
-    for (int64_t lane = 0; lane < V && p + lane < count; ++lane) out[order[p + lane] * program.outputs + o] = s[lane];
+    for (int64_t lane = 0; lane < V && p + lane < count; ++lane) then(p + lane, o, s[lane]);
   });
+}
+
+Places places(const Program& program) {
+  thread_local Scratch scratch;
+  return arrange(program, scratch);
+}
+
+void run(const Program& program, const Input& input, const int64_t* order, int64_t begin, int64_t end, float* out,
+         Fault* fault) {
+  const Places at = places(program);
+  order += begin;
+  look_up_fields(program, input, order, nullptr, 0, end - begin, at, fault);
+  if (!program.behavior.empty()) run_histories(program, input, order, end - begin, at, fault);
+  aggregate(program, end - begin, at,
+            [&](int64_t lane, int64_t o, float y) { out[order[lane] * program.outputs + o] = y; });
+}
+
+void share(const Program& program, const Input& input, Candidates* candidates, Fault* fault) {
+  if (program.behavior.empty()) return;
+  const Places at = places(program);
+  constexpr int64_t only = 0;
+  const Group group = single(input, &only);
+  candidates->length = group.longest;
+  candidates->hidden.resize(program.width() * group.longest);
+  Histories<true>(program, input, at, group, 0).share(candidates->hidden.data(), fault);
+}
+
+void rank(const Program& program, const Input& input, const Candidates& candidates, int64_t begin, int64_t end, float* out,
+          Fault* fault) {
+  const Places at = places(program);
+  const int64_t count = end - begin;
+  look_up_fields(program, input, nullptr, &candidates, begin, count, at, fault);
+  Group group;
+  group.count = V;
+  group.longest = candidates.length;
+  group.lanes = candidates.length * V;
+  group.full = true;
+  std::fill(group.length, group.length + V, candidates.length);
+  for (int64_t c = 0; !program.behavior.empty() && c < count; c += V) {
+    Histories<false>(program, input, at, group, c).run_on(candidates.hidden.data());
+  }
+  aggregate(program, count, at,
+            [&](int64_t lane, int64_t o, float y) { out[(begin + lane) * program.outputs + o] = y; });
 }
 
 }  // namespace
