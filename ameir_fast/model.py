@@ -19,10 +19,11 @@ from .modules import (
     make_embedding,
     make_layer,
     make_norm,
+    start_at_items,
 )
 from .schema import FeatureSchema
 from .space import Architecture
-from .space.search_space import history_width, validate_for_schema
+from .space.search_space import history_width, newest_item, validate_for_schema
 from .storage import load_module, save_module
 
 DICE_MOMENTUM = 0.1
@@ -96,6 +97,13 @@ class Model(nn.Module):
         start = first.shape[1] - len(self.arch.interactions) * width
         for place, fields in enumerate(self.arch.interactions):
             first[:, start + place * width:start + (place + 1) * width] *= factor ** (len(fields) - 1)
+
+    def start_at_items(self, scale: float) -> None:
+        """Scores items by ``scale`` times their embeddings' products with that of the newest item, as long as the blocks
+        add little: ``modules.start_at_items``. Meant for a fresh retrieval model; others stay as they are."""
+        start = newest_item(self.schema, self.embedding_dim)
+        if start is not None:
+            start_at_items(list(self.mlp.values()), self.head, start, scale)
 
     # ---- inheritance and statistics ------------------------------------------------------------
 

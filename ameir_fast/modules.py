@@ -6,6 +6,8 @@ They fix names, shapes and initial values (PyTorch's own where PyTorch has the l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -106,6 +108,30 @@ class SqueezeExcite(nn.Module):
         self.project = nn.Linear(width, 1, bias=False, dtype=dtype)
         self.squeeze = nn.Linear(inputs, hidden, bias=False, dtype=dtype)
         self.excite = nn.Linear(hidden, inputs, bias=False, dtype=dtype)
+
+
+@torch.no_grad()
+def start_at_items(layers: Sequence[nn.Linear], head: nn.Linear, start: int, scale: float) -> None:
+    """Weights with which an MLP and a retrieval head [K, width] pass K of the inputs through: the user's vector is
+    ``scale`` times inputs ``start`` to ``start + K``.
+
+    Units come in pairs that carry x and −x, for relu(x) − relu(−x) = x, and the same holds of swish (identity doubles x at
+    each layer). Any leading slice of a layer keeps whole pairs, so this serves slices of the supernet's matrices too. A
+    layer of fewer than 2 K units passes as many inputs as fit; units beyond the pairs start as they are."""
+    pairs = min(head.out_features, *(layer.out_features // 2 for layer in layers))
+    i = torch.arange(pairs)
+    for index, layer in enumerate(layers):
+        layer.weight[:2 * pairs] = 0
+        layer.bias[:2 * pairs] = 0
+        plus, minus = (start + i, None) if index == 0 else (2 * i, 2 * i + 1)
+        layer.weight[2 * i, plus] = 1
+        layer.weight[2 * i + 1, plus] = -1
+        if minus is not None:
+            layer.weight[2 * i, minus] = -1
+            layer.weight[2 * i + 1, minus] = 1
+    head.weight.zero_()
+    head.weight[i, 2 * i] = scale
+    head.weight[i, 2 * i + 1] = -scale
 
 
 def attribute_tree(**children: nn.Module) -> nn.Module:

@@ -22,13 +22,17 @@ from .modules import (
     make_embedding,
     make_layer,
     make_norm,
+    start_at_items,
 )
 from .reference import field_embeddings, products, relu
 from .space import Architecture, MlpLayer, SearchSpace
 from .space.architecture import Block, fixed_mlp
-from .space.search_space import history_width
+from .space.search_space import history_width, newest_item
 
 FIXED_WIDTHS = (200, 80)  # the paper's pre-defined MLP of steps 1 and 2
+#: Its activation: relu, or in retrieval identity, by which users' vectors stay in the space of the items.
+FIXED_ACTIVATIONS = ("relu", "identity")
+FIXED_MLPS = tuple(fixed_mlp(*FIXED_WIDTHS, activation=a) for a in FIXED_ACTIVATIONS)
 
 
 class Supernet(nn.Module):
@@ -81,6 +85,13 @@ class Supernet(nn.Module):
                 mlp=nn.ModuleDict({"0": bias, "1": nn.Linear(first, second, dtype=dtype)}),
                 head=nn.Linear(second, 1 if ctr else k, bias=ctr, dtype=dtype))
 
+    def start_at_items(self, scale: float) -> None:
+        """``Model.start_at_items`` for the shared weights of all MLPs, those of step 1 included."""
+        start = newest_item(self.schema, self.embedding_dim)
+        if start is not None:
+            start_at_items(list(self.mlp.values()), self.head, start, scale)
+            start_at_items(list(self.step1.mlp.values()), self.step1.head, start, scale)
+
     # ---- computing a child ---------------------------------------------------------------------
 
     def forward(self, batch: Batch, arch: Architecture | None = None, items: forward.Items = None) -> Tensor:
@@ -94,7 +105,7 @@ class Supernet(nn.Module):
         arch = self.space.validate(arch).canonical()
         if arch.has_fixed_mlp and not reads_step1(arch):
             raise InputError("architecture: the supernet has weights for MLP ratios, and for widths "
-                             "[200, 80] with relu, no interactions and shortcut none; other widths exist only "
+                             "[200, 80] with relu or identity, no interactions and shortcut none; other widths exist only "
                              "as a Model")
         return arch
 
@@ -243,7 +254,7 @@ class Supernet(nn.Module):
 
 def reads_step1(arch: Architecture) -> bool:
     """Whether the architecture is step 1's: the fixed MLP, no interactions, no shortcut."""
-    return arch.mlp == fixed_mlp(*FIXED_WIDTHS) and not arch.interactions and arch.shortcut == "none"
+    return arch.mlp in FIXED_MLPS and not arch.interactions and arch.shortcut == "none"
 
 
 def interaction_name(fields: tuple[int, ...]) -> str:

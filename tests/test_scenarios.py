@@ -18,7 +18,8 @@ from ameir_fast.data import Dataset
 from ameir_fast.errors import InputError
 from ameir_fast.progress import Progress
 from ameir_fast.report import build_report
-from ameir_fast.search import evaluate, search, train
+from ameir_fast.search import SearchConfig, evaluate, search, train
+from ameir_fast.search.context import fresh_model, fresh_supernet
 from ameir_fast.search.driver import make_context
 from ameir_fast.search.fixed import all_variants, applicable, default_variants, fixed_point
 from ameir_fast.search.objective import make_objective
@@ -274,12 +275,12 @@ def test_the_retrieval_report(retrieved, capsys):
     assert "AUC" not in page
 
 
-def test_the_retrieval_table_over_seeds(retrieved, tmp_path):
+def test_the_retrieval_table_over_seeds(sequences, retrieved, tmp_path):
     for seed in range(2):
         (tmp_path / f"seed-{seed}").mkdir()
         (tmp_path / f"seed-{seed}" / "metrics.json").write_bytes((retrieved[0] / "metrics.json").read_bytes())
-    report = quality.collect(Namespace(work=tmp_path, name="steps", seeds=2, jobs=1, config=None, set=None,
-                                       against=None))
+    report = quality.collect(Namespace(data=sequences.directory, work=tmp_path, name="steps", seeds=2, jobs=1,
+                                       config=None, set=None, against=None))
     assert report["metric"] == "ndcg@5" and report["references"] == ["DIN", "SASRec"]
     text = quality.as_markdown(report)
     for word in ("# steps, 2 seeds", "NDCG@5 − SASRec (paired)", "The same, against 100 items drawn by popularity:",
@@ -325,3 +326,45 @@ def test_rows_that_the_data_cannot_serve_are_refused(kind, name, message, sequen
     schema = {"sequences": sequences, "fields": fields}[kind].schema
     with pytest.raises(InputError, match=message):
         applicable(schema, (name,))
+
+
+# ---- a start in the space of the items -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activations", [("relu", "relu"), ("swish", "relu"), ("identity", "identity")])
+def test_a_model_starts_at_the_newest_item(sequences, activations):
+    """The score of an item is a multiple of its embedding's product with the newest item's, before any training."""
+    layers = tuple(af.MlpLayer(None, a, width=w) for a, w in zip(activations, (200, 80), strict=True))
+    arch = af.Architecture((ZERO,) * 3, (), layers, "none")
+    torch.manual_seed(0)
+    model = fresh_model(sequences.schema, arch, SearchConfig(embedding_dim=8, item_scale=5.0)).eval()
+    batch = next(sequences.batches("valid", 64))
+    with torch.no_grad():
+        start = sequences.schema.offset(sequences.schema.item_vocabulary)
+        items = model.embedding.weight[start:start + sequences.schema.size(sequences.schema.item_vocabulary)]
+        newest = batch.history[batch.history_offsets[1:] - 1, 0].long()
+        factor = 5.0 * 2 ** activations.count("identity")
+        torch.testing.assert_close(model(batch), factor * items[newest] @ items.T)
+
+
+def test_the_shared_weights_start_there_too_and_narrow_layers_pass_what_fits(sequences):
+    config = SearchConfig(embedding_dim=8, item_scale=5.0)
+    torch.manual_seed(0)
+    net = fresh_supernet(af.SearchSpace(sequences.schema), config).eval()
+    batch = next(sequences.batches("valid", 64))
+    with torch.no_grad():
+        items = net.embedding.weight[:sequences.schema.size(sequences.schema.item_vocabulary)]
+        newest = batch.history[batch.history_offsets[1:] - 1, 0].long()
+        for mlp, passed in ((fixed_mlp(200, 80), 8), ((af.MlpLayer(0.5, "relu"), af.MlpLayer(0.4, "relu")), 3)):
+            arch = af.Architecture((ZERO,) * 3, (), mlp, "none")
+            wanted = 5.0 * items[newest][:, :passed] @ items[:, :passed].T
+            torch.testing.assert_close(net(batch, arch), wanted)
+
+
+def test_clicks_start_as_ever(fields):
+    arch = af.Architecture((), (), fixed_mlp(20, 10), "none")
+    weights = []
+    for scale in (0.0, 10.0):
+        torch.manual_seed(0)
+        weights.append(fresh_model(fields.schema, arch, SearchConfig(embedding_dim=4, item_scale=scale)).state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -34,6 +34,8 @@ class SearchConfig:
     embedding_l2: float = 0.05              # × Σ |e|² over a sample's looked-up rows
     dropout: float = 0.3
     product_scale: float = 1.0              # initial weights of an order-r product: x this^(r-1), in a model of its own
+    item_scale: float = 0.0                 # retrieval: models start at the newest item, times this; 0: at random
+    mlp_activation: str = "relu"            # of the MLP by hand [200, 80] in found models; or "identity"
     unknown_rate: float = 0.0               # share of ids replaced by "unknown" while training
     epochs: float = 3.0                     # longest training of one model from scratch
     inherited_epochs: float = 1.0           # and of one that starts from the supernet's weights
@@ -72,7 +74,8 @@ class SearchConfig:
     def __post_init__(self):
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name in ("max_parameters", "sampler", "interaction_ranking", *_SWITCHES, *_RACES):
+            if f.name in ("max_parameters", "sampler", "interaction_ranking", "mlp_activation", *_SWITCHES,
+                          *_RACES):
                 continue
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
                 raise InputError(f"config: {f.name} is {value!r}, not a finite number >= 0")
@@ -94,6 +97,8 @@ class SearchConfig:
                              "'crosses'")
         if self.interaction_ranking == "crosses" and not self.interaction_warmup_epochs:
             raise InputError("config: interaction_ranking 'crosses' needs interaction_warmup_epochs above 0")
+        if self.mlp_activation not in ("relu", "identity"):
+            raise InputError(f"config: mlp_activation is {self.mlp_activation!r}, neither 'relu' nor 'identity'")
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"config: {name} is {getattr(self, name)!r}, not true or false")
@@ -139,10 +144,11 @@ class SearchConfig:
         return replace(self, **changes)
 
 
-RETRIEVAL = dict(embedding_dim=32, learning_rate=0.01, inherited_learning_rate=0.005, embedding_l2=0.0, negatives=16,
-                 epochs=8.0, evaluate_every=1.0, patience=2)
+RETRIEVAL = dict(embedding_dim=32, learning_rate=0.01, inherited_learning_rate=0.005, embedding_l2=0.0, negatives=16, item_scale=10.0,
+                 mlp_activation="identity", epochs=8.0, evaluate_every=1.0, patience=2, runs=1)
 """Defaults that differ for retrieval, whose tables are larger and whose rows say less each: with those of clicks a
-model stays at the level of popularity."""
+model stays at the level of popularity. An MLP that starts at random, or bends, keeps users' vectors out of the space of
+the items for many epochs, where models without one are from the beginning (docs/evaluation.md)."""
 
 QUICK = dict(behavior_children=64, behavior_epochs=1.0, mlp_epochs=1.0, epochs=1.0, inherited_epochs=0.5,
              top_k=2, finalists=4, race_epochs=(0.25, 0.5), mlp_finalists=3, mlp_race_epochs=(0.5,), runs=1, cycles=2,

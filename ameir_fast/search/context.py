@@ -11,7 +11,7 @@ from ..model import Model
 from ..population import evaluate_population
 from ..schema import FeatureSchema
 from ..space import Architecture, SearchSpace
-from ..space.architecture import ZERO, Block, fixed_mlp
+from ..space.architecture import ZERO, Block, MlpLayer, fixed_mlp
 from ..supernet import FIXED_WIDTHS, Supernet, reads_step1
 from .config import SearchConfig
 from .objective import CtrObjective
@@ -44,9 +44,14 @@ class Context:
     def zero_path(self) -> tuple[Block, ...]:
         return (ZERO,) * self.space.num_blocks
 
+    @property
+    def fixed(self) -> tuple[MlpLayer, ...]:
+        """The MLP by hand of steps 1 and 2."""
+        return fixed_mlp(*FIXED_WIDTHS, activation=self.config.mlp_activation)
+
     def behavior_child(self, behavior: tuple[Block, ...]) -> Architecture:
         """Step 1's child (AMEIR-A): the fixed MLP over [h_a, e_b]."""
-        return Architecture(tuple(behavior), (), FIXED, "none")
+        return Architecture(tuple(behavior), (), self.fixed, "none")
 
     # ---- scores with the supernet's weights ------------------------------------------------------
 
@@ -94,11 +99,21 @@ class Context:
         return model
 
 
+def fresh_supernet(space: SearchSpace, config: SearchConfig) -> Supernet:
+    """A supernet at its start; PyTorch's global generator decides."""
+    net = Supernet(space, config.embedding_dim)
+    if config.item_scale:
+        net.start_at_items(config.item_scale)
+    return net
+
+
 def fresh_model(schema: FeatureSchema, arch: Architecture, config: SearchConfig) -> Model:
     """A model at its start; PyTorch's global generator decides."""
     model = Model(schema, arch, config.embedding_dim)
     if config.product_scale != 1:
         model.scale_products(config.product_scale)
+    if config.item_scale:
+        model.start_at_items(config.item_scale)
     return model
 
 

@@ -8,9 +8,8 @@ import torch
 
 from ..space import Architecture
 from ..space.architecture import interaction_key
-from ..supernet import Supernet
 from .behavior import race_of, train_supernet
-from .context import FIXED, Context
+from .context import Context, fresh_supernet
 from .mlp import MlpStep
 from .race import trained_finalist
 from .seeds import generator, seeded_initialization
@@ -25,14 +24,14 @@ def control_rows(context: Context, wanted: list[str], blocks: tuple, products: t
 
 def without_interactions(context: Context, name: str, blocks: tuple, products: tuple) -> dict:
     """AMEIR-B with step 2's result left out."""
-    return complete(context, name, Architecture(blocks, (), FIXED, "se"))
+    return complete(context, name, Architecture(blocks, (), context.fixed, "se"))
 
 
 def random_interactions(context: Context, name: str, blocks: tuple, products: tuple) -> dict:
     """AMEIR-B with random interactions of the same orders."""
     g = generator(context.config.seed, *context.scope.names, name)
     return complete(context, name, Architecture(blocks, draw_like(products, context.space.schema.num_fields, g),
-                                                FIXED, "se"))
+                                                context.fixed, "se"))
 
 
 def draw_like(products: tuple, fields: int, g: torch.Generator) -> tuple[tuple[int, ...], ...]:
@@ -49,7 +48,7 @@ def random_children(context: Context, name: str, blocks: tuple, products: tuple)
     """Random children in both races, random interactions: the same procedure without any ranking."""
     config, space = context.config, context.space
     with seeded_initialization(config.seed, name):
-        net = Supernet(space, config.embedding_dim).to(context.task.device)
+        net = fresh_supernet(space, config).to(context.task.device)
     context = replace(context, net=net)
     train_supernet(context)  # step 1's is finished: this only reads its weights
     scope = context.scope.scope("retrain", name)
@@ -64,7 +63,7 @@ def random_children(context: Context, name: str, blocks: tuple, products: tuple)
     if config.mlp_inherit or config.inherit_retraining:  # otherwise nothing reads step 3's shared weights
         net.adopt(trained_finalist(context, scope.scope("behavior"), found))
         step.train_supernet()
-    children = [step.arch(FIXED)]
+    children = [step.arch(context.fixed)]
     fruitless = 0  # draws in a row that brought nothing new: fewer MLPs may be allowed than finalists wanted
     while len(children) < config.mlp_finalists and fruitless < 10_000:
         mlp = space.sample_mlp(g)

@@ -11,10 +11,9 @@ from ..errors import InputError
 from ..model import Model
 from ..progress import Progress
 from ..space import Architecture, SearchSpace
-from ..supernet import Supernet
 from . import behavior, interactions
 from .config import SearchConfig
-from .context import FIXED, Context
+from .context import Context, fresh_supernet
 from .controls import control_rows
 from .environment import describe
 from .fixed import FIXED_POINTS, applicable, fixed_point
@@ -82,7 +81,7 @@ def make_context(data, config: SearchConfig, scope, strategy, progress: Progress
     """The supernet at its seeded start and everything the steps need."""
     space = space_of(data, config)
     with seeded_initialization(config.seed, *scope.names, "supernet"):
-        net = Supernet(space, config.embedding_dim).to(device)
+        net = fresh_supernet(space, config).to(device)
     task = Task(data, make_objective(data.schema, config), config, progress, device)
     return Context(task, net.space, net, scope, strategy or RandomStrategy())
 
@@ -108,7 +107,7 @@ def search_once(context: Context, variants: tuple[str, ...]) -> dict:
             **timing(began, two), "candidates_ranked": two["candidates_ranked"], "cycles": context.config.cycles,
             "train_steps": two["train_steps"]})
         products = tuple(tuple(i) for i in two["found"])
-        found["AMEIR-B"] = Architecture(blocks, products, FIXED, "se")
+        found["AMEIR-B"] = Architecture(blocks, products, context.fixed, "se")
         if "AMEIR-B" in variants:
             rows["AMEIR-B"] = complete(context, "AMEIR-B", found["AMEIR-B"])
         if DEEPFM_FOUND in variants:

@@ -10,7 +10,7 @@ import torch
 from ..model import Model
 from ..space import MLP_ACTIVATIONS, Architecture, MlpLayer
 from ..space.choices import RATIOS
-from .context import FIXED, Context, outside_embedding
+from .context import Context, outside_embedding
 from .proposals import rank_children
 from .race import Standing, race, spread
 from .seeds import generator
@@ -110,8 +110,8 @@ class MlpStep:
         config = self.context.config
         others = config.mlp_finalists - 1
         picks = spread(ranking, min(config.top_k, others), others)
-        found = [Architecture.from_dict({**self.arch(FIXED).to_dict(), "mlp": r["mlp"]}) for r in picks]
-        return [*found, self.arch(FIXED)]
+        found = [Architecture.from_dict({**self.arch(self.context.fixed).to_dict(), "mlp": r["mlp"]}) for r in picks]
+        return [*found, self.arch(self.context.fixed)]
 
     def hold_race(self, ranking: list[dict]) -> list[Standing]:
         return self.race_of(self.scope.scope("race"), self.finalists(ranking))

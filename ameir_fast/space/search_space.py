@@ -206,3 +206,11 @@ def history_width(schema: FeatureSchema, embedding_dim: int) -> int:
     """Width of h_a: [pool, last, attention] with a target, [pool, last] without, 0 without behaviour."""
     parts = 0 if not schema.behavior else 3 if schema.target else 2
     return parts * schema.num_behavior * embedding_dim
+
+
+def newest_item(schema: FeatureSchema, embedding_dim: int) -> int | None:
+    """Where the newest item's embedding starts in h_a, if the history names items to retrieve."""
+    for place, field in enumerate(schema.behavior):
+        if schema.task == "retrieval" and field.vocabulary == schema.item_vocabulary:
+            return (schema.num_behavior + place) * embedding_dim
+    return None
