@@ -22,7 +22,7 @@ NATIVE      := CMakeLists.txt setup.py $(wildcard csrc/*.* csrc/*/*.*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build search results test test-slow bench-native bench-prepare bench-planted lint clean distclean
+.PHONY: help build search results test test-slow bench-native bench-prepare bench-planted bench-cpu sanitize lint clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "  make %-14s%s\n", name, $$0 }'
@@ -62,11 +62,28 @@ test: $(READY)  ## the tests, a process for each core, a thread each
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
+# A copy of the tree, so that the modules in use stay what they are.
+SANITIZED := build/sanitize
+CHECKS    := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+sanitize: $(READY)  ## the native code's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	cp -r ameir_fast kernels bench csrc tests setup.py CMakeLists.txt pyproject.toml README.md LICENSE $(SANITIZED)/
+	ln -s ../bench ../kernels $(SANITIZED)/ameir_fast/
+	cd $(SANITIZED) && CXXFLAGS="$(CHECKS)" LDFLAGS="$(CHECKS)" AMEIR_FAST_BUILD=cpu \
+	    $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
+	cd $(SANITIZED) && PYTHONPATH=. OMP_NUM_THREADS=2 ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	    $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_plan.py tests/test_native.py tests/test_distinct.py \
+	    tests/test_ranking.py tests/test_data_cells.py -k "not faster_than" $(ARGS)
+
 bench-native: $(READY)  ## native host code against NumPy and PyTorch, stored under bench/results
 	$(BIN)/python -m ameir_fast.bench.native --json bench/results/native.jsonl $(ARGS)
 
+bench-cpu: $(BENCH_READY)  ## the plan against eager, torch.compile and ONNX Runtime (20 minutes), stored under bench/results
+	$(BIN)/ameir-fast bench cpu --json bench/results/cpu.jsonl $(ARGS)
+
 $(BENCH_READY): $(READY)
-	$(BIN)/pip install --quiet pandas
+	$(BIN)/pip install --quiet pandas onnxruntime onnx
 	@touch $@
 
 bench-prepare: $(BENCH_READY)  ## preparing 10 million rows against pandas, 30 million, and feeding (15 minutes), stored under bench/results

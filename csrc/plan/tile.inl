@@ -192,23 +192,29 @@ Places arrange(const Program& program, Scratch& scratch) {
                      &at.second,    &at.squeezed, &at.excited, &at.shortcut, &at.few,
                      &at.zero};
   int64_t total = 0;
+  bool fresh = false;
   for (int64_t size : sizes) total += (size + 15) / 16 * 16;
   if (scratch.owner != program.id || static_cast<int64_t>(scratch.memory.size()) < total) {
-    scratch.memory.assign(total, 0.0f);
+    // NaN wherever nothing is promised: what is read before it is written shows in a result.
+    scratch.memory.assign(total, std::numeric_limits<float>::quiet_NaN());
     scratch.owner = program.id;
+    fresh = true;
     int64_t most = std::max(inputs, widest) + program.k;
     for (const Block& block : program.blocks) most = std::max(most, std::max(block.first.inputs, d));
     scratch.rows.resize(most);
-    if (max_pool) {
-      float* window = scratch.memory.data();
-      for (int part = 0; part < 2; ++part) window += (sizes[part] + 15) / 16 * 16;
-      std::fill(window, window + d * at.pitch, -std::numeric_limits<float>::infinity());
-    }
   }
   float* next = scratch.memory.data();
   for (size_t part = 0; part < std::size(sizes); ++part) {
     *parts[part] = next;
     next += (sizes[part] + 15) / 16 * 16;
+  }
+  if (fresh) {
+    for (int64_t i = 0; i < d; ++i) {
+      std::fill_n(at.normed + i * at.pitch, at.room, 0.0f);
+      if (max_pool) std::fill_n(at.window + i * at.pitch, at.room, -std::numeric_limits<float>::infinity());
+    }
+    if (any) std::fill_n(at.mask, at.room, 0.0f);
+    std::fill_n(at.zero, program.k + 4, 0.0f);
   }
   at.hidden += at.room, at.normed += at.room, at.window += at.room, at.gates += at.room, at.mixed += at.room;
   at.mask += at.room;
