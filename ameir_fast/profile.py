@@ -73,16 +73,17 @@ def profile_run(
     device: str = "cpu",
     seconds: float = 2.0,
     on_row: Callable[[dict], None] | None = None,
+    engine: str = "model",
 ) -> list[dict]:
-    """Time ``model(batch)`` of a run's derived model in inference mode, for each batch size.
+    """Time ``model(batch)`` of a run's derived model in inference mode, or that of its plan, for each batch size.
 
     Ids are uniform and every history has its full length: the most work a batch of that size can be.
-    Returns one row a batch size with ``batch, backend, device, threads, p50_ms, p99_ms, samples_per_s,
-    calls``.
+    Returns one row a batch size with ``batch, engine, backend, device, threads, p50_ms, p99_ms, samples_per_s,
+    calls``. ``engine`` is ``"model"`` or ``"plan"``.
 
     Raises:
-        InputError: the directory holds no finished model, a batch size is below 1, or the device is not
-        there.
+        InputError: the directory holds no finished model, a batch size is below 1, the device is not there, or
+        there are no plans for it.
     """
     import torch
 
@@ -97,18 +98,23 @@ def profile_run(
         if size < 1:
             raise InputError(f"batch size {size} is below 1")
     on_gpu = check_device(device)
+    if engine not in ("model", "plan"):
+        raise InputError(f"engine {engine!r} is neither 'model' nor 'plan'")
     model = Model.load(directory).to(device).eval()
+    call = model if engine == "model" else compiled(model, device)
+    backend = backend_in_use(torch.device(device)) if engine == "model" else "cpp"
     rows = []
     with torch.inference_mode():
         for size in batch_sizes:
             lengths = np.full(size, model.schema.max_history)
             batch = random_batch(model.schema, size, lengths).to(device)
             synchronize = torch.cuda.synchronize if on_gpu else None
-            time_calls(lambda batch=batch: model(batch), min(0.3, seconds / 4), 3, synchronize)
-            taken = time_calls(lambda batch=batch: model(batch), seconds, 5, synchronize)
+            time_calls(lambda batch=batch: call(batch), min(0.3, seconds / 4), 3, synchronize)
+            taken = time_calls(lambda batch=batch: call(batch), seconds, 5, synchronize)
             row = {
                 "batch": size,
-                "backend": backend_in_use(torch.device(device)),
+                "engine": engine,
+                "backend": backend,
                 "device": device,
                 "threads": torch.get_num_threads(),
                 **percentiles(taken),
@@ -119,6 +125,14 @@ def profile_run(
             if on_row is not None:
                 on_row(row)
     return rows
+
+
+def compiled(model, device: str = "cpu"):
+    """The plan of a model; ``InputError`` says why there is none."""
+    try:
+        return model.compile(device)
+    except RuntimeError as error:
+        raise InputError(str(error)) from None
 
 
 def check_device(device: str) -> bool:

@@ -104,7 +104,8 @@ def whole_search(work: Path, seed: int) -> dict | None:
     metrics = json.loads(path.read_text(encoding="utf-8"))
     best = metrics["data"]["statistics"]["truth"]["bayes_auc"]["test"]
     auc = {name: row["auc"]["runs"][0] for name, row in metrics["variants"].items()}
-    return {"bayes_auc": best, "auc": auc, "found": metrics["found"][0], "seconds": metrics["seconds"],
+    env = metrics["environment"]
+    return {"environment": {name: env[name] for name in ("cpu", "torch", "git", "date")}, "bayes_auc": best, "auc": auc, "found": metrics["found"][0], "seconds": metrics["seconds"],
             "share": {name: (value - 0.5) / (best["drawn"] - 0.5) for name, value in auc.items()}}
 
 
@@ -150,7 +151,8 @@ def as_markdown(report: dict) -> str:
     for seed, s in enumerate(report["searches"]):
         lines += ["", f"## Whole search, seed {seed}", "",
                   f"Best possible test AUC {s['bayes_auc']['drawn']:.4f} (expected {s['bayes_auc']['expected']:.4f}); "
-                  f"wanted of AMEIR-C: {ENOUGH:.0%} of the way there from 0.5. {s['seconds'] / 60:.0f} minutes.", "",
+                  f"wanted of AMEIR-C: {ENOUGH:.0%} of the way there from 0.5. {s['seconds'] / 60:.0f} minutes, "
+                  f"{s['environment']['cpu']}, git {s['environment']['git']}.", "",
                   *table_of(["model", "test AUC", "share of the way"], [
                       [name, f"{s['auc'][name]:.4f}", f"{share:.1%}"] for name, share in s["share"].items()])]
     changed = ", ".join(f"{k} {v}" for k, v in config.items() if v != _defaults().get(k))

@@ -9,9 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ameir_fast import cli
+from ameir_fast import cli, native
 from ameir_fast.cli import prepare
 from ameir_fast.cli import run as run_commands
 from ameir_fast.errors import InputError
@@ -19,7 +20,7 @@ from ameir_fast.schema import FeatureSchema
 from tests import fake_run
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["prepare", "search", "train", "evaluate", "report", "doctor", "profile", "bench"]
+COMMANDS = ["prepare", "search", "train", "evaluate", "report", "doctor", "profile", "export", "bench"]
 
 
 def call(*arguments: object) -> int:
@@ -141,13 +142,13 @@ def test_the_installed_form_of_the_command():
         (["report", "--run", "missing"], "missing: no such run directory"),
         (["report", "--run"], "requires an argument"),
         (["profile", "--run", "missing"], "no derived model"),
+        (["export", "--run", "missing", "--output", "plan"], "no derived model"),
         (["profile", "--run", "missing", "--batch", "1,x"], "'x' is not a positive integer"),
         (["profile", "--run", "missing", "--batch", "0"], "'0' is not a positive integer"),
         (["bench", "cpu", "--suite", "nonsense"], "unknown suite 'nonsense'; known: alimama, criteo, beauty"),
         (["bench", "cpu", "--cases", "nonsense"], "unknown case 'nonsense'"),
         (["bench", "cpu", "--lengths", "long"], "unknown lengths 'long'"),
-        (["bench", "cpu", "--engines", "plan"], "'plan' is not available yet"),
-        (["bench", "cpu", "--engines", "onnxruntime"], "'onnxruntime' is not available yet"),
+        (["bench", "cpu", "--engines", "tensorrt"], "unknown engine 'tensorrt'; known: plan, eager"),
         (["bench", "cpu", "--engines", "abacus"], "unknown engine 'abacus'"),
         (["bench", "population", "--step", "1"], "bench population is not available yet"),
         (["bench", "prepare", "--rows", "many"], "--rows: 'many' is not a positive integer"),
@@ -270,7 +271,7 @@ def test_doctor(capsys, tmp_path):
     out = capsys.readouterr().out
     found = json.loads((tmp_path / "doctor.json").read_text())
     assert {"torch", "triton", "numpy", "polars"} <= found["packages"].keys()
-    assert set(found["native"]) == {"_C", "_driver"}
+    assert set(found["native"]) == {"_C", "_driver", "_plan"}
     assert set(found["backends"]) == {"reference", "cpp", "triton"}
     assert found["backends"]["reference"] == {"works": True, "why_not": None, "missing": []}
     for name, state in found["backends"].items():
@@ -335,6 +336,31 @@ def test_profile(capsys, tmp_path, small_model):
         assert row["threads"] == 1 and 0 < row["p50_ms"] <= row["p99_ms"] and row["samples_per_s"] > 0
         assert row["calls"] >= 5 and row["backend"]
     assert "samples/s" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(native.why_not("_plan") is not None, reason=str(native.why_not("_plan")))
+def test_a_plan_is_exported_and_profiled(capsys, refused, tmp_path, small_model):
+    import torch
+
+    from ameir_fast import FeatureSchema, Model, Plan
+    from ameir_fast.profile import random_batch
+
+    assert call("export", "--run", small_model, "--output", tmp_path / "plan") == 0
+    assert f"plan: {tmp_path / 'plan'} (float32; on this machine it runs on " in capsys.readouterr().out
+    schema = FeatureSchema.from_dict(fake_run.SCHEMA)
+    batch = random_batch(schema, 20, np.full(20, schema.max_history))
+    with torch.no_grad():
+        wanted = Model.load(small_model / "model")(batch)
+    torch.testing.assert_close(Plan.load(tmp_path / "plan")(batch), wanted, rtol=1e-4, atol=1e-5)
+    refused("export", "--run", small_model, "--output", tmp_path / "plan", says="--overwrite replaces it")
+    assert call("export", "--run", small_model, "--output", tmp_path / "plan", "--overwrite") == 0
+    capsys.readouterr()
+    profile = ["profile", "--run", small_model, "--batch", "1", "--seconds", 0.02]
+    assert call(*profile, "--engine", "plan", "--json", tmp_path / "p.json") == 0
+    (row,) = json.loads((tmp_path / "p.json").read_text())["rows"]
+    assert row["engine"] == "plan" and row["backend"] == "cpp"
+    capsys.readouterr()
+    refused(*profile, "--engine", "onnx", says="engine 'onnx' is neither 'model' nor 'plan'")
 
 
 def test_profile_names_a_truncated_model(refused, tmp_path, small_model):

@@ -61,6 +61,7 @@ for _command in (
     run.report,
     tools.doctor,
     tools.profile,
+    tools.export,
 ):
     app.command()(_command)
 app.add_typer(prepare.app, name="prepare")

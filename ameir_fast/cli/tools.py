@@ -1,4 +1,4 @@
-"""``doctor``, ``profile`` and ``bench``."""
+"""``doctor``, ``profile``, ``export`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -46,6 +46,9 @@ def profile(
     ] = "1,64,1024",
     threads: Threads = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="E", help="plan (what serves it on the CPU), or model (PyTorch).")
+    ] = "model",
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.01, help="Time spent on each batch size.")
     ] = 2.0,
@@ -58,6 +61,7 @@ def profile(
 
     \b
     ameir-fast profile --run runs/first
+    ameir-fast profile --run runs/first --engine plan
     ameir-fast profile --run runs/first --batch 1,8 --threads 1 --json latency.json
     """
     check_json_file(json_file)
@@ -65,13 +69,14 @@ def profile(
     from ..profile import profile_run
 
     set_threads(threads)
-    rows = profile_run(run, sizes, device, seconds)
+    rows = profile_run(run, sizes, device, seconds, engine=engine)
     show_table(
         json_file,
         f"latency of {run}",
-        ["backend", "threads", "batch", "p50 ms", "p99 ms", "samples/s", "calls"],
+        ["engine", "backend", "threads", "batch", "p50 ms", "p99 ms", "samples/s", "calls"],
         [
             [
+                r["engine"],
                 r["backend"],
                 r["threads"],
                 f"{r['batch']:,}",
@@ -84,6 +89,37 @@ def profile(
         ],
     )
     write_result(json_file, {"version": 1, "run": run, "rows": rows})
+
+
+def export(
+    run: Annotated[str, typer.Option("--run", metavar="DIR", help="Run directory whose derived model is exported.")],
+    output: Annotated[str, typer.Option("--output", metavar="DIR", help="Gets plan.safetensors and plan.json.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a plan that is already there.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Write the plan of a run's derived model: what a service loads to score with it on the CPU.
+
+    In the service: plan = ameir_fast.Plan.load(DIR), then plan(batch), or plan.score(user, candidates). Loading
+    executes nothing from the files.
+
+    \b
+    ameir-fast export --run runs/first --output plans/first
+    """
+    check_json_file(json_file)
+    from pathlib import Path
+
+    from ..model import Model
+    from ..profile import compiled
+
+    directory = Path(run) / "model"
+    if not (directory / "model.json").is_file():
+        raise InputError(f"{run}: no derived model in it (model/model.json is missing); has the run finished?")
+    if (Path(output) / "plan.json").exists() and not overwrite:
+        raise InputError(f"{output}: there is a plan already; --overwrite replaces it")
+    plan = compiled(Model.load(directory))
+    plan.save(output)
+    say(json_file, f"plan: {output} ({plan.dtype}; on this machine it runs on {plan.instruction_set})")
+    write_result(json_file, {"version": 1, "plan": output, "dtype": plan.dtype, "instruction_set": plan.instruction_set})
 
 
 bench = typer.Typer(
