@@ -8,10 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 import ameir_fast.search
-from ameir_fast import ops
+from ameir_fast import cli, native, ops
 from ameir_fast.cli import app
 from ameir_fast.data import prepare_movielens
 from ameir_fast.search import SearchConfig
@@ -20,7 +21,7 @@ from ameir_fast.search.variants import FOUND
 from . import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/evaluation.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/evaluation.md", "docs/serving.md")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 pytestmark = pytest.mark.skipif(
@@ -53,9 +54,20 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ameir_fast.search, "search", small_search)
     blocks = [body for language, body in FENCE.findall(page("README.md")) if language == "python"]
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names: dict = {}
     for body in blocks:
+        if "Plan.load" in body:
+            if native.why_not("_plan"):
+                continue
+            with torch.no_grad():
+                wanted = ameir_fast.Model.load("runs/mine/model")(names["batch"])
+            with pytest.raises(SystemExit) as ended:
+                cli.main(["export", "--run", "runs/mine", "--output", "plans/mine"])
+            assert not ended.value.code
+            exec(compile(body, "README.md", "exec"), names)
+            torch.testing.assert_close(names["logits"], wanted, rtol=1e-4, atol=1e-5)
+            continue
         exec(compile(body, "README.md", "exec"), names)
     assert names["logits"].shape == (512,)
     assert names["scores"].auc.shape == (1,)
