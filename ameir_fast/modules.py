@@ -116,8 +116,9 @@ def start_at_items(layers: Sequence[nn.Linear], head: nn.Linear, start: int, sca
     ``scale`` times inputs ``start`` to ``start + K``.
 
     Units come in pairs that carry x and −x, for relu(x) − relu(−x) = x, and the same holds of swish (identity doubles x at
-    each layer). Any leading slice of a layer keeps whole pairs, so this serves slices of the supernet's matrices too. A
-    layer of fewer than 2 K units passes as many inputs as fit; units beyond the pairs start as they are."""
+    each layer). A leading slice of a layer keeps whole pairs, but for the last unit of an odd one, so this serves slices of
+    the supernet's matrices too. A layer of fewer than 2 K units passes as many inputs as fit; units beyond the pairs start
+    as they are."""
     pairs = min(head.out_features, *(layer.out_features // 2 for layer in layers))
     i = torch.arange(pairs)
     for index, layer in enumerate(layers):

@@ -29,7 +29,8 @@ class Plan:
 
     ``plan(batch)`` gives what ``model(batch)`` gives in eval mode: logits float32 [B], or for retrieval scores [B, V] of
     all items, [B, n] of ``items``. The result of a row is the same, bit for bit, whatever rows share its batch and
-    however many threads work (``torch.get_num_threads()``). A plan may be called from several threads at once.
+    however many threads work (``torch.get_num_threads()``); not so retrieval's scores of all items, which PyTorch's matrix
+    product makes of users' vectors. A plan may be called from several threads at once.
 
     Args:
         model: on the CPU.
@@ -49,13 +50,13 @@ class Plan:
         known = instruction_sets()
         if instruction_set is not None and instruction_set not in known:
             raise InputError(f"instruction set {instruction_set!r} is none of this processor's {', '.join(known)}")
-        self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
+        self._model = copy.deepcopy(model).float().eval().requires_grad_(False)
         self.schema, self.arch, self.dtype = model.schema, model.arch, dtype
-        self._native = _compile(self.model, instruction_set or "")
+        self._native = _compile(self._model, instruction_set or "")
         self._fields = self.schema.num_fields
         self._behavior = self.schema.num_behavior
         self._bags = len(self.schema.multi_fields)
-        self._outputs = self.model.head.out_features
+        self._outputs = self._model.head.out_features
         self._ctr = self.schema.task == "ctr"
         self._run = self._native.run
 
@@ -64,17 +65,19 @@ class Plan:
         return self._native.instruction_set
 
     def __call__(self, batch: Batch, items: Tensor | None = None) -> Tensor:
-        """Scores of a batch on the CPU.
+        """Scores of a batch on the CPU; ``items`` int32 or int64 [B, n], local ids, of retrieval alone.
 
         Raises ``InputError`` for tensors of a wrong type or shape, offsets that do not fit their values, a history
         longer than ``max_history``, or an id outside its vocabulary; nothing is read outside of any table.
         """
-        rows = batch.fields.shape[0]
         kept, addresses = self._addresses(batch)
+        rows = kept[0].shape[0]
+        if items is not None:
+            self._check_items(items, rows)
         out = torch.empty(rows if self._ctr else (rows, self._outputs), dtype=torch.float32)
         self._call(self._run, rows, *addresses, out.data_ptr())
         del kept
-        return out if self._ctr else item_scores(self.schema, self.model.embedding.weight, out, items)
+        return out if self._ctr else item_scores(self.schema, self._model.embedding.weight, out, items)
 
     def score(self, user: Batch, candidates: Tensor, fields: Sequence[str] | None = None) -> Tensor:
         """Logits float32 [n] of n candidates for one user, bit for bit those of n rows that repeat the user's.
@@ -93,27 +96,43 @@ class Plan:
         schema = self.schema
         if not self._ctr:
             raise InputError("a retrieval model has no candidates' fields; use plan(batch, items=...)")
-        names = list(schema.target) if fields is None else list(fields)
+        if fields is None and not schema.target:
+            raise InputError("the schema has no target fields, so `fields` must name the candidates' fields")
+        names = list(schema.target) if fields is None else [fields] if isinstance(fields, str) else list(fields)
         known = {f.name: i for i, f in enumerate(schema.fields) if i not in schema.multi_fields}
         for name in names:
             if name not in known:
                 raise InputError(f"candidates: {name!r} is no categorical field; there are {', '.join(known)}")
         if not names or len(set(names)) < len(names):
             raise InputError(f"candidates: fields {names} are not one or more different fields")
-        if len(user) != 1:
-            raise InputError(f"the user is one row, not {len(user)}")
         candidates = _checked("candidates", candidates, torch.int32, len(names))
         columns = [-1] * self._fields
         for column, name in enumerate(names):
             columns[known[name]] = column
-        if any(c >= 0 for c in columns):
-            user = replace(user, fields=user.fields.masked_fill(torch.tensor(columns) >= 0, 0))
+        own = _checked("fields", user.fields, torch.int32, self._fields)
+        if own.shape[0] != 1:
+            raise InputError(f"the user is one row, not {own.shape[0]}")
+        user = replace(user, fields=own.masked_fill(torch.tensor(columns) >= 0, 0))
         kept, addresses = self._addresses(user)
         out = torch.empty(candidates.shape[0])
         self._call(self._native.rank, *addresses, candidates.data_ptr(), candidates.shape[0], len(names), columns,
                    out.data_ptr())
         del kept
         return out
+
+    def _check_items(self, items: Tensor, rows: int) -> None:
+        if self._ctr:
+            raise InputError("items are of retrieval; this model scores clicks")
+        _checked("items", items, items.dtype if items.dtype in (torch.int32, torch.int64) else torch.int64, items.shape[-1]
+                 if items.dim() else 0, rows)
+        limit = self.schema.size(self.schema.item_vocabulary)
+        bad = (items < 0) | (items >= limit)
+        if bool(bad.any()):
+            row, column = (int(i) for i in bad.nonzero()[0])
+            raise InputError(f"items, row {row}: id {int(items[row, column])} is outside 0..{limit - 1}")
+
+    def __reduce__(self):
+        return Plan, (self._model, self.dtype, self.instruction_set)
 
     def _addresses(self, batch: Batch) -> tuple[list[Tensor], list[int]]:
         """Checked tensors, to be kept until their memory has been read, and the addresses and sizes that native code
@@ -148,8 +167,8 @@ class Plan:
     def save(self, directory: str | Path) -> None:
         """Writes ``plan.safetensors`` and ``plan.json`` into ``directory``, each by atomic rename. Weights are stored
         as the model has them and packed when they are loaded, so that every processor gets its own form."""
-        save_module(directory, self.model, {"schema": self.schema.to_dict(), "architecture": self.arch.to_dict(),
-                                            "embedding_dim": self.model.embedding_dim, "dtype": self.dtype}, "plan")
+        save_module(directory, self._model, {"schema": self.schema.to_dict(), "architecture": self.arch.to_dict(),
+                                            "embedding_dim": self._model.embedding_dim, "dtype": self.dtype}, "plan")
 
     @classmethod
     def load(cls, directory: str | Path, instruction_set: str | None = None) -> Plan:

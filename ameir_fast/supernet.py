@@ -27,11 +27,10 @@ from .modules import (
 from .reference import field_embeddings, products, relu
 from .space import Architecture, MlpLayer, SearchSpace
 from .space.architecture import Block, fixed_mlp
+from .space.choices import FIXED_ACTIVATIONS
 from .space.search_space import history_width, newest_item
 
 FIXED_WIDTHS = (200, 80)  # the paper's pre-defined MLP of steps 1 and 2
-#: Its activation: relu, or in retrieval identity, by which users' vectors stay in the space of the items.
-FIXED_ACTIVATIONS = ("relu", "identity")
 FIXED_MLPS = tuple(fixed_mlp(*FIXED_WIDTHS, activation=a) for a in FIXED_ACTIVATIONS)
 
 
@@ -86,7 +85,8 @@ class Supernet(nn.Module):
                 head=nn.Linear(second, 1 if ctr else k, bias=ctr, dtype=dtype))
 
     def start_at_items(self, scale: float) -> None:
-        """``Model.start_at_items`` for the shared weights of all MLPs, those of step 1 included."""
+        """``Model.start_at_items`` for the shared weights of step 1 and of the MLPs given as ratios; those of step 2 are
+        left as they are."""
         start = newest_item(self.schema, self.embedding_dim)
         if start is not None:
             start_at_items(list(self.mlp.values()), self.head, start, scale)

@@ -46,7 +46,7 @@ class Sizes:
 
 _SHARED = dict(embedding_l2=0.0, dropout=0.0, learning_rate=4e-3, inherited_learning_rate=2e-3,
                interaction_ranking=RANKINGS[0], product_scale=30.0, keep_interactions=300, cycles=3)
-FULL = Sizes(1_000_000, 12, 2, 1, 10, 1, 3, (0.5, 2.0), {
+FULL = Sizes(1_000_000, 12, 2, 1, 10, 1, 2, (0.5, 2.0), {
     **_SHARED, "epochs": 4.0, "runs": 1, "evaluate_every": 0.5, "behavior_epochs": 1.0, "warmup_epochs": 0.5,
     "race_epochs": (0.1, 0.15, 0.2), "mlp_epochs": 0.5, "mlp_race_epochs": (0.2,), "mlp_finalists": 4,
     "validation_subset": 8192})

@@ -90,6 +90,7 @@ def test_the_report_of_known_results(tmp_path):
     write("step2-shared-0", {"found": [[1, 2]]})
     truth = {"bayes_auc": {"test": {"drawn": 0.9, "expected": 0.89}}}
     write("search-0", {"data": {"statistics": {"truth": truth}}, "found": [{}], "seconds": 60.0,
+                       "environment": {"cpu": "A processor", "torch": "2", "git": "abc", "date": "today"},
                        "variants": {"AMEIR-C": {"auc": {"runs": [0.89]}}, "DIN": {"auc": {"runs": [0.6]}}}})
     report = planted_report.collect(tmp_path, planted.QUICK, 2)
     order, plain = report["preference"]["order"], report["preference"]["sum"]

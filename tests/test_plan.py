@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,7 +43,8 @@ def assert_right(single: af.Model, exact: af.Model, batch: af.Batch, plan: af.Pl
     assert got.shape == want.shape and got.dtype == torch.float32, what
     if want.numel():
         scale = max(1.0, float(want.abs().max()))
-        assert float((got - want).abs().max()) <= 2 * float((eager - want).abs().max()) + 3e-6 * scale, what
+        ours, theirs = ((one.double() - want).square().mean().sqrt() for one in (got, eager))
+        assert float(ours) <= 2 * float(theirs) + 3e-6 * scale, what
 
 
 @pytest.mark.parametrize("isa", SETS)
@@ -82,6 +85,45 @@ def test_widths(k, isa):
 
 
 @pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("k, behavior", [(64, 5), (3, 4), (128, 3)])
+def test_wide_histories(k, behavior, isa):
+    """D up to 384; sums of many inputs are no worse than eager's."""
+    schema = make_schema(fields=6, behavior=behavior, max_history=6, seed=1)
+    single, exact = pair(schema, arch_of("conv3", "target_attn", *(["bi_gru"] if k % 2 == 0 else ["conv1"])), k)
+    plan, batch = single.compile(instruction_set=isa), random_batch(schema, 70, 2)
+    assert_right(single, exact, batch, plan, f"K {k}, {behavior} behaviour fields")
+    assert torch.equal(torch.cat([plan(batch.slice(r, r + 1)) for r in range(len(batch))]), plan(batch))
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_attention_with_scores_of_any_size(isa):
+    """Rows whose exponentials could overflow share a group with rows whose cannot."""
+    schema = make_schema(fields=4, behavior=2, max_history=9, sizes=None, seed=3)
+    single, exact = pair(schema, arch_of("self_attn2", "self_attn4", norm="none", activation="identity"), 4)
+    with torch.no_grad():
+        for model in (single, exact):
+            model.embedding.weight[::2] *= 30
+    plan, batch = single.compile(instruction_set=isa), random_batch(schema, 90, 2)
+    with torch.no_grad():
+        want, got, eager = exact(batch), plan(batch), single(batch)
+    assert torch.isfinite(got).all() and float(want.abs().max()) > 100
+    assert float((got - want).abs().max()) <= 3 * float((eager - want).abs().max()) + 1e-3
+    assert torch.equal(torch.cat([plan(batch.slice(r, r + 1)) for r in range(len(batch))]), got)
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("layer", [name for name in LAYERS if name != "zero"])
+def test_numbers_that_are_none_stay_so(layer, isa):
+    schema = make_schema(fields=4, behavior=2, max_history=9, seed=3)
+    single, _ = pair(schema, arch_of(layer, mlp=[{"ratio": 0.6, "activation": "identity"}]), 4)
+    with torch.no_grad():
+        single.embedding.weight[single.schema.offset("f0") + 1, 1] = torch.nan
+    batch = random_batch(schema, 60, 5)
+    with torch.no_grad():
+        assert torch.equal(single(batch).isnan(), single.compile(instruction_set=isa)(batch).isnan())
+
+
+@pytest.mark.parametrize("isa", SETS)
 def test_a_row_s_result_depends_on_nothing_else(isa):
     """Bit for bit: whatever shares the batch, wherever the row lies, however many threads work."""
     schema = make_schema(fields=5, multi=1, behavior=2, max_history=11, seed=2)
@@ -118,6 +160,13 @@ def test_several_threads_may_call_a_plan_and_others_between():
         assert all(pool.map(call, range(180)))
 
 
+def test_plans_travel_to_other_processes():
+    schema = make_schema(seed=5)
+    plan, batch = pair(schema, arch_of("conv1"), 4)[0].compile(), random_batch(schema, 20, 3)
+    for other in (copy.deepcopy(plan), pickle.loads(pickle.dumps(plan))):
+        assert torch.equal(other(batch), plan(batch)) and other.instruction_set == plan.instruction_set
+
+
 def test_memory_of_any_layout_is_taken():
     schema = make_schema(fields=4, multi=1, behavior=2, seed=4)
     plan = pair(schema, arch_of("conv3"), 4)[0].compile()
@@ -147,6 +196,13 @@ def test_items_of_retrieval_are_scored_as_by_the_model():
     with torch.no_grad():
         torch.testing.assert_close(plan(batch, items=items), single(batch, items=items))
         torch.testing.assert_close(plan(batch), single(batch))
+    size = single.schema.size(single.schema.item_vocabulary)
+    for wrong, says in ((torch.full((9, 1), size), f"items, row 0: id {size} is outside 0..{size - 1}"),
+                        (torch.tensor([[0]] * 8 + [[-1]]), "items, row 8: id -1"),
+                        (items[:3], "items has 3 entries, not 9"), (items.float(), "items is torch.float32"),
+                        (items[:, 0], "items is torch.int64 with 1 dimensions")):
+        with pytest.raises(af.InputError, match=says):
+            plan(batch, items=wrong)
 
 
 # ---- bad input -----------------------------------------------------------------------------------------
@@ -293,6 +349,9 @@ def test_candidates_that_cannot_be(checked):
             ((batch, good), "the user is one row, not 100"),
             ((user, good.long()), "candidates is torch.int64"),
             ((user, good[:, :1]), "candidates has 1 columns, not 2"),
+            ((replace(user, fields=user.fields[:, :1]), good), "fields has 1 columns, not 4"),
+            ((replace(user, fields=user.fields[:, :3]), good), "fields has 3 columns, not 4"),
+            ((user, good, "f9"), "'f9' is no categorical field"),
             ((user, good, ["f3", "f0"]), "'f3' is no categorical field"),
             ((user, good, ["f0", "f0"]), "not one or more different fields"),
             ((user, good, []), "not one or more different fields"),
@@ -303,3 +362,8 @@ def test_candidates_that_cannot_be(checked):
     retrieval = pair(make_schema(task="retrieval", fields=0, behavior=1), arch_of("conv1", interactions=()), 4)[0].compile()
     with pytest.raises(af.InputError, match="a retrieval model has no candidates"):
         retrieval.score(user, good)
+    with pytest.raises(af.InputError, match="items are of retrieval"):
+        plan(batch, items=good)
+    without = pair(make_schema(fields=4, behavior=0, seed=3), arch_of(), 4)[0].compile()
+    with pytest.raises(af.InputError, match="no target fields, so `fields` must name"):
+        without.score(user, good)

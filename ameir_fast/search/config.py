@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 
 from ..errors import InputError
+from ..space.choices import FIXED_ACTIVATIONS
 
 VERSION = 1
 _SWITCHES = ("inherit", "mlp_inherit", "inherit_retraining")
@@ -34,7 +35,8 @@ class SearchConfig:
     embedding_l2: float = 0.05              # × Σ |e|² over a sample's looked-up rows
     dropout: float = 0.3
     product_scale: float = 1.0              # initial weights of an order-r product: x this^(r-1), in a model of its own
-    item_scale: float = 0.0                 # retrieval: models start at the newest item, times this; 0: at random
+    item_scale: float = 0.0                 # retrieval: models start at this times the newest item
+                                            # (twice that for each identity layer); 0: at random
     mlp_activation: str = "relu"            # of the MLP by hand [200, 80] in found models; or "identity"
     unknown_rate: float = 0.0               # share of ids replaced by "unknown" while training
     epochs: float = 3.0                     # longest training of one model from scratch
@@ -97,8 +99,8 @@ class SearchConfig:
                              "'crosses'")
         if self.interaction_ranking == "crosses" and not self.interaction_warmup_epochs:
             raise InputError("config: interaction_ranking 'crosses' needs interaction_warmup_epochs above 0")
-        if self.mlp_activation not in ("relu", "identity"):
-            raise InputError(f"config: mlp_activation is {self.mlp_activation!r}, neither 'relu' nor 'identity'")
+        if self.mlp_activation not in FIXED_ACTIVATIONS:
+            raise InputError(f"config: mlp_activation is {self.mlp_activation!r}, none of {', '.join(FIXED_ACTIVATIONS)}")
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"config: {name} is {getattr(self, name)!r}, not true or false")

@@ -46,7 +46,7 @@ class Context:
 
     @property
     def fixed(self) -> tuple[MlpLayer, ...]:
-        """The MLP by hand of steps 1 and 2."""
+        """The MLP by hand of step 1, and of step 2's result."""
         return fixed_mlp(*FIXED_WIDTHS, activation=self.config.mlp_activation)
 
     def behavior_child(self, behavior: tuple[Block, ...]) -> Architecture:

@@ -34,6 +34,8 @@ ACTIVATIONS = ("relu", "gelu", "swish", "identity")
 RATIOS = tuple(t / 10 for t in range(1, 11))
 MLP_ACTIVATIONS = ("relu", "swish", "identity", "dice")
 SHORTCUTS = ("se", "none")
+#: Of the MLP by hand: relu, or in retrieval identity, by which users' vectors stay in the space of the items.
+FIXED_ACTIVATIONS = ("relu", "identity")
 
 
 def width(ratio: float, k0: int) -> int:

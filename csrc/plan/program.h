@@ -122,7 +122,7 @@ struct Candidates {
   int64_t length = 0;
 };
 
-// Where an id lies outside its vocabulary; the smallest such place wins, whatever the order of work.
+// Where an id lies outside its vocabulary; the smallest row wins, whatever the order of work.
 struct Fault {
   int64_t row = -1, column = -1, id = 0;
   bool history = false;

@@ -115,7 +115,20 @@ inline vf exp2(vf x) {
   return (vf)((vi)p + ((vi)shifted << 23));
 }
 
-inline vf sigmoid(vf x) { return 1.0f / (1.0f + exp(-x)); }
+inline vf sigmoid(vf x) { return x < -88.0f ? vf{} : 1.0f / (1.0f + exp(-x)); }
+
+// Lane i is that of x whose number from[i] is.
+inline vf pick(vf x, vi from) {
+#if AMEIR_FAST_LANES == 16
+  return (vf)_mm512_permutexvar_ps((__m512i)from, (__m512)x);
+#elif AMEIR_FAST_LANES == 8
+  return (vf)_mm256_permutevar8x32_ps((__m256)x, (__m256i)from);
+#else
+  vf y;
+  for (int i = 0; i < V; ++i) y[i] = x[from[i]];
+  return y;
+#endif
+}
 
 inline vf tanh(vf x) {
   const vf z = x * x;

@@ -20,6 +20,7 @@ namespace {
 
 #include "plan/simd.inl"
 
+constexpr int64_t kChunk = 128;  // inputs that are summed up on their own, so that rounding errors of long sums stay small
 constexpr int TILE = 3 * V;  // samples of a tile
 constexpr int kFew = 4;      // samples that are cheaper one by one than as the lanes of a vector
 constexpr int kUnitRows = V == 16 ? 6 : 4, kUnitVectors = V == 16 ? 4 : 3;  // accumulators of the activation unit
@@ -30,18 +31,27 @@ constexpr int kUnitRows = V == 16 ? 6 : 4, kUnitVectors = V == 16 ? 4 : 3;  // a
 template <int outputs, int vectors, typename Then>
 inline void multiply(const float* weight, int64_t panel, const float* bias, const float* const* rows, int64_t inputs,
                      int64_t p, Then then) {
-  vf sum[outputs][vectors];
+  vf sum[outputs][vectors], before[outputs][vectors];
   for (int o = 0; o < outputs; ++o) {
     for (int v = 0; v < vectors; ++v) sum[o][v] = set(bias[o]);
   }
-  for (int64_t i = 0; i < inputs; ++i, weight += panel) {
-    const float* x = rows[i] + p;
-    vf in[vectors];
-    for (int v = 0; v < vectors; ++v) in[v] = load(x + v * V);
-    for (int o = 0; o < outputs; ++o) {
-      const vf w = set(weight[o]);
-      for (int v = 0; v < vectors; ++v) sum[o][v] = fma(w, in[v], sum[o][v]);
+  for (int64_t start = 0; start < inputs; start += kChunk) {
+    const int64_t end = std::min(start + kChunk, inputs);
+    for (int o = 0; start && o < outputs; ++o) {
+      for (int v = 0; v < vectors; ++v) before[o][v] = start == kChunk ? sum[o][v] : before[o][v] + sum[o][v], sum[o][v] = vf{};
     }
+    for (int64_t i = start; i < end; ++i, weight += panel) {
+      const float* x = rows[i] + p;
+      vf in[vectors];
+      for (int v = 0; v < vectors; ++v) in[v] = load(x + v * V);
+      for (int o = 0; o < outputs; ++o) {
+        const vf w = set(weight[o]);
+        for (int v = 0; v < vectors; ++v) sum[o][v] = fma(w, in[v], sum[o][v]);
+      }
+    }
+  }
+  for (int o = 0; inputs > kChunk && o < outputs; ++o) {
+    for (int v = 0; v < vectors; ++v) sum[o][v] = before[o][v] + sum[o][v];
   }
   for (int o = 0; o < outputs; ++o) {
     for (int v = 0; v < vectors; ++v) then(o, p + v * V, sum[o][v]);
@@ -79,15 +89,19 @@ inline void multiply_panels(const Linear& map, const float* const* rows, int64_t
 template <typename Lanes, int panels>
 inline void multiply_vector(const float* weight, const float* bias, const float* x, int64_t inputs, float* out) {
   constexpr int64_t width = sizeof(Lanes) / sizeof(float);
-  Lanes sum[panels];
+  Lanes sum[panels], before[panels];
   for (int j = 0; j < panels; ++j) std::memcpy(&sum[j], bias + j * width, sizeof(Lanes));
-  for (int64_t i = 0; i < inputs; ++i) {
-    for (int j = 0; j < panels; ++j) {
-      Lanes w;
-      std::memcpy(&w, weight + (j * inputs + i) * width, sizeof w);
-      sum[j] = fma(w, x[i], sum[j]);
+  for (int64_t start = 0; start < inputs; start += kChunk) {
+    for (int j = 0; start && j < panels; ++j) before[j] = start == kChunk ? sum[j] : before[j] + sum[j], sum[j] = Lanes{};
+    for (int64_t i = start; i < std::min(start + kChunk, inputs); ++i) {
+      for (int j = 0; j < panels; ++j) {
+        Lanes w;
+        std::memcpy(&w, weight + (j * inputs + i) * width, sizeof w);
+        sum[j] = fma(w, x[i], sum[j]);
+      }
     }
   }
+  for (int j = 0; inputs > kChunk && j < panels; ++j) sum[j] = before[j] + sum[j];
   for (int j = 0; j < panels; ++j) std::memcpy(out + j * width, &sum[j], sizeof(Lanes));
 }
 
@@ -161,8 +175,7 @@ Places arrange(const Program& program, Scratch& scratch) {
   at.room = program.reach() * V;
   at.pitch = 2 * at.room + program.max_history * V + V;
   if (at.pitch % 1024 == 0) at.pitch += V;  // or rows would share cache sets
-  int64_t widest = 1, hidden = 0, inputs = program.inputs();
-  widest = std::max(columns, program.outputs);
+  int64_t widest = std::max(columns, program.outputs), hidden = 0, inputs = program.inputs();
   for (const Dense& layer : program.mlp) widest = std::max(widest, layer.linear.outputs);
   if (!program.target.empty()) hidden = (program.pool.hidden + kUnitRows) * V;
   const int64_t gates = most_gates(program);
@@ -192,13 +205,15 @@ Places arrange(const Program& program, Scratch& scratch) {
                      &at.second,    &at.squeezed, &at.excited, &at.shortcut, &at.few,
                      &at.zero};
   int64_t total = 0;
-  bool fresh = false;
   for (int64_t size : sizes) total += (size + 15) / 16 * 16;
-  if (scratch.owner != program.id || static_cast<int64_t>(scratch.memory.size()) < total) {
+  if (static_cast<int64_t>(scratch.memory.size()) < total) {
     // NaN wherever nothing is promised: what is read before it is written shows in a result.
     scratch.memory.assign(total, std::numeric_limits<float>::quiet_NaN());
+    scratch.owner = 0;
+  }
+  const bool fresh = scratch.owner != program.id;
+  if (fresh) {
     scratch.owner = program.id;
-    fresh = true;
     int64_t most = std::max(inputs, widest) + program.k;
     for (const Block& block : program.blocks) most = std::max(most, std::max(block.first.inputs, d));
     scratch.rows.resize(most);
@@ -477,7 +492,7 @@ class Histories {
     for (int64_t step = 0; step < steps; ++step) {
       vf gate[3] = {bias[0], bias[1], bias[2]};
       for (int64_t j = 0; j < h; ++j) {
-        const vf one = __builtin_shuffle(state, from[j]);
+        const vf one = pick(state, from[j]);
         for (int g = 0; g < 3; ++g) gate[g] = fma(weight[g][j], one, gate[g]);
       }
       const float* in = gates + step * 3 * V;
