@@ -21,7 +21,7 @@ from .model import Model, ModelWeights
 from .space.choices import LAYERS
 from .storage import load_module, save_module
 
-DTYPES = ("float32",)
+DTYPES = ("float32", "bfloat16")
 
 
 class Plan:
@@ -34,7 +34,8 @@ class Plan:
 
     Args:
         model: on the CPU.
-        dtype: of the weights and the computation; ``"float32"``.
+        dtype: ``"float32"``, or ``"bfloat16"``: weights and inputs of the MLP's layers are rounded to bfloat16 and summed up in
+            float32, with AMX where the processor has it; everything else stays float32.
         instruction_set: one of ``instruction_sets()``; None for the best that this processor has.
 
     Raises:
@@ -52,7 +53,7 @@ class Plan:
             raise InputError(f"instruction set {instruction_set!r} is none of this processor's {', '.join(known)}")
         self._model = copy.deepcopy(model).float().eval().requires_grad_(False)
         self.schema, self.arch, self.dtype = model.schema, model.arch, dtype
-        self._native = _compile(self._model, instruction_set or "")
+        self._native = _compile(self._model, instruction_set or "", dtype == "bfloat16")
         self._fields = self.schema.num_fields
         self._behavior = self.schema.num_behavior
         self._bags = len(self.schema.multi_fields)
@@ -207,14 +208,15 @@ def _checked(name: str, tensor: Tensor | None, dtype: torch.dtype, columns: int 
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
-def _compile(model: Model, instruction_set: str):
-    """The native plan of a float32 model in eval mode, whose embedding matrix it reads in place."""
+def _compile(model: Model, instruction_set: str, half: bool, use_amx: bool = True):
+    """The native plan of a float32 model in eval mode, whose embedding matrix it reads in place; with ``half`` its MLP in
+    bfloat16."""
     schema, weights = model.schema, ModelWeights(model)
 
     def arrays(tensors) -> list:
         return [t.detach().contiguous().numpy() for t in tensors]
 
-    plan = native.plan().Plan(*arrays([model.embedding.weight]), schema.max_history, instruction_set)
+    plan = native.plan().Plan(*arrays([model.embedding.weight]), schema.max_history, instruction_set, half, use_amx)
     for place, (offset, size) in enumerate(zip(schema.field_offsets, schema.field_sizes, strict=True)):
         plan.add_field(offset, size, place in schema.multi_fields)
     for offset, size in zip(schema.behavior_offsets, schema.behavior_sizes, strict=True):

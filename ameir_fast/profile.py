@@ -127,10 +127,10 @@ def profile_run(
     return rows
 
 
-def compiled(model, device: str = "cpu"):
+def compiled(model, device: str = "cpu", dtype: str = "float32"):
     """The plan of a model; ``InputError`` says why there is none."""
     try:
-        return model.compile(device)
+        return model.compile(device, dtype)
     except RuntimeError as error:
         raise InputError(str(error)) from None
 

@@ -23,7 +23,8 @@ from ..search.environment import describe
 from . import limits
 from .suites import EMBEDDING_DEVIATION, Case, cases, lengths
 
-ENGINES = ("plan", "eager", "compile", "onnxruntime")
+PLANS = {"plan": "float32", "plan-bfloat16": "bfloat16"}
+ENGINES = (*PLANS, "eager", "compile", "onnxruntime")
 TOLERANCE = 1e-4
 BATCHES = 4  # inputs in turn, so that the looked-up rows are not the ones just used
 CHECK_ROWS = 256  # rows a time in fp64
@@ -72,7 +73,7 @@ def check_choices(engines: list[str], kinds: list[str]) -> None:
     for engine in engines:
         if engine not in ENGINES:
             raise InputError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
-    if "plan" in engines:
+    if any(engine in PLANS for engine in engines):
         from ..plan import instruction_sets
 
         try:
@@ -143,9 +144,9 @@ def measure(
                 "flops_per_batch": flop,
                 "bytes_per_batch": moved,
             }
-    peers = [row["samples_per_s"] for row in rows if row["engine"] != "plan" and row["samples_per_s"]]
+    peers = [row["samples_per_s"] for row in rows if row["engine"] not in PLANS and row["samples_per_s"]]
     for row in rows:
-        if row["engine"] == "plan" and row["samples_per_s"] and peers:
+        if row["engine"] in PLANS and row["samples_per_s"] and peers:
             row["ratio"] = row["samples_per_s"] / max(peers)
     return rows
 
@@ -156,9 +157,9 @@ def _start(case: Case, model: Model, engine: str, kind: str, batch: int, inputs:
         "suite": case.suite,
         "case": case.name,
         "engine": engine,
-        "backend": {"plan": "cpp", "compile": "inductor"}.get(engine, backend_in_use(torch.device("cpu"))),
+        "backend": "cpp" if engine in PLANS else "inductor" if engine == "compile" else backend_in_use(torch.device("cpu")),
         "device": "cpu",
-        "dtype": "float32",
+        "dtype": PLANS.get(engine, "float32"),
         "threads": torch.get_num_threads(),
         "lengths": kind if case.schema.num_behavior else "none",
         "batch": batch,
@@ -204,8 +205,8 @@ class _Turn:
 
 def make_engine(model: Model, engine: str, kind: str) -> tuple[Callable, Callable]:
     """A function that computes the model's output, and one that makes its input of a ``Batch`` (not timed)."""
-    if engine == "plan":
-        return model.compile(), lambda batch: batch
+    if engine in PLANS:
+        return model.compile(dtype=PLANS[engine]), lambda batch: batch
     if engine == "onnxruntime":
         return _onnxruntime(model, kind)
     if engine == "eager":
@@ -250,20 +251,20 @@ def largest_error(model: Model, batch, output: torch.Tensor) -> float:
         stop = min(start + CHECK_ROWS, len(batch))
         gap = (exact(batch.slice(start, stop)) - output[start:stop].double()).abs().max()
         largest = torch.maximum(largest, gap)  # a NaN stays
-    return float(largest)
+    return float(largest.detach())
 
 
 def summary(rows: list[dict]) -> list[str]:
-    """Of the plan, the geometric mean and the least of its ratios in each suite and kind of lengths."""
+    """Of each plan, the geometric mean and the least of its ratios in each suite and kind of lengths."""
     found: dict[tuple, list[dict]] = {}
     for row in rows:
         if row["ratio"]:
-            found.setdefault((row["suite"], row["lengths"], row["batch"]), []).append(row)
+            found.setdefault((row["suite"], row["lengths"], row["batch"], row["engine"]), []).append(row)
     lines = []
-    for (suite, kind, batch), group in found.items():
+    for (suite, kind, batch, engine), group in found.items():
         mean = math.exp(statistics.mean(math.log(row["ratio"]) for row in group))
         least = min(group, key=lambda row: row["ratio"])
-        lines.append(f"{suite}, {kind}, batch {batch}: plan {mean:.1f} times the best peer's samples/s in the geometric "
+        lines.append(f"{suite}, {kind}, batch {batch}: {engine} {mean:.1f} times the best peer's samples/s in the geometric "
                      f"mean of {len(group)}, least {least['ratio']:.1f} ({least['case']})")
     return lines
 

@@ -14,6 +14,7 @@ import torch
 
 import ameir_fast as af
 from ameir_fast import native
+from ameir_fast import plan as plan_module
 from tests.helpers import block, make_model, make_schema, random_arch, random_batch, random_schema, select_rows, strided
 
 pytestmark = pytest.mark.skipif(native.why_not("_plan") is not None, reason=str(native.why_not("_plan")))
@@ -160,6 +161,58 @@ def test_several_threads_may_call_a_plan_and_others_between():
         assert all(pool.map(call, range(180)))
 
 
+# ---- bfloat16 ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("seed", range(8))
+def test_bfloat16_is_near_float32_and_depends_on_the_row_alone(seed, isa):
+    schema = make_schema(fields=5, behavior=2, max_history=9, seed=seed)
+    widths = [[{"width": w, "activation": a} for w, a in zip(sizes, ("relu", "dice", "swish"), strict=False)]
+              for sizes in ((1,), (17, 16), (33, 5, 64), (300, 31))]
+    single, _ = pair(schema, arch_of("conv3", "max_pool3", mlp=widths[seed % 4]), (4, 3, 16)[seed % 3], seed)
+    batch = random_batch(schema, 83, seed)
+    rounded, full = single.compile(dtype="bfloat16", instruction_set=isa), single.compile(instruction_set=isa)
+    got, want = rounded(batch), full(batch)
+    error = float((got - want).abs().max()) / max(1.0, float(want.abs().max()))
+    assert 0 < error < 0.05 and rounded.dtype == "bfloat16"
+    assert torch.equal(torch.cat([rounded(batch.slice(r, r + 1)) for r in range(len(batch))]), got)
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_bfloat16_rounds_weights_and_inputs_of_the_mlp(isa):
+    """One identity layer over fields alone: the result from rounded numbers in float64."""
+    schema = make_schema(fields=4, behavior=0, seed=3)
+    single, exact = pair(schema, arch_of(mlp=[{"width": 40, "activation": "identity"}], interactions=()) | {"shortcut": "none"},
+                         16)
+    batch = random_batch(schema, 70, 2)
+
+    def rounded(t: torch.Tensor) -> torch.Tensor:
+        return t.float().bfloat16().double()
+
+    with torch.no_grad():
+        rows = batch.fields.long() + torch.tensor(single.schema.field_offsets)
+        x = rounded(exact.embedding.weight[rows].flatten(1))
+        unit, head = exact.mlp["0"], exact.head
+        want = (x @ rounded(unit.weight).T + unit.bias) @ head.weight.T + head.bias
+        got = single.compile(dtype="bfloat16", instruction_set=isa)(batch)
+    torch.testing.assert_close(got.double(), want[:, 0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not SETS or SETS[0] != "avx512", reason="AMX comes with AVX-512")
+def test_amx_and_plain_products_agree():
+    schema = make_schema(fields=5, behavior=2, max_history=9, seed=1)
+    model = pair(schema, arch_of("conv3", mlp=[{"width": 300, "activation": "swish"}, {"width": 45, "activation": "dice"}]),
+                 16)[0]
+    plan, batch = model.compile(dtype="bfloat16"), random_batch(schema, 150, 1)
+    if not plan._native.uses_amx:
+        pytest.skip("this processor has no AMX, or the system does not grant it")
+    got = plan(batch)
+    plan._native = plan_module._compile(plan._model, "avx512", True, use_amx=False)
+    plan._run = plan._native.run
+    torch.testing.assert_close(plan(batch), got, rtol=1e-3, atol=1e-3)
+
+
 def test_plans_travel_to_other_processes():
     schema = make_schema(seed=5)
     plan, batch = pair(schema, arch_of("conv1"), 4)[0].compile(), random_batch(schema, 20, 3)
@@ -282,6 +335,10 @@ def test_a_plan_is_saved_and_loaded(tmp_path):
     plan.save(tmp_path / "plan")
     assert sorted(f.name for f in (tmp_path / "plan").iterdir()) == ["plan.json", "plan.safetensors"]
     again, batch = af.Plan.load(tmp_path / "plan"), random_batch(schema, 50, 1)
+    plan_half = plan._model.compile(dtype="bfloat16")
+    plan_half.save(tmp_path / "half")
+    half = af.Plan.load(tmp_path / "half")
+    assert half.dtype == "bfloat16" and torch.equal(half(batch), plan_half(batch))
     assert torch.equal(again(batch), plan(batch)) and again.arch == plan.arch and again.dtype == "float32"
 
 

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <stdexcept>
@@ -112,7 +113,9 @@ Block make_block(const std::string& layer, const std::string& act, const Arrays&
 
 class Plan {
  public:
-  Plan(Array embedding, int64_t max_history, const std::string& instruction_set) : embedding_(std::move(embedding)) {
+  // `half`: the MLP in bfloat16, with AMX where there is one and `use_amx`.
+  Plan(Array embedding, int64_t max_history, const std::string& instruction_set, bool half, bool use_amx)
+      : embedding_(std::move(embedding)) {
     static std::atomic<uint64_t> made{0};
     program_.id = ++made;
     program_.k = embedding_.shape(1);
@@ -122,6 +125,8 @@ class Plan {
       if (!kernels_ && (instruction_set.empty() || instruction_set == one->name)) kernels_ = one;
     }
     if (!kernels_) throw std::invalid_argument("this processor cannot run " + instruction_set);
+    program_.half = half;
+    if (half && use_amx && kernels_->lanes == 16) program_.multiply_half = amx();
   }
 
   void add_field(int64_t offset, int64_t size, bool bag) {
@@ -144,7 +149,15 @@ class Plan {
   void add_dense(const std::string& act, const Array& weight, const Array& bias, const Arrays& dice) {
     Dense layer;
     layer.act = act_of(act);
-    layer.linear = dense(weight, bias.data());
+    if (program_.multiply_half) {
+      layer.half = pack_half(weight.data(), weight.shape(0), weight.shape(1), bias.data());
+    } else if (program_.half) {
+      std::vector<float> rounded(weight.size());
+      std::transform(weight.data(), weight.data() + weight.size(), rounded.begin(), rounded_to_half);
+      layer.linear = pack(rounded.data(), weight.shape(0), weight.shape(1), weight.shape(1), 1, bias.data());
+    } else {
+      layer.linear = dense(weight, bias.data());
+    }
     if (layer.act == Act::dice) {
       layer.alpha = copy(dice.at(0));
       layer.mean = copy(dice.at(1));
@@ -196,6 +209,7 @@ class Plan {
   }
 
   std::string instruction_set() const { return kernels_->name; }
+  bool uses_amx() const { return program_.multiply_half != nullptr; }
 
  private:
   static Input make_input(int64_t rows, uintptr_t fields, uintptr_t history, uintptr_t history_offsets, uintptr_t bags,
@@ -236,7 +250,7 @@ PYBIND11_MODULE(_plan, m) {
     return names;
   });
   py::class_<Plan>(m, "Plan")
-      .def(py::init<ameir_fast::plan::Array, int64_t, const std::string&>())
+      .def(py::init<ameir_fast::plan::Array, int64_t, const std::string&, bool, bool>())
       .def("add_field", &Plan::add_field)
       .def("add_behavior", &Plan::add_behavior)
       .def("set_target", &Plan::set_target)
@@ -247,5 +261,6 @@ PYBIND11_MODULE(_plan, m) {
       .def("set_head", &Plan::set_head)
       .def("run", &Plan::run)
       .def("rank", &Plan::rank)
-      .def_property_readonly("instruction_set", &Plan::instruction_set);
+      .def_property_readonly("instruction_set", &Plan::instruction_set)
+      .def_property_readonly("uses_amx", &Plan::uses_amx);
 }

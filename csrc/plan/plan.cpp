@@ -5,9 +5,18 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <stdexcept>
 #include <string_view>
+
+#ifdef AMEIR_FAST_AVX2
+#include <cpuid.h>
+#endif
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace ameir_fast::plan {
 namespace {
@@ -19,6 +28,27 @@ void check_offsets(const char* name, const int64_t* offsets, int64_t groups, int
   for (int64_t g = 0; rises && g < groups; ++g) rises = offsets[g] <= offsets[g + 1];
   if (!rises) refuse(std::string(name) + " does not rise from 0 to " + std::to_string(values));
 }
+
+// The nearest bfloat16, ties to even; a NaN stays one.
+uint16_t round_half(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  if (x != x) return static_cast<uint16_t>(bits >> 16 | 0x40);
+  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+#ifdef AMEIR_FAST_AVX2
+// Whether the system lets this process use AMX tiles, for which it must be asked.
+bool tiles_granted() {
+#ifdef __linux__
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+#endif
 
 // Rows by falling length of their histories, so that neighbours are alike and the longest tiles come first.
 void sort_rows(const Program& program, const Input& input, std::vector<int64_t>& order) {
@@ -62,6 +92,41 @@ Linear pack(const float* weight, int64_t outputs, int64_t inputs, int64_t outer,
     o += panel;
   }
   return packed;
+}
+
+Half pack_half(const float* weight, int64_t outputs, int64_t inputs, const float* bias) {
+  Half packed;
+  packed.inputs = inputs;
+  packed.outputs = outputs;
+  packed.weight.resize(packed.output_blocks() * packed.input_blocks() * kBlockOutputs * kBlockInputs, 0);
+  packed.bias.resize(packed.output_blocks() * kBlockOutputs, 0.0f);
+  for (int64_t o = 0; o < outputs; ++o) {
+    if (bias) packed.bias[o] = bias[o];
+    for (int64_t i = 0; i < inputs; ++i) {
+      const int64_t block = o / kBlockOutputs * packed.input_blocks() + i / kBlockInputs;
+      packed.weight[(block * kBlockOutputs + o % kBlockOutputs) * kBlockInputs + i % kBlockInputs] =
+          round_half(weight[o * inputs + i]);
+    }
+  }
+  return packed;
+}
+
+float rounded_to_half(float x) {
+  const uint32_t bits = static_cast<uint32_t>(round_half(x)) << 16;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+MultiplyHalf amx() {
+#ifdef AMEIR_FAST_AVX2
+  constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24;  // of EDX
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (supported().front() == &avx512_kernels && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kBfloat16) &&
+      (d & kTiles) && tiles_granted()) {
+    return &multiply_half_amx;
+  }
+#endif
+  return nullptr;
 }
 
 std::vector<const Kernels*> supported() {

@@ -17,6 +17,14 @@ struct Extent {
 // W [outputs][inputs] of which entry (o, i) is at weight[o * outer + i * inner], in panels; bias null for zeros.
 Linear pack(const float* weight, int64_t outputs, int64_t inputs, int64_t outer, int64_t inner, const float* bias);
 
+// The same as bfloat16.
+Half pack_half(const float* weight, int64_t outputs, int64_t inputs, const float* bias);
+
+// AMX's product, where this processor has it and the system grants it; for kernels of 16 lanes. Null otherwise.
+MultiplyHalf amx();
+
+float rounded_to_half(float x);
+
 // The instruction sets that this processor can run, the best one first.
 std::vector<const Kernels*> supported();
 

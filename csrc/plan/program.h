@@ -34,6 +34,23 @@ struct Linear {
   Floats weight, bias;
 };
 
+// The same with bfloat16 weights and inputs, sums in float32: blocks of 16 outputs x 32 inputs, a row of 64 bytes an
+// output, padded with zeros. What an AMX tile holds, and a pair of inputs is a 32-bit number to broadcast.
+constexpr int kBlockOutputs = 16, kBlockInputs = 32;
+
+struct Half {
+  int64_t inputs = 0, outputs = 0;
+  std::vector<uint16_t, Aligned<uint16_t>> weight;
+  Floats bias;  // padded to a whole block
+
+  int64_t input_blocks() const { return (inputs + kBlockInputs - 1) / kBlockInputs; }
+  int64_t output_blocks() const { return (outputs + kBlockOutputs - 1) / kBlockOutputs; }
+};
+
+// sums[o][lane], `pitch` apart, of all padded outputs and `lanes` lanes (a multiple of 16), without the bias; pairs
+// [inputs / 2][pitch], two bfloat16 inputs a number, the earlier one in the low bits.
+using MultiplyHalf = void (*)(const Half&, const uint32_t* pairs, int64_t pitch, int64_t lanes, float* sums);
+
 // DIN's local activation unit with its first layer folded: W [x, t, x - t, x * t] = (W1 + W3 + W4 diag t) x +
 // (W2 - W3) t. All matrices [hidden][width].
 struct Unit {
@@ -62,7 +79,10 @@ struct Block {
 
 struct Dense {
   Linear linear;
+  Half half;  // in place of `linear` where the program has a multiply_half
   Act act;
+  int64_t inputs() const { return half.inputs ? half.inputs : linear.inputs; }
+  int64_t outputs() const { return half.outputs ? half.outputs : linear.outputs; }
   Floats alpha, mean, scale;  // of Dice, the scale 1 / sqrt(variance + eps)
 };
 
@@ -86,6 +106,8 @@ struct Program {
     while (count < static_cast<int64_t>(blocks.size()) && blocks[count].layer != Layer::target_attn) ++count;
     return count;
   }
+  bool half = false;                     // weights and inputs of the MLP are rounded to bfloat16
+  MultiplyHalf multiply_half = nullptr;  // for kernels of 16 lanes; null: they are multiplied as floats
   bool shortcut = false;
   Floats project;  // [k]
   Linear squeeze, excite, head;
@@ -141,6 +163,7 @@ struct Kernels {
 extern const Kernels portable_kernels;
 #ifdef AMEIR_FAST_AVX2
 extern const Kernels avx2_kernels, avx512_kernels;
+void multiply_half_amx(const Half&, const uint32_t* pairs, int64_t pitch, int64_t lanes, float* sums);
 #endif
 
 }  // namespace ameir_fast::plan

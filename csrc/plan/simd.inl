@@ -6,6 +6,8 @@ constexpr int V = AMEIR_FAST_LANES;
 typedef float vf __attribute__((vector_size(V * 4)));
 typedef int32_t vi __attribute__((vector_size(V * 4)));
 
+typedef uint32_t vu __attribute__((vector_size(V * 4)));
+
 inline vf load(const float* p) {
   vf r;
   std::memcpy(&r, p, sizeof r);

@@ -156,7 +156,7 @@ struct Scratch {
 struct Places {
   int64_t width, pitch, room;  // D, a row of elements, its left room
   float *hidden, *normed, *window, *gates, *mixed, *mask, *weights, *unit_bias, *attention, *scores;
-  float *x, *first, *second, *squeezed, *excited, *shortcut, *few, *zero;
+  float *x, *first, *second, *squeezed, *excited, *shortcut, *few, *sums, *rounded, *zero;
   const float** rows;
 };
 
@@ -176,12 +176,13 @@ Places arrange(const Program& program, Scratch& scratch) {
   at.pitch = 2 * at.room + program.max_history * V + V;
   if (at.pitch % 1024 == 0) at.pitch += V;  // or rows would share cache sets
   int64_t widest = std::max(columns, program.outputs), hidden = 0, inputs = program.inputs();
-  for (const Dense& layer : program.mlp) widest = std::max(widest, layer.linear.outputs);
+  for (const Dense& layer : program.mlp) widest = std::max(widest, layer.outputs());
   if (!program.target.empty()) hidden = (program.pool.hidden + kUnitRows) * V;
   const int64_t gates = most_gates(program);
   const bool any = !program.behavior.empty();
   bool max_pool = false;
   for (const Block& block : program.blocks) max_pool |= block.layer == Layer::max_pool;
+  const int64_t half = program.half ? (std::max(inputs, widest) + kBlockInputs) * TILE : 0;  // a layer's rounded inputs
   const int64_t sizes[] = {any ? d * at.pitch : 0,
                            any ? d * at.pitch : 0,
                            max_pool ? d * at.pitch : 0,
@@ -199,11 +200,13 @@ Places arrange(const Program& program, Scratch& scratch) {
                            columns * TILE,
                            program.k * TILE,
                            inputs + program.k + widest + kFew * (widest + program.k + kWide),
+                           half ? (widest + kBlockOutputs) * TILE : 0,
+                           half,
                            program.k + 4};
   float** parts[] = {&at.hidden,    &at.normed,  &at.window, &at.gates,    &at.mixed,   &at.mask,
                      &at.weights,   &at.unit_bias, &at.attention, &at.scores, &at.x,     &at.first,
                      &at.second,    &at.squeezed, &at.excited, &at.shortcut, &at.few,
-                     &at.zero};
+                     &at.sums,      &at.rounded,  &at.zero};
   int64_t total = 0;
   for (int64_t size : sizes) total += (size + 15) / 16 * 16;
   if (static_cast<int64_t>(scratch.memory.size()) < total) {
@@ -865,9 +868,34 @@ inline void apply_to_samples(const Linear& map, int64_t count, const Places& at,
   apply(map, at.rows, (count + V - 1) / V * V, then);
 }
 
+// To the nearest bfloat16, ties to even; a NaN stays one.
+inline vi round_half(vf x) {
+  const vi bits = (vi)x, rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & (int32_t)0xFFFF0000;
+  return x == x ? rounded : (bits | 0x400000) & (int32_t)0xFFFF0000;
+}
+
+// A layer in bfloat16 by AMX: inputs rounded in pairs, then() as apply() calls it.
+template <typename Then>
+inline void apply_half(const Program& program, const Half& map, int64_t count, const Places& at, Then then) {
+  const int64_t lanes = (count + V - 1) / V * V;
+  uint32_t* pairs = reinterpret_cast<uint32_t*>(at.rounded);
+  for (int64_t i = 0; i < map.input_blocks() * kBlockInputs; i += 2) {
+    for (int64_t p = 0; p < lanes; p += V) {
+      vi two = {};
+      if (i < map.inputs) two = (vi)((vu)round_half(load(at.rows[i] + p)) >> 16);
+      if (i + 1 < map.inputs) two |= round_half(load(at.rows[i + 1] + p));
+      std::memcpy(pairs + i / 2 * TILE + p, &two, sizeof two);
+    }
+  }
+  program.multiply_half(map, pairs, TILE, lanes, at.sums);
+  for (int64_t o = 0; o < map.outputs; ++o) {
+    for (int64_t p = 0; p < lanes; p += V) then(o, p, load(at.sums + o * TILE + p) + map.bias[o]);
+  }
+}
+
 template <Act act>
-void run_dense(const Dense& layer, int64_t count, const Places& at, float* to) {
-  apply_to_samples(layer.linear, count, at, [&](int64_t o, int64_t p, vf s) {
+void run_dense(const Program& program, const Dense& layer, int64_t count, const Places& at, float* to) {
+  auto then = [&](int64_t o, int64_t p, vf s) {
     if constexpr (act == Act::dice) {
       const vf share = sigmoid((s - layer.mean[o]) * layer.scale[o]);
       s = s * fma(share, set(1.0f - layer.alpha[o]), set(layer.alpha[o]));
@@ -875,15 +903,22 @@ void run_dense(const Dense& layer, int64_t count, const Places& at, float* to) {
       s = activate<act>(s);
     }
     store(to + o * TILE + p, s);
-  });
+  };
+  if (program.multiply_half) return apply_half(program, layer.half, count, at, then);
+  for (int64_t i = 0; program.half && i < layer.linear.inputs; ++i) {
+    float* rounded = at.rounded + i * TILE;
+    for (int64_t p = 0; p < count; p += V) store(rounded + p, (vf)round_half(load(at.rows[i] + p)));
+    at.rows[i] = rounded;
+  }
+  apply_to_samples(layer.linear, count, at, then);
 }
 
-void run_dense(const Dense& layer, int64_t count, const Places& at, float* to) {
+void run_dense(const Program& program, const Dense& layer, int64_t count, const Places& at, float* to) {
   switch (layer.act) {
-    case Act::relu: return run_dense<Act::relu>(layer, count, at, to);
-    case Act::swish: return run_dense<Act::swish>(layer, count, at, to);
-    case Act::dice: return run_dense<Act::dice>(layer, count, at, to);
-    default: return run_dense<Act::identity>(layer, count, at, to);
+    case Act::relu: return run_dense<Act::relu>(program, layer, count, at, to);
+    case Act::swish: return run_dense<Act::swish>(program, layer, count, at, to);
+    case Act::dice: return run_dense<Act::dice>(program, layer, count, at, to);
+    default: return run_dense<Act::identity>(program, layer, count, at, to);
   }
 }
 
@@ -936,12 +971,12 @@ void aggregate(const Program& program, int64_t count, const Places& at, Then the
   }
   float *x = at.x, *to = at.first, *other = at.second;
   for (const Dense& layer : program.mlp) {
-    point(at.rows, x, layer.linear.inputs);
-    run_dense(layer, count, at, to);
+    point(at.rows, x, layer.inputs());
+    run_dense(program, layer, count, at, to);
     x = to;
     std::swap(to, other);
   }
-  const int64_t width = program.mlp.back().linear.outputs;
+  const int64_t width = program.mlp.back().outputs();
   if (program.shortcut) recalibrate(program, count, lanes, at);
   point(at.rows, x, width);
   if (program.shortcut) point(at.rows + width, at.shortcut, k);
