@@ -16,7 +16,7 @@ from torch import Tensor
 from . import native
 from .batch import Batch
 from .errors import InputError
-from .forward import item_scores
+from .forward import Items, item_scores
 from .model import Model, ModelWeights
 from .space.choices import LAYERS
 from .storage import load_module, save_module
@@ -65,8 +65,9 @@ class Plan:
     def instruction_set(self) -> str:
         return self._native.instruction_set
 
-    def __call__(self, batch: Batch, items: Tensor | None = None) -> Tensor:
-        """Scores of a batch on the CPU; ``items`` int32 or int64 [B, n], local ids, of retrieval alone.
+    def __call__(self, batch: Batch, items: Items = None) -> Tensor:
+        """Scores of a batch on the CPU; ``items`` of retrieval alone: int32 or int64 [B, n], local ids, or a function as
+        ``Model`` takes it.
 
         Raises ``InputError`` for tensors of a wrong type or shape, offsets that do not fit their values, a history
         longer than ``max_history``, or an id outside its vocabulary; nothing is read outside of any table.
@@ -121,9 +122,11 @@ class Plan:
         del kept
         return out
 
-    def _check_items(self, items: Tensor, rows: int) -> None:
+    def _check_items(self, items: Items, rows: int) -> None:
         if self._ctr:
             raise InputError("items are of retrieval; this model scores clicks")
+        if not isinstance(items, Tensor):
+            return
         _checked("items", items, items.dtype if items.dtype in (torch.int32, torch.int64) else torch.int64, items.shape[-1]
                  if items.dim() else 0, rows)
         limit = self.schema.size(self.schema.item_vocabulary)

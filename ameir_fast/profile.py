@@ -10,6 +10,9 @@ import numpy as np
 
 from .errors import InputError
 
+#: What computes a model, with the dtype of those that are plans.
+ENGINES = {"model": None, "plan": "float32", "plan-bfloat16": "bfloat16"}
+
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
     """``p50_ms`` and ``p99_ms`` of some timings."""
@@ -79,7 +82,7 @@ def profile_run(
 
     Ids are uniform and every history has its full length: the most work a batch of that size can be.
     Returns one row a batch size with ``batch, engine, backend, device, threads, p50_ms, p99_ms, samples_per_s,
-    calls``. ``engine`` is ``"model"`` or ``"plan"``.
+    calls``. ``engine`` is one of ``ENGINES``.
 
     Raises:
         InputError: the directory holds no finished model, a batch size is below 1, the device is not there, or
@@ -98,10 +101,8 @@ def profile_run(
         if size < 1:
             raise InputError(f"batch size {size} is below 1")
     on_gpu = check_device(device)
-    if engine not in ("model", "plan"):
-        raise InputError(f"engine {engine!r} is neither 'model' nor 'plan'")
     model = Model.load(directory).to(device).eval()
-    call = model if engine == "model" else compiled(model, device)
+    call = make_engine(model, engine, device)
     backend = backend_in_use(torch.device(device)) if engine == "model" else "cpp"
     rows = []
     with torch.inference_mode():
@@ -125,6 +126,14 @@ def profile_run(
             if on_row is not None:
                 on_row(row)
     return rows
+
+
+def make_engine(model, engine: str, device: str = "cpu"):
+    """The model itself, or its plan; ``InputError`` for an engine that is none of ``ENGINES``, or why there is no plan."""
+    if engine not in ENGINES:
+        raise InputError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+    dtype = ENGINES[engine]
+    return model if dtype is None else compiled(model, device, dtype)
 
 
 def compiled(model, device: str = "cpu", dtype: str = "float32"):

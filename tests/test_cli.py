@@ -360,7 +360,7 @@ def test_a_plan_is_exported_and_profiled(capsys, refused, tmp_path, small_model)
     (row,) = json.loads((tmp_path / "p.json").read_text())["rows"]
     assert row["engine"] == "plan" and row["backend"] == "cpp"
     capsys.readouterr()
-    refused(*profile, "--engine", "onnx", says="engine 'onnx' is neither 'model' nor 'plan'")
+    refused(*profile, "--engine", "onnx", says="unknown engine 'onnx'; known: model, plan, plan-bfloat16")
 
 
 def test_profile_names_a_truncated_model(refused, tmp_path, small_model):

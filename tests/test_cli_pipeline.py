@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ameir_fast import native
 from ameir_fast.report import read_run
 from tests import tiny
 from tests.test_cli import ROOT, call, refused, tree  # noqa: F401 - refused is a fixture
@@ -138,6 +139,13 @@ def test_evaluate(finished, place, capsys, tmp_path):
     assert found["split"] == "test"
     assert any(found["auc"] == pytest.approx(run) for run in metrics["variants"]["AMEIR-C"]["auc"]["runs"])
     assert f"{found['auc']:.4f}" in capsys.readouterr().out
+    if native.why_not("_plan") is None:
+        found = json.loads((tmp_path / "e.json").read_text())
+        for engine, error in (("plan", 1e-5), ("plan-bfloat16", 2e-2)):
+            assert call("evaluate", "--run", finished, "--data", place / "data", "--engine", engine, "--json",
+                        tmp_path / "p.json") == 0
+            planned = json.loads((tmp_path / "p.json").read_text())
+            assert planned["engine"] == engine and planned["log_loss"] == pytest.approx(found["log_loss"], abs=error)
 
 
 def test_train_the_found_architecture_again(finished, place, tmp_path, capsys):

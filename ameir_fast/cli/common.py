@@ -29,6 +29,12 @@ JsonFile = Annotated[
         help="Also write the result as JSON to FILE, whole or not at all; - is standard output.",
     ),
 ]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine", metavar="E", help="model (PyTorch), or what serves it on the CPU: plan, plan-bfloat16."
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, metavar="T", help="Threads of PyTorch. Default: its own choice."),

@@ -16,6 +16,7 @@ import typer
 
 from ..errors import InputError
 from .common import (
+    Engine,
     Interrupted,
     JsonFile,
     Threads,
@@ -200,6 +201,7 @@ def evaluate(
     run: Run,
     data: Data,
     split: Annotated[str, typer.Option("--split", metavar="NAME", help="train, valid or test.")] = "test",
+    engine: Engine = "model",
     threads: Threads = None,
     device: Device = "cpu",
     json_file: JsonFile = None,
@@ -208,6 +210,7 @@ def evaluate(
 
     \b
     ameir-fast evaluate --run runs/first --data data/movielens-100k
+    ameir-fast evaluate --run runs/first --data data/movielens-100k --engine plan-bfloat16
     ameir-fast evaluate --run runs/first --data data/movielens-100k --split valid --json valid.json
     """
     check_json_file(json_file)
@@ -217,7 +220,7 @@ def evaluate(
     set_threads(threads)
     check_device(device)
     dataset = open_data(data)
-    found = run_evaluate(run, dataset, split=split, device=device)
+    found = run_evaluate(run, dataset, split=split, device=device, engine=engine)
     rows = [[key, show_value(value)] for key, value in found.items() if isinstance(value, (int, float))]
     show_table(json_file, f"{run} on the {split} split of {data}", ["", "value"], rows)
     if "ranked" in found:

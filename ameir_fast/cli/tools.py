@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .common import JsonFile, Threads, check_json_file, say, set_threads, show_table, write_result, write_rows
+from .common import Engine, JsonFile, Threads, check_json_file, say, set_threads, show_table, write_result, write_rows
 
 Work = Annotated[
     str | None,
@@ -46,9 +46,7 @@ def profile(
     ] = "1,64,1024",
     threads: Threads = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
-    engine: Annotated[
-        str, typer.Option("--engine", metavar="E", help="plan (what serves it on the CPU), or model (PyTorch).")
-    ] = "model",
+    engine: Engine = "model",
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.01, help="Time spent on each batch size.")
     ] = 2.0,

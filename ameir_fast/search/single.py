@@ -8,6 +8,7 @@ from pathlib import Path
 from ..atomic import write_json
 from ..errors import InputError
 from ..model import Model
+from ..profile import make_engine
 from ..progress import Progress
 from ..space import Architecture
 from ..space.search_space import validate_for_schema
@@ -62,8 +63,8 @@ def is_metric(name: str) -> bool:
     return not name.endswith(ERROR) and (name in ("auc", "log_loss") or "@" in name)
 
 
-def evaluate(run_dir: str | Path, data, split: str = "test", device: str = "cpu") -> dict:
-    """Metrics of a run's model on one split of a data set.
+def evaluate(run_dir: str | Path, data, split: str = "test", device: str = "cpu", engine: str = "model") -> dict:
+    """Metrics of a run's model on one split of a data set, computed by the model or by its plan (``profile.ENGINES``).
 
     Raises ``InputError`` when the run has no model, the split does not exist, or the data's schema is not
     the one the model was made for.
@@ -72,6 +73,7 @@ def evaluate(run_dir: str | Path, data, split: str = "test", device: str = "cpu"
     if not (directory / "model.json").exists():
         raise InputError(f"{run_dir}: no finished model in it (model/model.json is missing)")
     model = Model.load(directory).to(device)
+    call = make_engine(model, engine, device)
     if split not in data.splits:
         raise InputError(f"split {split!r} is none of {', '.join(data.splits)}")
     if model.schema != data.schema:
@@ -79,7 +81,7 @@ def evaluate(run_dir: str | Path, data, split: str = "test", device: str = "cpu"
     config = SearchConfig()
     task = Task(data, make_objective(data.schema, config), config, Progress(), device)
     result = {"split": split, "rows": data.size(split), **ranking_of(data),
-              **task.test(lambda b, items: model(b, items=items), split)}
+              **task.test(lambda b, items: call(b, items=items), split)}
     total, outside = model.parameter_counts()
-    return {**result, "parameters": total, "parameters_outside_embedding": outside,
-            "samples_per_s": samples_per_second(task, model)}
+    return {**result, "engine": engine, "parameters": total, "parameters_outside_embedding": outside,
+            "samples_per_s": samples_per_second(task, call)}
