@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from ameir_fast import native
 from ameir_fast.profile import random_batch
 from tests.test_cli import call
 
+ROOT = Path(__file__).resolve().parent.parent
 FIELDS = {
     "suite",
     "case",
@@ -170,3 +173,16 @@ def test_ratios_are_summed_up():
     assert cpu.summary(rows) == ["s, full, batch 8: plan 4.0 times the best peer's samples/s in the geometric mean of 2, "
                                  "least 2.0 (a)"]
     assert cpu.table(rows)[2:] == ["| a | full | 8 | 50.0 | 50.0 | 2.0 |", "| b | full | 8 | 50.0 | – | 8.0 |"]
+
+
+def test_the_pages_quote_the_stored_table():
+    rows = [json.loads(line) for line in (ROOT / "bench/results/cpu.jsonl").read_text(encoding="utf-8").splitlines()]
+    page = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    for line in cpu.table(rows):
+        assert line in page, line
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    for kind in ("full", "ragged"):
+        ratios = [row["ratio"] for row in rows if (row["suite"], row["lengths"], row["batch"], row["engine"]) ==
+                  ("alimama", kind, 1024, "plan")]
+        assert len(ratios) == 6
+        assert f"{math.exp(sum(map(math.log, ratios)) / 6):.1f} times" in readme

@@ -13,6 +13,7 @@ from ameir_fast.errors import InputError
 
 from . import tiny
 
+QUOTED = ("hr@5", "ndcg@5", "hr@5_uniform100", "ndcg@5_uniform100")  # of Beauty, in the README
 ROOT = Path(__file__).resolve().parents[1]
 STORED = [path for path in sorted((ROOT / "bench" / "results").glob("*.json"))
           if "references" in json.loads(path.read_text(encoding="utf-8"))]
@@ -87,6 +88,11 @@ def test_the_readme_quotes_stored_tables():
         auc = table["variants"][name]["auc"]
         cells = [quality.difference(table["paired_differences"].get(f"{name} - {other}"))[0] for other in ("DNN", "DeepFM")]
         assert f"| {name} | {auc['mean']:.4f} ± {auc['std']:.4f} | {' | '.join(cells)} |" in section
+    beauty = json.loads((ROOT / "bench/results/beauty.json").read_text(encoding="utf-8"))
+    for name, row in beauty["variants"].items():
+        cells = [f"{row[metric]['mean']:.4f} ± {row[metric]['std']:.4f}" for metric in QUOTED]
+        cells.append(quality.difference(beauty["paired_differences"].get(f"{name} - SASRec"))[0])
+        assert f"| {name} | {' | '.join(cells)} |" in section
     planted = json.loads((ROOT / "bench/results/planted.json").read_text(encoding="utf-8"))
     for study, kind in (("rank_behavior", "supernet"), ("rank_interactions", "shared"), ("rank_interactions", "crosses")):
         assert f"{planted[study][kind]['valid']['rho']:+.2f} ± {planted[study][kind]['valid']['standard_error']:.2f}" in section
