@@ -26,6 +26,8 @@ from .suites import EMBEDDING_DEVIATION, Case, cases, lengths
 PLANS = {"plan": "float32", "plan-bfloat16": "bfloat16"}
 ENGINES = (*PLANS, "eager", "compile", "onnxruntime")
 TOLERANCE = 1e-4
+KINDS = ("full", "ragged", "candidates")
+CANDIDATES = 200
 BATCHES = 4  # inputs in turn, so that the looked-up rows are not the ones just used
 CHECK_ROWS = 256  # rows a time in fp64
 
@@ -42,16 +44,18 @@ def run(
 ) -> list[dict]:
     """Measure the chosen cases and return their rows; ``on_row`` sees each as soon as it is there.
 
-    ``quick`` means one repeat of a quarter of a second with the plan and the eager engine and full lengths, under
-    45 seconds in all; without it three repeats of a second, both kinds of lengths, all engines. A row of the plan
-    holds ``ratio``, its samples/s over the best peer's that was measured.
+    Of lengths ``candidates`` a batch is one user with a full history and 200 (or ``batch``) candidates, which differ in
+    the target fields: plans score them with ``plan.score``, the others get the same rows as a batch. ``quick`` means
+    one repeat of a quarter of a second with the plan and the eager engine and full lengths, under 45 seconds in all;
+    without it three repeats of a second, all kinds of lengths, all engines. A row of a plan holds ``ratio``, its
+    samples/s over the best peer's that was measured.
 
     Raises:
         InputError: an unknown suite, case, kind of lengths or engine, or an engine that is not installed.
     """
     chosen = cases(suites, names)
     engines = engines or (["plan", "eager"] if quick else list(ENGINES))
-    kinds = kinds or (["full"] if quick else ["full", "ragged"])
+    kinds = kinds or (["full"] if quick else list(KINDS))
     check_choices(engines, kinds)
     repeats = repeats or (1 if quick else 3)
     seconds = 0.25 if quick else 1.0
@@ -61,7 +65,10 @@ def run(
         model = build_model(case)
         # Without a history there is nothing to be ragged.
         for kind in kinds if case.schema.num_behavior else ["full"]:
-            for row in measure(case, model, engines, kind, batch or case.batch, repeats, seconds):
+            if kind == "candidates" and not case.schema.target:
+                continue
+            rows_of_batch = batch or (CANDIDATES if kind == "candidates" else case.batch)
+            for row in measure(case, model, engines, kind, rows_of_batch, repeats, seconds):
                 rows.append({**row, **facts})
                 if on_row is not None:
                     on_row(rows[-1])
@@ -87,8 +94,8 @@ def check_choices(engines: list[str], kinds: list[str]) -> None:
         except ImportError as error:
             raise InputError(f"engine 'onnxruntime': {error}; install the extra `bench`, or choose with --engines") from None
     for kind in kinds:
-        if kind not in ("full", "ragged"):
-            raise InputError(f"unknown lengths {kind!r}; known: full, ragged")
+        if kind not in KINDS:
+            raise InputError(f"unknown lengths {kind!r}; known: {', '.join(KINDS)}")
 
 
 def build_model(case: Case, seed: int = 0) -> Model:
@@ -109,8 +116,11 @@ def measure(
     case: Case, model: Model, engines: list[str], kind: str, batch: int, repeats: int, seconds: float
 ) -> list[dict]:
     """One row an engine, without the facts about the machine."""
-    sizes = [lengths(kind, batch, case.schema.max_history, seed) for seed in range(BATCHES)]
+    sizes = [lengths("ragged" if kind == "ragged" else "full", batch, case.schema.max_history, seed)
+             for seed in range(BATCHES)]
     inputs = [random_batch(case.schema, batch, size, seed) for seed, size in enumerate(sizes)]
+    if kind == "candidates":
+        inputs = [of_one_user(one, case.schema) for one in inputs]
     rows, turns = [], {}
     with torch.inference_mode():
         for engine in engines:
@@ -206,7 +216,11 @@ class _Turn:
 def make_engine(model: Model, engine: str, kind: str) -> tuple[Callable, Callable]:
     """A function that computes the model's output, and one that makes its input of a ``Batch`` (not timed)."""
     if engine in PLANS:
-        return model.compile(dtype=PLANS[engine]), lambda batch: batch
+        plan = model.compile(dtype=PLANS[engine])
+        if kind != "candidates":
+            return plan, lambda batch: batch
+        columns = list(model.schema.target_positions)
+        return (lambda pair: plan.score(*pair)), lambda batch: (batch.slice(0, 1), batch.fields[:, columns].contiguous())
     if engine == "onnxruntime":
         return _onnxruntime(model, kind)
     if engine == "eager":
@@ -216,6 +230,15 @@ def make_engine(model: Model, engine: str, kind: str) -> tuple[Callable, Callabl
     # length.
     torch._logging.set_logs(dynamo=logging.ERROR)
     return torch.compile(model), lambda batch: batch
+
+
+def of_one_user(batch: Batch, schema) -> Batch:
+    """The rows with the first one's history and all of its fields but the target's."""
+    fields = batch.fields[:1].repeat(len(batch), 1)
+    columns = list(schema.target_positions)
+    fields[:, columns] = batch.fields[:, columns]
+    length = int(batch.history_offsets[1])
+    return Batch(fields, batch.history[:length].repeat(len(batch), 1), torch.arange(len(batch) + 1) * length, None)
 
 
 def _onnxruntime(model: Model, kind: str) -> tuple[Callable, Callable]:

@@ -186,3 +186,16 @@ def test_the_pages_quote_the_stored_table():
                   ("alimama", kind, 1024, "plan")]
         assert len(ratios) == 6
         assert f"{math.exp(sum(map(math.log, ratios)) / 6):.1f} times" in readme
+
+
+@native_only
+def test_one_user_s_candidates_are_the_same_rows_to_every_engine():
+    one = case("mixed")
+    model = cpu.build_model(one)
+    rows = cpu.measure(one, model, ["plan", "eager"], "candidates", 20, 1, 0.01)
+    assert [row["engine"] for row in rows] == ["plan", "eager"] and rows[0]["ratio"] > 0
+    assert all(row["max_abs_err"] < 1e-5 and row["batch"] == 20 and row["lengths"] == "candidates" for row in rows)
+    batch = cpu.of_one_user(random_batch(one.schema, 6, np.full(6, 50)), one.schema)
+    assert len({tuple(row) for row in batch.fields[:, 2:].tolist()}) == 1 and batch.lengths.tolist() == [50] * 6
+    assert len({tuple(row) for row in batch.fields.tolist()}) == 6
+    assert cpu.run(["criteo"], None, ["candidates"], 8, ["eager"], 1, quick=True)[0]["lengths"] == "none"

@@ -15,7 +15,16 @@ import torch
 import ameir_fast as af
 from ameir_fast import native
 from ameir_fast import plan as plan_module
-from tests.helpers import block, make_model, make_schema, random_arch, random_batch, random_schema, select_rows, strided
+from tests.helpers import (
+    block,
+    make_model,
+    make_schema,
+    random_arch,
+    random_batch,
+    random_schema,
+    select_rows,
+    strided,
+)
 
 pytestmark = pytest.mark.skipif(native.why_not("_plan") is not None, reason=str(native.why_not("_plan")))
 SETS = native.plan().instruction_sets() if native.why_not("_plan") is None else []

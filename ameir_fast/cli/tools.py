@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .common import Engine, JsonFile, Threads, check_json_file, say, set_threads, show_table, write_result, write_rows
+from .common import (
+    Engine,
+    JsonFile,
+    Threads,
+    check_json_file,
+    say,
+    set_threads,
+    show_table,
+    write_result,
+    write_rows,
+)
 
 Work = Annotated[
     str | None,
@@ -155,7 +165,7 @@ def bench_cpu(
     ] = None,
     kinds: Annotated[
         str | None,
-        typer.Option("--lengths", metavar="L", help="full or ragged. Default: both; full with --quick."),
+        typer.Option("--lengths", metavar="L", help="full, ragged or candidates. Default: all; full with --quick."),
     ] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, metavar="N", help="Rows of a batch.")] = None,
     engines: Annotated[
@@ -197,7 +207,7 @@ def bench_cpu(
 
 def _bench_line(row: dict) -> str:
     start = (
-        f"{row['suite']:<8} {row['case']:<7} {row['engine']:<13} {row['lengths']:<7} batch {row['batch']:>5}"
+        f"{row['suite']:<8} {row['case']:<7} {row['engine']:<13} {row['lengths']:<10} batch {row['batch']:>5}"
     )
     if row["refused"]:
         return f"{start}  refused: {row['refused']}"

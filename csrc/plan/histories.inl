@@ -149,7 +149,7 @@ class Histories {
         project(block.first);
         attend(block.heads);
         for (int64_t i = 0; i < d(); ++i) at_.rows[i] = row(at_.mixed, i);
-        return apply(block.second, at_.rows, group_.lanes, [&](int64_t o, int64_t p, vf y) { add<act>(o, p, y); });
+        return apply(block.second, at_.rows, group_.lanes, at_.partial, [&](int64_t o, int64_t p, vf y) { add<act>(o, p, y); });
       case Layer::target_attn:
         unit(block.unit, at_.normed);
         for (int64_t p = 0; p < group_.lanes; p += V) {
@@ -165,7 +165,7 @@ class Histories {
       const int64_t shift = (tap * block.dilation - block.reach()) * S;
       for (int64_t i = 0; i < d(); ++i) at_.rows[tap * d() + i] = row(at_.normed, i) + shift;
     }
-    apply(block.first, at_.rows, group_.lanes, [&](int64_t o, int64_t p, vf y) { add<act>(o, p, y); });
+    apply(block.first, at_.rows, group_.lanes, at_.partial, [&](int64_t o, int64_t p, vf y) { add<act>(o, p, y); });
   }
 
   template <Act act>
@@ -193,7 +193,7 @@ class Histories {
   // The part of gates, or q, k and v, that depends on the element alone.
   void project(const Linear& map) {
     for (int64_t i = 0; i < d(); ++i) at_.rows[i] = row(at_.normed, i);
-    apply(map, at_.rows, group_.lanes, [&](int64_t o, int64_t p, vf y) { store(row(at_.gates, o) + p, y); });
+    apply(map, at_.rows, group_.lanes, at_.partial, [&](int64_t o, int64_t p, vf y) { store(row(at_.gates, o) + p, y); });
   }
 
 #include "plan/recurrent.inl"

@@ -1,59 +1,56 @@
 // Linear maps of rows of lanes. Included once for each instruction set, inside its namespace.
 
-// outputs x vectors accumulators over all inputs. weight [inputs][panel], of which `outputs` from its start.
+// outputs x vectors accumulators over some inputs. weight [inputs][panel], of which `outputs` from its start; bias null
+// for zeros. then(output, vector, sum).
 template <int outputs, int vectors, typename Then>
 inline void multiply(const float* weight, int64_t panel, const float* bias, const float* const* rows, int64_t inputs,
                      int64_t p, Then then) {
-  vf sum[outputs][vectors], before[outputs][vectors];
+  vf sum[outputs][vectors];
   for (int o = 0; o < outputs; ++o) {
-    for (int v = 0; v < vectors; ++v) sum[o][v] = set(bias[o]);
+    for (int v = 0; v < vectors; ++v) sum[o][v] = bias ? set(bias[o]) : vf{};
   }
-  for (int64_t start = 0; start < inputs; start += kChunk) {
-    const int64_t end = std::min(start + kChunk, inputs);
-    for (int o = 0; start && o < outputs; ++o) {
-      for (int v = 0; v < vectors; ++v) before[o][v] = start == kChunk ? sum[o][v] : before[o][v] + sum[o][v], sum[o][v] = vf{};
-    }
-    for (int64_t i = start; i < end; ++i, weight += panel) {
-      const float* x = rows[i] + p;
-      vf in[vectors];
-      for (int v = 0; v < vectors; ++v) in[v] = load(x + v * V);
-      for (int o = 0; o < outputs; ++o) {
-        const vf w = set(weight[o]);
-        for (int v = 0; v < vectors; ++v) sum[o][v] = fma(w, in[v], sum[o][v]);
-      }
+  for (int64_t i = 0; i < inputs; ++i, weight += panel) {
+    const float* x = rows[i] + p;
+    vf in[vectors];
+    for (int v = 0; v < vectors; ++v) in[v] = load(x + v * V);
+    for (int o = 0; o < outputs; ++o) {
+      const vf w = set(weight[o]);
+      for (int v = 0; v < vectors; ++v) sum[o][v] = fma(w, in[v], sum[o][v]);
     }
   }
-  for (int o = 0; inputs > kChunk && o < outputs; ++o) {
-    for (int v = 0; v < vectors; ++v) sum[o][v] = before[o][v] + sum[o][v];
-  }
   for (int o = 0; o < outputs; ++o) {
-    for (int v = 0; v < vectors; ++v) then(o, p + v * V, sum[o][v]);
+    for (int v = 0; v < vectors; ++v) then(o, v, sum[o][v]);
   }
 }
 
+// All outputs for `vectors` vectors of lanes from p on. Inputs go by chunks, each through all panels while it is in the
+// nearest cache; partial [outputs][vectors] holds the sums in between.
 template <int vectors, typename Then>
-inline void multiply_panels(const Linear& map, const float* const* rows, int64_t p, Then then) {
-  const float *weight = map.weight.data(), *bias = map.bias.data();
-  for (int64_t o = 0; o < map.outputs;) {
-    auto at = [&](int64_t place, int64_t lane, vf sum) {
-      if (place < map.outputs) then(place, lane, sum);
-    };
-    if (map.outputs - o > kNarrow) {
-      if constexpr (V == 16) {
-        multiply<kWide, vectors>(weight, kWide, bias + o, rows, map.inputs, p,
-                                 [&](int j, int64_t lane, vf sum) { at(o + j, lane, sum); });
-      } else {  // sixteen registers hold half a panel's accumulators
-        for (int64_t half = 0; half < kWide; half += kNarrow) {
-          multiply<kNarrow, vectors>(weight + half, kWide, bias + o + half, rows, map.inputs, p,
-                                     [&](int j, int64_t lane, vf sum) { at(o + half + j, lane, sum); });
+inline void multiply_panels(const Linear& map, const float* const* rows, int64_t p, float* partial, Then then) {
+  for (int64_t start = 0; start < map.inputs || start == 0; start += kChunk) {
+    const int64_t count = std::min(kChunk, map.inputs - start);
+    const bool first = start == 0, last = start + kChunk >= map.inputs;
+    const float* weight = map.weight.data();
+    for (int64_t o = 0; o < map.outputs;) {
+      const int64_t panel = map.outputs - o > kNarrow ? kWide : kNarrow;
+      const float* bias = first ? map.bias.data() + o : nullptr;
+      auto take = [&](int64_t place, int v, vf sum) {
+        float* held = partial + (place * vectors + v) * V;
+        if (!first) sum = load(held) + sum;
+        if (!last) return store(held, sum);
+        if (place < map.outputs) then(place, p + v * V, sum);
+      };
+      if (V == 16 && panel == kWide) {
+        multiply<kWide, vectors>(weight + start * panel, panel, bias, rows + start, count, p,
+                                 [&](int j, int v, vf sum) { take(o + j, v, sum); });
+      } else {  // sixteen registers hold half a wide panel's accumulators
+        for (int64_t half = 0; half < panel; half += kNarrow) {
+          multiply<kNarrow, vectors>(weight + start * panel + half, panel, bias ? bias + half : nullptr, rows + start, count,
+                                     p, [&](int j, int v, vf sum) { take(o + half + j, v, sum); });
         }
       }
-      weight += kWide * map.inputs;
-      o += kWide;
-    } else {
-      multiply<kNarrow, vectors>(weight, kNarrow, bias + o, rows, map.inputs, p,
-                                 [&](int j, int64_t lane, vf sum) { at(o + j, lane, sum); });
-      o += kNarrow;
+      weight += panel * map.inputs;
+      o += panel;
     }
   }
 }
@@ -103,14 +100,15 @@ inline void apply_to_few(const Linear& map, const float* const* rows, int64_t co
   }
 }
 
-// then(output, lane, sum) for lanes [0, lanes), a multiple of V, of W x + b.
+// then(output, lane, sum) for lanes [0, lanes), a multiple of V, of W x + b. partial: room for 3 vectors of each output,
+// padded to a panel.
 template <typename Then>
-inline void apply(const Linear& map, const float* const* rows, int64_t lanes, Then then) {
+inline void apply(const Linear& map, const float* const* rows, int64_t lanes, float* partial, Then then) {
   int64_t p = 0;
-  for (; p + 3 * V <= lanes; p += 3 * V) multiply_panels<3>(map, rows, p, then);
+  for (; p + 3 * V <= lanes; p += 3 * V) multiply_panels<3>(map, rows, p, partial, then);
   if (p + 2 * V <= lanes) {
-    multiply_panels<2>(map, rows, p, then);
+    multiply_panels<2>(map, rows, p, partial, then);
   } else if (p + V <= lanes) {
-    multiply_panels<1>(map, rows, p, then);
+    multiply_panels<1>(map, rows, p, partial, then);
   }
 }

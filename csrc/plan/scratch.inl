@@ -12,7 +12,7 @@ struct Scratch {
 struct Places {
   int64_t width, pitch, room;  // D, a row of elements, its left room
   float *hidden, *normed, *window, *gates, *mixed, *mask, *weights, *unit_bias, *attention, *scores;
-  float *x, *first, *second, *squeezed, *excited, *shortcut, *few, *sums, *rounded, *zero;
+  float *x, *first, *second, *squeezed, *excited, *shortcut, *few, *partial, *sums, *rounded, *zero;
   const float** rows;
 };
 
@@ -56,12 +56,13 @@ Places arrange(const Program& program, Scratch& scratch) {
                            columns * TILE,
                            program.k * TILE,
                            inputs + program.k + widest + kFew * (widest + program.k + kWide),
+                           (std::max({widest, gates, d}) + kWide) * 3 * V,
                            half ? (widest + kBlockOutputs) * TILE : 0,
                            half,
                            program.k + 4};
   float** parts[] = {&at.hidden,    &at.normed,  &at.window, &at.gates,    &at.mixed,   &at.mask,
                      &at.weights,   &at.unit_bias, &at.attention, &at.scores, &at.x,     &at.first,
-                     &at.second,    &at.squeezed, &at.excited, &at.shortcut, &at.few,
+                     &at.second,    &at.squeezed, &at.excited, &at.shortcut, &at.few,       &at.partial,
                      &at.sums,      &at.rounded,  &at.zero};
   int64_t total = 0;
   for (int64_t size : sizes) total += (size + 15) / 16 * 16;

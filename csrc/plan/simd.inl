@@ -14,7 +14,16 @@ inline vf load(const float* p) {
   return r;
 }
 inline void store(float* p, vf x) { std::memcpy(p, &x, sizeof x); }
-inline vf set(float x) { return vf{} + x; }
+// A broadcast from memory, which costs no arithmetic (0 + x would: it is not x for x = -0).
+inline vf set(float x) {
+#if AMEIR_FAST_LANES == 16
+  return (vf)_mm512_set1_ps(x);
+#elif AMEIR_FAST_LANES == 8
+  return (vf)_mm256_set1_ps(x);
+#else
+  return vf{x, x, x, x};
+#endif
+}
 
 // a * b + c, in one rounding where the processor has that.
 inline vf fma(vf a, vf b, vf c) {

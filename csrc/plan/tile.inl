@@ -112,7 +112,7 @@ void run_histories(const Program& program, const Input& input, const int64_t* or
 template <typename Then>
 inline void apply_to_samples(const Linear& map, int64_t count, const Places& at, Then then) {
   if (count <= kFew) return apply_to_few(map, at.rows, count, at.few, then);
-  apply(map, at.rows, (count + V - 1) / V * V, then);
+  apply(map, at.rows, (count + V - 1) / V * V, at.partial, then);
 }
 
 // To the nearest bfloat16, ties to even; a NaN stays one.
