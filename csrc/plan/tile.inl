@@ -38,6 +38,15 @@ void look_up_fields(const Program& program, const Input& input, const int64_t* o
   const float* from[V];
   for (int64_t c = 0; c < count; c += V) {
     auto row_of = [&](int lane) { return candidates ? 0 : order[c + lane]; };
+    for (int lane = 0; !candidates && lane < V && c + lane < count; ++lane) {  // of rows that lie anywhere in a large table
+      const int32_t* ids = input.fields + order[c + lane] * fields;
+      for (int64_t f = 0; f < fields; ++f) {
+        const Field& field = program.fields[f];
+        if (static_cast<uint32_t>(ids[f]) < static_cast<uint64_t>(field.size)) {
+          __builtin_prefetch(program.embedding + (field.offset + ids[f]) * k);
+        }
+      }
+    }
     for (int64_t f = 0; f < fields; ++f) {
       const Field& field = program.fields[f];
       const int64_t column = candidates ? candidates->column_of[f] : -1;
