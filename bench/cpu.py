@@ -80,6 +80,9 @@ def check_choices(engines: list[str], kinds: list[str]) -> None:
     for engine in engines:
         if engine not in ENGINES:
             raise InputError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InputError(f"unknown lengths {kind!r}; known: {', '.join(KINDS)}")
     if any(engine in PLANS for engine in engines):
         from ..plan import instruction_sets
 
@@ -93,9 +96,6 @@ def check_choices(engines: list[str], kinds: list[str]) -> None:
             import onnxruntime  # noqa: F401
         except ImportError as error:
             raise InputError(f"engine 'onnxruntime': {error}; install the extra `bench`, or choose with --engines") from None
-    for kind in kinds:
-        if kind not in KINDS:
-            raise InputError(f"unknown lengths {kind!r}; known: {', '.join(KINDS)}")
 
 
 def build_model(case: Case, seed: int = 0) -> Model:
