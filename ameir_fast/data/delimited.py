@@ -165,7 +165,10 @@ def read_small(path: Path, separator: str, columns: Sequence[str] | None = None,
 
 def _names(path: Path, header: bytes, separator: str, quoted: bool) -> list[str]:
     text = header.decode().rstrip("\n")
-    names = next(csv.reader([text], delimiter=separator)) if quoted and len(separator) == 1 else text.split(separator)
+    try:
+        names = next(csv.reader([text], delimiter=separator)) if quoted and len(separator) == 1 else text.split(separator)
+    except csv.Error as error:
+        raise InputError(f"{path}: line 1 is no line of column names ({error})") from None
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{path}: line 1 names the column {name!r} twice")

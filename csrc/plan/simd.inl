@@ -6,7 +6,7 @@ constexpr int V = AMEIR_FAST_LANES;
 typedef float vf __attribute__((vector_size(V * 4)));
 typedef int32_t vi __attribute__((vector_size(V * 4)));
 
-typedef uint32_t vu __attribute__((vector_size(V * 4)));
+typedef uint32_t vu __attribute__((vector_size(V * 4)));  // for sums of bits, which may wrap
 
 inline vf load(const float* p) {
   vf r;
@@ -108,7 +108,7 @@ inline vf exp(vf x) {
   q = fma(q, r, set(1.666651840e-1f));
   q = fma(q, r, set(4.999998859e-1f));
   const vf p = fma(q, r * r, r) + 1.0f;
-  return (vf)((vi)p + ((vi)shifted << 23));
+  return (vf)((vu)p + ((vu)shifted << 23));
 }
 
 // 2^x for x up to 126; below -126 the result is that of -126.
@@ -123,7 +123,7 @@ inline vf exp2(vf x) {
   p = fma(p, r, set(2.402264846e-01f));
   p = fma(p, r, set(6.931472056e-01f));
   p = fma(p, r, set(1.0f));
-  return (vf)((vi)p + ((vi)shifted << 23));
+  return (vf)((vu)p + ((vu)shifted << 23));
 }
 
 inline vf sigmoid(vf x) { return x < -88.0f ? vf{} : 1.0f / (1.0f + exp(-x)); }

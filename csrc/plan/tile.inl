@@ -126,8 +126,8 @@ inline void apply_to_samples(const Linear& map, int64_t count, const Places& at,
 
 // To the nearest bfloat16, ties to even; a NaN stays one.
 inline vi round_half(vf x) {
-  const vi bits = (vi)x, rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & (int32_t)0xFFFF0000;
-  return x == x ? rounded : (bits | 0x400000) & (int32_t)0xFFFF0000;
+  const vu bits = (vu)x, rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) & 0xFFFF0000u;
+  return (vi)(x == x ? rounded : (bits | 0x400000u) & 0xFFFF0000u);
 }
 
 // A layer in bfloat16 by AMX: inputs rounded in pairs, then() as apply() calls it.
