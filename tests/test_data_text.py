@@ -7,11 +7,13 @@ import gzip
 import io
 import random
 import re
+from pathlib import Path
 
 import pytest
 import zstandard
 
 import ameir_fast as af
+from ameir_fast.data import delimited
 from ameir_fast.data.blocks import Reading, blocks
 from ameir_fast.data.delimited import read_delimited
 
@@ -172,3 +174,8 @@ def test_quotes_in_usual_and_unusual_places(tmp_path):
         assert [r for p in pieces for r in p.frame.rows()] == wanted
         assert [n for p in pieces for n in p.lines] == lines
     assert usual > 50 and unusual > 50
+
+
+def test_a_header_that_csv_cannot_read_is_named():
+    with pytest.raises(af.InputError, match=r"^x\.csv: line 1 is no line of column names \("):
+        delimited._names(Path("x.csv"), b"a\rb,c\n", ",", True)
