@@ -105,7 +105,8 @@ def whole_search(work: Path, seed: int) -> dict | None:
     best = metrics["data"]["statistics"]["truth"]["bayes_auc"]["test"]
     auc = {name: row["auc"]["runs"][0] for name, row in metrics["variants"].items()}
     env = metrics["environment"]
-    return {"environment": {name: env[name] for name in ("cpu", "torch", "git", "date")}, "bayes_auc": best, "auc": auc, "found": metrics["found"][0], "seconds": metrics["seconds"],
+    return {"environment": {name: env[name] for name in ("cpu", "torch", "git", "date")}, "bayes_auc": best, "auc": auc,
+            "found": metrics["found"][0], "seconds": metrics["seconds"],
             "share": {name: (value - 0.5) / (best["drawn"] - 0.5) for name, value in auc.items()}}
 
 

@@ -143,7 +143,8 @@ def collect(args: argparse.Namespace) -> dict:
             "changed_settings": {key: value for key, value in config.items() if value != default[key]},
             "variants": table, "references": references,
             "paired_differences": paired_differences(table, references, metric),
-            "schema": data.schema.to_dict(), "found": [run["found"][0] for run in runs], "seconds_per_search": [run["seconds"] for run in runs],
+            "schema": data.schema.to_dict(), "found": [run["found"][0] for run in runs],
+            "seconds_per_search": [run["seconds"] for run in runs],
             "environment": environment(runs)}
 
 
