@@ -1,10 +1,25 @@
 // The map from operations to CPU implementations. This library holds no schema and no pybind11, so Python
 // loads it with torch.ops.load_library whenever it likes, before or after the schemas.
+#include "ops.h"
+
 #include <torch/library.h>
 
-#include "ops.h"
+#include "autograd.h"
+#include "isa.h"
 
 TORCH_LIBRARY_IMPL(ameir_fast, CPU, m) {
   m.impl("auc_columns", &ameir_fast::auc_columns);
   m.impl("rank_counts", &ameir_fast::rank_counts);
+}
+
+// Every operation of CPU above that has a `_backward`.
+TORCH_LIBRARY_IMPL(ameir_fast, AutogradCPU, m) {
+  for (const char* name : ameir_fast::differentiable_operations) {
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&ameir_fast::differentiable>());
+  }
+}
+
+TORCH_LIBRARY_IMPL(ameir_fast, CompositeExplicitAutograd, m) {
+  m.impl("instruction_sets", [] { return ameir_fast::instruction_sets(); });
+  m.impl("use_instruction_set", [](std::string name) { return ameir_fast::use_instruction_set(std::move(name)); });
 }

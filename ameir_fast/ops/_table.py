@@ -14,7 +14,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from .. import reference
+from .. import native, reference
 
 NAMESPACE = "ameir_fast"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -114,6 +114,10 @@ OPS: dict[str, Op] = {op.name: op for op in (
 )}
 
 
+_library.define("instruction_sets() -> str[]")  # of this processor that the native kernels know, the best one last
+_library.define("use_instruction_set(str name) -> str")  # chooses one of them; "" goes back to the best
+
+
 def _setup_context(arguments: str) -> Callable:
     """Saves tensors as such and the rest as it is; lists of tensors are flattened into the saved ones."""
     is_list = [argument.split()[0] == "Tensor[]" for argument in arguments.split(", ")]
@@ -170,9 +174,19 @@ def _recompute_backward(function: Callable) -> Callable:
     return backward
 
 
+def _fake_backward(grad, *arguments):
+    tensors = [t for a in arguments for t in (a if isinstance(a, list | tuple) else [a]) if isinstance(t, Tensor)]
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors if t.is_floating_point()]
+
+
 for _op in OPS.values():
     _name = f"{NAMESPACE}::{_op.name}"
     _library.define(f"{_op.name}({_op.arguments}) -> {_op.returns}")
+    if _op.differentiable:
+        # A backend's own backward pass: the gradient of the first output, the operation's arguments, and out come the
+        # gradients of all floating-point tensors among them, in their order (csrc/autograd.cpp).
+        _library.define(f"{_op.name}_backward(Tensor grad, {_op.arguments}) -> Tensor[]")
+        torch.library.register_fake(f"{_name}_backward", _fake_backward, lib=_library)
     _library.impl(_op.name, _op.reference, "CompositeExplicitAutograd")
     torch.library.register_fake(_name, _op.fake, lib=_library)
     if _op.differentiable:
@@ -187,6 +201,8 @@ def has_kernel(op: str, backend: Backend) -> bool:
     """Whether ``backend`` has registered a kernel of its own for ``op``."""
     if backend is Backend.REFERENCE:
         return True
+    if backend is Backend.CPP and not native.ops_loaded():
+        return False
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", _DISPATCH_KEY[backend])
 
 
@@ -195,10 +211,12 @@ def missing(backend: Backend | str) -> list[str]:
     return [name for name in OPS if not has_kernel(name, Backend(backend))]
 
 
-def why_not(op: str, backend: Backend, device: str) -> str | None:
-    """Why ``backend`` cannot compute ``op`` on ``device``; None when it can."""
+def why_not(op: str, backend: Backend, device: str, dtype: torch.dtype = torch.float32) -> str | None:
+    """Why ``backend`` cannot compute ``op`` on ``device`` in ``dtype``; None when it can."""
     if backend is Backend.REFERENCE:
         return None
+    if dtype != torch.float32:
+        return f"backend {backend.value!r} computes in float32, and the tensors are {str(dtype).removeprefix('torch.')}"
     if device != _DEVICE[backend]:
         return f"backend {backend.value!r} runs on {_DEVICE[backend]}, and the tensors are on {device}"
     if not has_kernel(op, backend):
@@ -206,17 +224,17 @@ def why_not(op: str, backend: Backend, device: str) -> str | None:
     return None
 
 
-def resolve(op: str, backend: Backend | str | None, device: torch.device) -> Backend:
-    """The backend that computes ``op`` for tensors on ``device``.
+def resolve(op: str, backend: Backend | str | None, device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
+    """The backend that computes ``op`` for tensors of ``dtype`` on ``device``.
 
-    ``None`` picks the device's own kernels where they exist, else the reference. Asking for a backend
+    ``None`` picks the device's own kernels where they exist and know the type, else the reference. Asking for a backend
     that cannot do it raises ``RuntimeError`` with the reason; an unknown name raises ``ValueError``.
     """
     if backend is None:
         own = {"cpu": Backend.CPP, "cuda": Backend.TRITON}.get(device.type)
-        return own if own is not None and has_kernel(op, own) else Backend.REFERENCE
+        return own if own is not None and dtype == torch.float32 and has_kernel(op, own) else Backend.REFERENCE
     backend = Backend(backend)
-    reason = why_not(op, backend, device.type)
+    reason = why_not(op, backend, device.type, dtype)
     if reason:
         raise RuntimeError(reason)
     return backend

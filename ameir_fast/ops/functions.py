@@ -9,8 +9,8 @@ from ..reference import embedding_update as _embedding_update_reference
 from ._table import NAMESPACE, OPS, Backend, resolve
 
 
-def _call(name: str, backend, device: torch.device, *arguments):
-    if resolve(name, backend, device) is Backend.REFERENCE:
+def _call(name: str, backend, of: Tensor, *arguments):
+    if resolve(name, backend, of.device, of.dtype) is Backend.REFERENCE:
         # Called as it is, so that autograd and torch.compile see through it.
         return OPS[name].reference(*arguments)
     return getattr(getattr(torch.ops, NAMESPACE), name)(*arguments)
@@ -25,7 +25,7 @@ def embedding_interactions(embedding: Tensor, rows: Tensor, bag_rows: Tensor | N
                            activation: str = "identity", backend: Backend | str | None = None) -> Tensor:
     """Lookup + Hadamard products + first linear layer + activation, [B, out]
     (``reference.embedding_interactions``). Raises ``RuntimeError`` for a backend that is not available."""
-    return _call("embedding_interactions", backend, embedding.device, embedding, rows, bag_rows, bag_offsets,
+    return _call("embedding_interactions", backend, embedding, embedding, rows, bag_rows, bag_offsets,
                  list(multi_fields), *_flat(interactions), dense, weight, bias, activation)
 
 
@@ -33,27 +33,27 @@ def squeeze_excite(embedding: Tensor, rows: Tensor, bag_rows: Tensor | None, bag
                    multi_fields, interactions, project: Tensor, squeeze: Tensor, excite: Tensor,
                    backend: Backend | str | None = None) -> Tensor:
     """The SE shortcut from ids, [B, K] (``reference.squeeze_excite``)."""
-    return _call("squeeze_excite", backend, embedding.device, embedding, rows, bag_rows, bag_offsets,
+    return _call("squeeze_excite", backend, embedding, embedding, rows, bag_rows, bag_offsets,
                  list(multi_fields), *_flat(interactions), project, squeeze, excite)
 
 
 def sliced_mlp(x: Tensor, weights: list[Tensor], biases: list[Tensor], activations: list[str],
                dice: list[Tensor] = (), backend: Backend | str | None = None) -> tuple[Tensor, Tensor]:
     """The MLP from its first pre-activation on; output and Dice statistics (``reference.sliced_mlp``)."""
-    return _call("sliced_mlp", backend, x.device, x, list(weights), list(biases), list(activations), list(dice))
+    return _call("sliced_mlp", backend, x, x, list(weights), list(biases), list(activations), list(dice))
 
 
 def sequence_block(x: Tensor, offsets: Tensor, norm: list[Tensor], weights: list[Tensor], target: Tensor | None,
                    layer: str, activation: str, max_length: int, backend: Backend | str | None = None) -> Tensor:
     """One behaviour block on jagged sequences, [ΣT, D] (``reference.sequence_block``)."""
-    return _call("sequence_block", backend, x.device, x, offsets, list(norm), list(weights), target, layer,
+    return _call("sequence_block", backend, x, x, offsets, list(norm), list(weights), target, layer,
                  activation, max_length)
 
 
 def sequence_pool(x: Tensor, offsets: Tensor, target: Tensor | None, attention: list[Tensor], max_length: int,
                   backend: Backend | str | None = None) -> Tensor:
     """Sum, last and target-attention pooling, [B, 2D or 3D] (``reference.sequence_pool``)."""
-    return _call("sequence_pool", backend, x.device, x, offsets, target, list(attention), max_length)
+    return _call("sequence_pool", backend, x, x, offsets, target, list(attention), max_length)
 
 
 def embedding_update(embedding: Tensor, state: list[Tensor], rows: Tensor, gradient: Tensor, optimizer: str,
@@ -61,7 +61,7 @@ def embedding_update(embedding: Tensor, state: list[Tensor], rows: Tensor, gradi
                      eps: float = 1e-8, backend: Backend | str | None = None) -> None:
     """Optimizer step on the touched rows, in place (``reference.embedding_update``)."""
     rest = (rows, gradient, optimizer, learning_rate, step, beta1, beta2, eps)
-    if resolve("embedding_update", backend, embedding.device) is Backend.REFERENCE:
+    if resolve("embedding_update", backend, embedding.device, embedding.dtype) is Backend.REFERENCE:
         _embedding_update_reference(embedding, list(state), *rest)
     else:
         first, second = (*state, None, None)[:2]

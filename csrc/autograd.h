@@ -1,0 +1,15 @@
+#pragma once
+
+#include <torch/library.h>
+
+#include <array>
+
+namespace ameir_fast {
+
+// Operations whose `<name>_backward` this library has.
+inline constexpr std::array<const char*, 0> differentiable_operations = {};
+
+// Their boxed autograd kernel; see autograd.cpp.
+void differentiable(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack);
+
+}  // namespace ameir_fast
