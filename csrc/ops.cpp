@@ -10,6 +10,10 @@
 TORCH_LIBRARY_IMPL(ameir_fast, CPU, m) {
   m.impl("auc_columns", &ameir_fast::auc_columns);
   m.impl("rank_counts", &ameir_fast::rank_counts);
+  m.impl("sequence_block", &ameir_fast::sequence_block);
+  m.impl("sequence_block_backward", &ameir_fast::sequence_block_backward);
+  m.impl("sequence_pool", &ameir_fast::sequence_pool);
+  m.impl("sequence_pool_backward", &ameir_fast::sequence_pool_backward);
 }
 
 // Every operation of CPU above that has a `_backward`.
