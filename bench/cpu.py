@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .. import Batch, InputError, Model
-from ..profile import backend_in_use, percentiles, random_batch, time_calls
+from ..profile import percentiles, random_batch, time_calls
 from ..search.environment import describe
 from . import limits
 from .suites import EMBEDDING_DEVIATION, Case, cases, lengths
@@ -167,7 +167,7 @@ def _start(case: Case, model: Model, engine: str, kind: str, batch: int, inputs:
         "suite": case.suite,
         "case": case.name,
         "engine": engine,
-        "backend": "cpp" if engine in PLANS else "inductor" if engine == "compile" else backend_in_use(torch.device("cpu")),
+        "backend": "cpp" if engine in PLANS else "inductor" if engine == "compile" else "reference" if engine == "eager" else engine,
         "device": "cpu",
         "dtype": PLANS.get(engine, "float32"),
         "threads": torch.get_num_threads(),
@@ -223,13 +223,15 @@ def make_engine(model: Model, engine: str, kind: str) -> tuple[Callable, Callabl
         return (lambda pair: plan.score(*pair)), lambda batch: (batch.slice(0, 1), batch.fields[:, columns].contiguous())
     if engine == "onnxruntime":
         return _onnxruntime(model, kind)
+    plain = copy.copy(model)  # shares the weights
+    plain.backend = "reference"
     if engine == "eager":
-        return model, lambda batch: batch
+        return plain, lambda batch: batch
     torch._dynamo.reset()
     # The jagged batch's longest length is read as a number, so dynamo splits the graph there and says so at
     # length.
     torch._logging.set_logs(dynamo=logging.ERROR)
-    return torch.compile(model), lambda batch: batch
+    return torch.compile(plain), lambda batch: batch
 
 
 def of_one_user(batch: Batch, schema) -> Batch:

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 
 from ..errors import InputError
+from ..ops import Backend
 from ..space.choices import FIXED_ACTIVATIONS
 
 VERSION = 1
@@ -26,6 +27,7 @@ class SearchConfig:
     mlp_layers: int = 2
     interactions: int = 5
     seed: int = 0
+    backend: str | None = None              # of the operations: "reference", "cpp" or "triton"; None: the device's own
     # training, shared by all models
     batch_size: int = 512
     learning_rate: float = 2e-3
@@ -76,7 +78,7 @@ class SearchConfig:
     def __post_init__(self):
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name in ("max_parameters", "sampler", "interaction_ranking", "mlp_activation", *_SWITCHES,
+            if f.name in ("backend", "max_parameters", "sampler", "interaction_ranking", "mlp_activation", *_SWITCHES,
                           *_RACES):
                 continue
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
@@ -92,6 +94,8 @@ class SearchConfig:
             raise InputError(f"config: product_scale is {self.product_scale!r}, above 100")
         if not 0 <= self.dropout < 1 or not 0 <= self.unknown_rate < 1:
             raise InputError("config: dropout and unknown_rate lie in [0, 1)")
+        if self.backend not in (None, *(b.value for b in Backend)):
+            raise InputError(f"config: backend is {self.backend!r}, none of {', '.join(b.value for b in Backend)}")
         if self.sampler not in ("fair", "uniform"):
             raise InputError(f"config: sampler is {self.sampler!r}, neither 'fair' nor 'uniform'")
         if self.interaction_ranking not in ("shared", "crosses"):

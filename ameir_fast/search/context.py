@@ -101,7 +101,7 @@ class Context:
 
 def fresh_supernet(space: SearchSpace, config: SearchConfig) -> Supernet:
     """A supernet at its start; PyTorch's global generator decides."""
-    net = Supernet(space, config.embedding_dim)
+    net = Supernet(space, config.embedding_dim, config.backend)
     if config.item_scale:
         net.start_at_items(config.item_scale)
     return net
@@ -109,7 +109,7 @@ def fresh_supernet(space: SearchSpace, config: SearchConfig) -> Supernet:
 
 def fresh_model(schema: FeatureSchema, arch: Architecture, config: SearchConfig) -> Model:
     """A model at its start; PyTorch's global generator decides."""
-    model = Model(schema, arch, config.embedding_dim)
+    model = Model(schema, arch, config.embedding_dim, config.backend)
     if config.product_scale != 1:
         model.scale_products(config.product_scale)
     if config.item_scale:

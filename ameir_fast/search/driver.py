@@ -198,7 +198,7 @@ def summarize(found: list[dict], variants, config: SearchConfig, data, device: s
                                    "statistics": data.statistics},
             "variants": table, "standard_error": {primary: max(errors)} if errors else {},
             "steps": mean_costs([f["steps"] for f in found]), "found": [{k: a.to_dict() for k, a in f["found"].items()} for f in found],
-            "environment": describe(device)}
+            "environment": describe(device, config.backend)}
 
 
 def mean_costs(steps: list[dict]) -> dict:
@@ -220,6 +220,6 @@ def publish(run: RunDirectory, scope, data, config: SearchConfig, found: dict, r
 def load_winner(race: Scope, schema, config: SearchConfig) -> Model:
     """The trained model of a race's winner."""
     tensors, about = race.load_tensors("winner")
-    model = Model(schema, Architecture.from_dict(about["architecture"]), config.embedding_dim)
+    model = Model(schema, Architecture.from_dict(about["architecture"]), config.embedding_dim, config.backend)
     model.load_state_dict(tensors)
     return model

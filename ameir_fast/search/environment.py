@@ -11,14 +11,18 @@ from pathlib import Path
 import torch
 
 
-def describe(device: str = "cpu") -> dict:
-    """Versions, device, threads, git revision and date, for results that are to be compared."""
+def describe(device: str = "cpu", backend: str | None = None) -> dict:
+    """Versions, device, threads, git revision and date, for results that are to be compared. ``backend`` is the one that was
+    asked for; None stands for the device's own."""
     import ameir_fast
+
+    from ..profile import backend_in_use
+
     return {
         "version": ameir_fast.__version__, "python": platform.python_version(), "platform": platform.platform(),
         "torch": torch.__version__, "triton": _version("triton"), "numpy": _version("numpy"),
         "device": device, "cpu": cpu_name(), "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
-        "threads": torch.get_num_threads(), "backend": "reference", "git": git_revision(),
+        "threads": torch.get_num_threads(), "backend": backend or backend_in_use(torch.device(device)), "git": git_revision(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -51,7 +51,7 @@ def train(data, run_dir: str | Path, architecture: Architecture, config: SearchC
                                    for k, v in row.items()}},
             "valid": outcome.score, "steps": {"retrain": {"seconds": outcome.seconds,
                                                           "device_seconds": outcome.device_seconds}},
-            "environment": describe(device), "seconds": round(time.perf_counter() - began, 3)}
+            "environment": describe(device, config.backend), "seconds": round(time.perf_counter() - began, 3)}
         model.save(run.path / "model")
         architecture.save(run.path / "architecture.json")
         write_json(run.path / "metrics.json", result)
