@@ -7,7 +7,7 @@
 namespace ameir_fast {
 
 // Operations whose `<name>_backward` this library has.
-inline constexpr std::array<const char*, 0> differentiable_operations = {};
+inline constexpr std::array differentiable_operations = {"embedding_interactions", "squeeze_excite", "sliced_mlp"};
 
 // Their boxed autograd kernel; see autograd.cpp.
 void differentiable(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack);

@@ -10,6 +10,12 @@
 TORCH_LIBRARY_IMPL(ameir_fast, CPU, m) {
   m.impl("auc_columns", &ameir_fast::auc_columns);
   m.impl("rank_counts", &ameir_fast::rank_counts);
+  m.impl("embedding_interactions", &ameir_fast::embedding_interactions);
+  m.impl("embedding_interactions_backward", &ameir_fast::embedding_interactions_backward);
+  m.impl("squeeze_excite", &ameir_fast::squeeze_excite);
+  m.impl("squeeze_excite_backward", &ameir_fast::squeeze_excite_backward);
+  m.impl("sliced_mlp", &ameir_fast::sliced_mlp);
+  m.impl("sliced_mlp_backward", &ameir_fast::sliced_mlp_backward);
 }
 
 // Every operation of CPU above that has a `_backward`.

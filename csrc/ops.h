@@ -1,9 +1,15 @@
-// Implementations of the ameir_fast operations, one per file of csrc/cpu. Python defines schemas and fakes.
+// Implementations of the ameir_fast operations: csrc/cpu, and csrc/train for those of the training path. Python defines
+// schemas and fakes.
 #pragma once
 
+#include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <vector>
 
 namespace ameir_fast {
 
@@ -16,5 +22,32 @@ at::Tensor auc_columns(const at::Tensor& scores, const at::Tensor& label);
 at::Tensor rank_counts(const at::Tensor& users, const at::Tensor& items, const at::Tensor& positive,
                        const std::optional<at::Tensor>& candidates, const std::optional<at::Tensor>& seen_offsets,
                        const std::optional<at::Tensor>& seen);
+
+// Operations of the training path, float32; see ameir_fast/reference, and autograd.cpp for what their backward gives.
+at::Tensor embedding_interactions(const at::Tensor& embedding, const at::Tensor& rows,
+                                  const std::optional<at::Tensor>& bag_rows, const std::optional<at::Tensor>& bag_offsets,
+                                  at::IntArrayRef multi_fields, at::IntArrayRef interaction_fields, at::IntArrayRef orders,
+                                  const std::optional<at::Tensor>& dense, const at::Tensor& weight, const at::Tensor& bias,
+                                  std::string_view activation);
+std::vector<at::Tensor> embedding_interactions_backward(
+    const at::Tensor& grad, const at::Tensor& embedding, const at::Tensor& rows, const std::optional<at::Tensor>& bag_rows,
+    const std::optional<at::Tensor>& bag_offsets, at::IntArrayRef multi_fields, at::IntArrayRef interaction_fields,
+    at::IntArrayRef orders, const std::optional<at::Tensor>& dense, const at::Tensor& weight, const at::Tensor& bias,
+    std::string_view activation);
+
+at::Tensor squeeze_excite(const at::Tensor& embedding, const at::Tensor& rows, const std::optional<at::Tensor>& bag_rows,
+                          const std::optional<at::Tensor>& bag_offsets, at::IntArrayRef multi_fields,
+                          at::IntArrayRef interaction_fields, at::IntArrayRef orders, const at::Tensor& project,
+                          const at::Tensor& squeeze, const at::Tensor& excite);
+std::vector<at::Tensor> squeeze_excite_backward(
+    const at::Tensor& grad, const at::Tensor& embedding, const at::Tensor& rows, const std::optional<at::Tensor>& bag_rows,
+    const std::optional<at::Tensor>& bag_offsets, at::IntArrayRef multi_fields, at::IntArrayRef interaction_fields,
+    at::IntArrayRef orders, const at::Tensor& project, const at::Tensor& squeeze, const at::Tensor& excite);
+
+std::tuple<at::Tensor, at::Tensor> sliced_mlp(const at::Tensor& x, at::TensorList weights, at::TensorList biases,
+                                              c10::List<std::string> activations, at::TensorList dice);
+std::vector<at::Tensor> sliced_mlp_backward(const at::Tensor& grad, const at::Tensor& x, at::TensorList weights,
+                                            at::TensorList biases, c10::List<std::string> activations,
+                                            at::TensorList dice);
 
 }  // namespace ameir_fast

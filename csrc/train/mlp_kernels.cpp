@@ -1,0 +1,91 @@
+// Inner loops of mlp.cpp for one instruction set.
+#include "train/mlp.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#if AMEIR_FAST_LANES > 4
+#include <immintrin.h>
+#endif
+
+namespace ameir_fast::train::AMEIR_FAST_ISA {
+namespace {
+
+using plan::Act;
+#include "plan/simd.inl"
+#include "train/part.inl"
+#include "train/slopes.inl"
+
+// visit(column, count) for every vector of n columns; the last one may have fewer than V.
+template <typename Visit>
+inline void by_columns(int64_t n, Visit visit) {
+  for (int64_t c = 0; c < n; c += V) visit(c, std::min<int64_t>(V, n - c));
+}
+
+void moments(const float* x, int64_t rows, int64_t n, float* sums) {
+  by_columns(n, [&](int64_t c, int64_t count) {
+    vf sum = {}, squares = {};
+    for (int64_t r = 0; r < rows; ++r) sum += load_part(x + r * n + c, count);
+    const vf mean = sum / static_cast<float>(rows);
+    for (int64_t r = 0; r < rows; ++r) {
+      const vf distance = load_part(x + r * n + c, count) - mean;
+      squares = fma(distance, distance, squares);
+    }
+    store_part(sums + c, mean, count);
+    store_part(sums + n + c, squares, count);
+  });
+}
+
+struct Unit {  // V units of a Dice
+  vf alpha, mean, scale;
+
+  Unit(const Dice& dice, int64_t c, int64_t count)
+      : alpha(load_part(dice.alpha + c, count)), mean(load_part(dice.mean + c, count)),
+        scale(load_part(dice.scale + c, count)) {}
+};
+
+void dice(const Dice& at, const float* x, int64_t rows, float* to) {
+  by_columns(at.n, [&](int64_t c, int64_t count) {
+    const Unit unit(at, c, count);
+    for (int64_t r = 0; r < rows; ++r) {
+      const vf s = load_part(x + r * at.n + c, count), p = sigmoid((s - unit.mean) * unit.scale);
+      store_part(to + r * at.n + c, s * fma(p, 1.0f - unit.alpha, unit.alpha), count);
+    }
+  });
+}
+
+void dice_sums(const Dice& at, const float* x, const float* grad, int64_t rows, float* sums) {
+  by_columns(at.n, [&](int64_t c, int64_t count) {
+    const Unit unit(at, c, count);
+    vf alpha = {}, shift = {}, tilt = {};
+    for (int64_t r = 0; r < rows; ++r) {
+      const vf s = load_part(x + r * at.n + c, count), g = load_part(grad + r * at.n + c, count);
+      const vf z = (s - unit.mean) * unit.scale, p = sigmoid(z), part = g * s * (1.0f - p);
+      const vf d = part * p * (1.0f - unit.alpha);
+      alpha += part, shift += d, tilt = fma(d, z, tilt);
+    }
+    store_part(sums + c, alpha, count);
+    store_part(sums + at.n + c, shift, count);
+    store_part(sums + 2 * at.n + c, tilt, count);
+  });
+}
+
+void dice_backward(const Dice& at, const float* x, const float* grad, int64_t rows, const float* shift, const float* tilt,
+                   float* to) {
+  by_columns(at.n, [&](int64_t c, int64_t count) {
+    const Unit unit(at, c, count);
+    const vf all = load_part(shift + c, count), slope = load_part(tilt + c, count);
+    for (int64_t r = 0; r < rows; ++r) {
+      const vf s = load_part(x + r * at.n + c, count), g = load_part(grad + r * at.n + c, count);
+      const vf z = (s - unit.mean) * unit.scale, p = sigmoid(z), rest = 1.0f - unit.alpha;
+      const vf d = g * s * (1.0f - p) * p * rest;
+      store_part(to + r * at.n + c, fma(g, fma(p, rest, unit.alpha), unit.scale * (d - all - slope * z)), count);
+    }
+  });
+}
+
+}  // namespace
+
+const MlpKernels mlp_kernels = {activate, activate_back, moments, dice, dice_sums, dice_backward};
+
+}  // namespace ameir_fast::train::AMEIR_FAST_ISA
