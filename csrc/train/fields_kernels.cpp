@@ -73,6 +73,7 @@ void interactions_backward(const Interactions& at, int64_t begin, int64_t end, c
 
 }  // namespace
 
+extern const FieldKernels field_kernels;
 const FieldKernels field_kernels = {kPanel, pack,   interactions, interactions_backward,
                                     excite, excite_back, scatter};
 

@@ -86,6 +86,7 @@ void dice_backward(const Dice& at, const float* x, const float* grad, int64_t ro
 
 }  // namespace
 
+extern const MlpKernels mlp_kernels;
 const MlpKernels mlp_kernels = {activate, activate_back, moments, dice, dice_sums, dice_backward};
 
 }  // namespace ameir_fast::train::AMEIR_FAST_ISA
