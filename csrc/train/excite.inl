@@ -1,19 +1,17 @@
 // Squeeze and excitation of a tile. Included once for each instruction set, inside its namespace.
 
 struct ExciteTile {  // where a tile's numbers lie
-  float *q, *z, *s, *a;
   int64_t pitch, columns, hidden;  // floats of a row of q; of z and a; of s
+  float *q, *z, *a, *s, *rest;
+
+  ExciteTile(const Excite& at, float* scratch)
+      : pitch(padded(at.fields.columns())), columns(padded(at.columns)), hidden(padded(at.hidden)), q(scratch),
+        z(q + kTile * pitch), a(z + kTile * columns), s(a + kTile * columns), rest(s + kTile * hidden) {}
 };
 
-// q, z = Q v, s = relu(W1 z), a = sigmoid(W2 s).
+// q, z = Q v, s = relu(W1 z), a = sigmoid(W2 s); `slope` a (1 - a) unless null.
 template <typename Lanes>
-ExciteTile excite_tile(const Excite& at, int64_t begin, int64_t end, float* scratch) {
-  ExciteTile tile;
-  tile.pitch = padded(at.fields.columns()), tile.columns = padded(at.columns), tile.hidden = padded(at.hidden);
-  tile.q = scratch;
-  tile.z = tile.q + kTile * tile.pitch;
-  tile.a = tile.z + kTile * tile.columns;
-  tile.s = tile.a + kTile * tile.columns;
+void excite_tile(const Excite& at, int64_t begin, int64_t end, const ExciteTile& tile, float* slope) {
   const int64_t count = end - begin, k = at.fields.k;
   look_up<Lanes>(at.fields, begin, end, tile.q, tile.pitch);
   for (int64_t r = 0; r < count; ++r) {
@@ -26,14 +24,18 @@ ExciteTile excite_tile(const Excite& at, int64_t begin, int64_t end, float* scra
   product({tile.s, tile.hidden, 1}, count, {at.excite_t, 0}, at.hidden, at.columns, nullptr, false, tile.a, tile.columns);
   for (int64_t r = 0; r < count; ++r) {
     float* a = tile.a + r * tile.columns;
-    for (int64_t c = 0; c < at.columns; c += V) store(a + c, sigmoid(load_part(a + c, std::min<int64_t>(V, at.columns - c))));
+    for (int64_t c = 0; c < at.columns; c += V) {
+      const vf x = load_part(a + c, std::min<int64_t>(V, at.columns - c)), share = sigmoid(x);
+      store(a + c, share);
+      if (slope) store(slope + r * tile.columns + c, share * sigmoid(-x));
+    }
   }
-  return tile;
 }
 
 template <typename Lanes>
 void excite(const Excite& at, int64_t begin, int64_t end, float* scratch, float* out) {
-  const ExciteTile tile = excite_tile<Lanes>(at, begin, end, scratch);
+  const ExciteTile tile(at, scratch);
+  excite_tile<Lanes>(at, begin, end, tile, nullptr);
   const int64_t k = at.fields.k;
   for (int64_t r = 0; r < end - begin; ++r) {
     const float *q = tile.q + r * tile.pitch, *a = tile.a + r * tile.columns;
@@ -52,19 +54,18 @@ void excite(const Excite& at, int64_t begin, int64_t end, float* scratch, float*
 template <typename Lanes>
 void excite_back(const Excite& at, int64_t begin, int64_t end, const float* grad, bool add, float* scratch,
                  const ExciteGradients& to) {
-  const ExciteTile tile = excite_tile<Lanes>(at, begin, end, scratch);
+  const ExciteTile tile(at, scratch);
   const int64_t k = at.fields.k, count = end - begin;
-  float* d = tile.s + kTile * tile.hidden;      // of q
-  float* u = d + kTile * tile.pitch;            // of the excitation before the sigmoid, then of z
+  float* d = tile.rest;               // of q
+  float* u = d + kTile * tile.pitch;  // of the excitation before the sigmoid, then of z
   float* ds = u + kTile * tile.columns;
   float* project = ds + kTile * tile.hidden;
   float* lefts = project + padded(k);
+  excite_tile<Lanes>(at, begin, end, tile, u);
   grad += begin * k;
   for (int64_t r = 0; r < count; ++r) {
-    const float *q = tile.q + r * tile.pitch, *a = tile.a + r * tile.columns;
-    for (int64_t c = 0; c < at.columns; ++c) {
-      u[r * tile.columns + c] = dot<Lanes>(q + c * k, grad + r * k, k) * (a[c] * (1.0f - a[c]));
-    }
+    const float* q = tile.q + r * tile.pitch;
+    for (int64_t c = 0; c < at.columns; ++c) u[r * tile.columns + c] *= dot<Lanes>(q + c * k, grad + r * k, k);
   }
   product({u, 1, tile.columns}, at.columns, {tile.s, tile.hidden}, count, at.hidden, nullptr, add, to.excite, at.hidden);
   product({u, tile.columns, 1}, count, {at.excite, 0}, at.columns, at.hidden, nullptr, false, ds, tile.hidden);

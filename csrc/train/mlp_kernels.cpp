@@ -16,6 +16,8 @@ using plan::Act;
 #include "train/part.inl"
 #include "train/slopes.inl"
 
+constexpr int64_t kFew = 16;  // rows that are summed up on their own, so that rounding errors stay small
+
 // visit(column, count) for every vector of n columns; the last one may have fewer than V.
 template <typename Visit>
 inline void by_columns(int64_t n, Visit visit) {
@@ -58,11 +60,15 @@ void dice_sums(const Dice& at, const float* x, const float* grad, int64_t rows, 
   by_columns(at.n, [&](int64_t c, int64_t count) {
     const Unit unit(at, c, count);
     vf alpha = {}, shift = {}, tilt = {};
-    for (int64_t r = 0; r < rows; ++r) {
-      const vf s = load_part(x + r * at.n + c, count), g = load_part(grad + r * at.n + c, count);
-      const vf z = (s - unit.mean) * unit.scale, p = sigmoid(z), part = g * s * (1.0f - p);
-      const vf d = part * p * (1.0f - unit.alpha);
-      alpha += part, shift += d, tilt = fma(d, z, tilt);
+    for (int64_t start = 0; start < rows; start += kFew) {
+      vf few[3] = {};
+      for (int64_t r = start; r < std::min(start + kFew, rows); ++r) {
+        const vf s = load_part(x + r * at.n + c, count), g = load_part(grad + r * at.n + c, count);
+        const vf z = (s - unit.mean) * unit.scale, p = sigmoid(z), part = g * s * sigmoid(-z);
+        const vf d = part * p * (1.0f - unit.alpha);
+        few[0] += part, few[1] += d, few[2] = fma(d, z, few[2]);
+      }
+      alpha += few[0], shift += few[1], tilt += few[2];
     }
     store_part(sums + c, alpha, count);
     store_part(sums + at.n + c, shift, count);
@@ -78,7 +84,7 @@ void dice_backward(const Dice& at, const float* x, const float* grad, int64_t ro
     for (int64_t r = 0; r < rows; ++r) {
       const vf s = load_part(x + r * at.n + c, count), g = load_part(grad + r * at.n + c, count);
       const vf z = (s - unit.mean) * unit.scale, p = sigmoid(z), rest = 1.0f - unit.alpha;
-      const vf d = g * s * (1.0f - p) * p * rest;
+      const vf d = g * s * sigmoid(-z) * p * rest;
       store_part(to + r * at.n + c, fma(g, fma(p, rest, unit.alpha), unit.scale * (d - all - slope * z)), count);
     }
   });
