@@ -26,13 +26,20 @@ inline void by_columns(int64_t n, Visit visit) {
 
 void moments(const float* x, int64_t rows, int64_t n, float* sums) {
   by_columns(n, [&](int64_t c, int64_t count) {
-    vf sum = {}, squares = {};
-    for (int64_t r = 0; r < rows; ++r) sum += load_part(x + r * n + c, count);
-    const vf mean = sum / static_cast<float>(rows);
-    for (int64_t r = 0; r < rows; ++r) {
-      const vf distance = load_part(x + r * n + c, count) - mean;
-      squares = fma(distance, distance, squares);
-    }
+    vf sum = {}, rest = {}, squares = {};
+    const float size = static_cast<float>(rows);
+    auto for_few = [&](vf& total, auto add) {
+      for (int64_t start = 0; start < rows; start += kFew) {
+        vf few = {};
+        for (int64_t r = start; r < std::min(start + kFew, rows); ++r) few = add(load_part(x + r * n + c, count), few);
+        total += few;
+      }
+    };
+    for_few(sum, [](vf s, vf few) { return s + few; });
+    const vf near = sum / size;  // whose distance from the mean comes out of the distances from it
+    for_few(rest, [&](vf s, vf few) { return (s - near) + few; });
+    const vf mean = near + rest / size;
+    for_few(squares, [&](vf s, vf few) { return fma(s - mean, s - mean, few); });
     store_part(sums + c, mean, count);
     store_part(sums + n + c, squares, count);
   });
