@@ -5,7 +5,7 @@ struct ExciteTile {  // where a tile's numbers lie
   float *q, *z, *a, *s, *rest;
 
   ExciteTile(const Excite& at, float* scratch)
-      : pitch(padded(at.fields.columns())), columns(padded(at.columns)), hidden(padded(at.hidden)), q(scratch),
+      : pitch(pitch_of(at.fields.columns())), columns(padded(at.columns)), hidden(padded(at.hidden)), q(scratch),
         z(q + kTile * pitch), a(z + kTile * columns), s(a + kTile * columns), rest(s + kTile * hidden) {}
 };
 

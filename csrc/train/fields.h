@@ -16,6 +16,9 @@ constexpr int64_t kPad = 16;    // floats of the widest vector
 
 inline int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
 
+// Floats from one row of scratch memory to the next: an odd number of cache lines, or a column's rows would share sets.
+inline int64_t pitch_of(int64_t n) { return padded(n) | kPad; }
+
 // The fields of a batch and their products.
 struct Fields {
   const float* embedding;  // row r from r * stride on
@@ -44,7 +47,7 @@ struct Interactions {
   const float *forward, *backward, *bias;  // the bias padded
   Act act;
 
-  int64_t scratch() const { return kTile * (2 * padded(inputs) + padded(outputs)) + fields.most_factors * kPad; }
+  int64_t scratch() const { return kTile * (2 * pitch_of(inputs) + padded(outputs)) + fields.most_factors * kPad; }
 };
 
 struct InteractionGradients {
@@ -60,7 +63,7 @@ struct Excite {
   const float *project, *squeeze, *squeeze_t, *excite, *excite_t;
 
   int64_t scratch() const {
-    return kTile * (2 * padded(fields.columns()) + 3 * padded(columns) + 2 * padded(hidden)) +
+    return kTile * (2 * pitch_of(fields.columns()) + 3 * padded(columns) + 2 * padded(hidden)) +
            fields.most_factors * kPad + padded(fields.k);
   }
 };

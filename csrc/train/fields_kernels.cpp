@@ -44,7 +44,7 @@ void fill_inputs(const Interactions& at, int64_t begin, int64_t end, float* h, i
 }
 
 void interactions(const Interactions& at, int64_t begin, int64_t end, float* scratch, float* out) {
-  const int64_t pitch = padded(at.inputs), count = end - begin;
+  const int64_t pitch = pitch_of(at.inputs), count = end - begin;
   fill_inputs(at, begin, end, scratch, pitch);
   out += begin * at.outputs;
   product({scratch, pitch, 1}, count, {at.forward, 0}, at.inputs, at.outputs, at.bias, false, out, at.outputs);
@@ -53,7 +53,7 @@ void interactions(const Interactions& at, int64_t begin, int64_t end, float* scr
 
 void interactions_backward(const Interactions& at, int64_t begin, int64_t end, const float* grad, bool add, float* scratch,
                            const InteractionGradients& to) {
-  const int64_t pitch = padded(at.inputs), count = end - begin;
+  const int64_t pitch = pitch_of(at.inputs), count = end - begin;
   float *h = scratch, *d = h + kTile * pitch, *sums = d + kTile * pitch, *lefts = sums + kTile * padded(at.outputs);
   fill_inputs(at, begin, end, h, pitch);
   grad += begin * at.outputs;

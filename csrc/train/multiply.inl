@@ -3,7 +3,7 @@
 
 constexpr int kVectors = 3, kRows = V == 16 ? 8 : 4;  // accumulators
 constexpr int64_t kPanel = kVectors * V;
-constexpr int64_t kDepth = 64;  // terms summed up on their own: rounding errors stay small, and a panel's part in the cache
+constexpr int64_t kDepth = 128;  // terms summed up on their own: rounding errors stay small, and a panel's part in the cache
 
 struct Left {  // a[r, i] at r * row + i * step
   const float* at;
