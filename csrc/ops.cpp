@@ -14,6 +14,12 @@ TORCH_LIBRARY_IMPL(ameir_fast, CPU, m) {
   m.impl("sequence_block_backward", &ameir_fast::sequence_block_backward);
   m.impl("sequence_pool", &ameir_fast::sequence_pool);
   m.impl("sequence_pool_backward", &ameir_fast::sequence_pool_backward);
+  m.impl("embedding_interactions", &ameir_fast::embedding_interactions);
+  m.impl("embedding_interactions_backward", &ameir_fast::embedding_interactions_backward);
+  m.impl("squeeze_excite", &ameir_fast::squeeze_excite);
+  m.impl("squeeze_excite_backward", &ameir_fast::squeeze_excite_backward);
+  m.impl("sliced_mlp", &ameir_fast::sliced_mlp);
+  m.impl("sliced_mlp_backward", &ameir_fast::sliced_mlp_backward);
 }
 
 // Every operation of CPU above that has a `_backward`.

@@ -1,10 +1,14 @@
-// Implementations of the ameir_fast operations, one per file of csrc/cpu. Python defines schemas and fakes.
+// Implementations of the ameir_fast operations: csrc/cpu, and csrc/train for those of the training path. Python defines
+// schemas and fakes.
 #pragma once
 
+#include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 
 #include <optional>
 #include <string>
+#include <string_view>
+#include <tuple>
 #include <vector>
 
 namespace ameir_fast {
@@ -19,8 +23,7 @@ at::Tensor rank_counts(const at::Tensor& users, const at::Tensor& items, const a
                        const std::optional<at::Tensor>& candidates, const std::optional<at::Tensor>& seen_offsets,
                        const std::optional<at::Tensor>& seen);
 
-// Arguments and results: ameir_fast/reference. Each backward pass takes the gradient of the first output and gives those of
-// all floating-point tensors among the arguments, in their order. float32 alone.
+// Operations of the training path, float32; see ameir_fast/reference, and autograd.cpp for what their backward gives.
 at::Tensor sequence_block(const at::Tensor& x, const at::Tensor& offsets, at::TensorList norm, at::TensorList weights,
                           const std::optional<at::Tensor>& target, std::string layer, std::string activation,
                           int64_t max_length);
@@ -33,5 +36,31 @@ at::Tensor sequence_pool(const at::Tensor& x, const at::Tensor& offsets, const s
 std::vector<at::Tensor> sequence_pool_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& offsets,
                                                const std::optional<at::Tensor>& target, at::TensorList attention,
                                                int64_t max_length);
+
+at::Tensor embedding_interactions(const at::Tensor& embedding, const at::Tensor& rows,
+                                  const std::optional<at::Tensor>& bag_rows, const std::optional<at::Tensor>& bag_offsets,
+                                  at::IntArrayRef multi_fields, at::IntArrayRef interaction_fields, at::IntArrayRef orders,
+                                  const std::optional<at::Tensor>& dense, const at::Tensor& weight, const at::Tensor& bias,
+                                  std::string_view activation);
+std::vector<at::Tensor> embedding_interactions_backward(
+    const at::Tensor& grad, const at::Tensor& embedding, const at::Tensor& rows, const std::optional<at::Tensor>& bag_rows,
+    const std::optional<at::Tensor>& bag_offsets, at::IntArrayRef multi_fields, at::IntArrayRef interaction_fields,
+    at::IntArrayRef orders, const std::optional<at::Tensor>& dense, const at::Tensor& weight, const at::Tensor& bias,
+    std::string_view activation);
+
+at::Tensor squeeze_excite(const at::Tensor& embedding, const at::Tensor& rows, const std::optional<at::Tensor>& bag_rows,
+                          const std::optional<at::Tensor>& bag_offsets, at::IntArrayRef multi_fields,
+                          at::IntArrayRef interaction_fields, at::IntArrayRef orders, const at::Tensor& project,
+                          const at::Tensor& squeeze, const at::Tensor& excite);
+std::vector<at::Tensor> squeeze_excite_backward(
+    const at::Tensor& grad, const at::Tensor& embedding, const at::Tensor& rows, const std::optional<at::Tensor>& bag_rows,
+    const std::optional<at::Tensor>& bag_offsets, at::IntArrayRef multi_fields, at::IntArrayRef interaction_fields,
+    at::IntArrayRef orders, const at::Tensor& project, const at::Tensor& squeeze, const at::Tensor& excite);
+
+std::tuple<at::Tensor, at::Tensor> sliced_mlp(const at::Tensor& x, at::TensorList weights, at::TensorList biases,
+                                              c10::List<std::string> activations, at::TensorList dice);
+std::vector<at::Tensor> sliced_mlp_backward(const at::Tensor& grad, const at::Tensor& x, at::TensorList weights,
+                                            at::TensorList biases, c10::List<std::string> activations,
+                                            at::TensorList dice);
 
 }  // namespace ameir_fast

@@ -202,9 +202,9 @@ def test_wrong_arguments_are_named():
         call([], unit(make, 4), None, "target_attn", "relu")
     with pytest.raises(RuntimeError, match="norm's bias"):
         call([make(4), make(5)], [], None, "avg_pool3", "relu")
-    with pytest.raises(RuntimeError, match="unknown layer 'conv9'"):
+    with pytest.raises(ValueError, match="unknown layer 'conv9'"):
         call([], [], None, "conv9", "relu")
-    with pytest.raises(RuntimeError, match="unknown activation 'tanh'"):
+    with pytest.raises(ValueError, match="unknown activation 'tanh'"):
         call([], [], None, "avg_pool3", "tanh")
     with pytest.raises(RuntimeError, match="not float32"):
         torch.ops.ameir_fast.sequence_block(x.double(), offsets, [], [], None, "avg_pool3", "relu", 3)

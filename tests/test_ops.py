@@ -167,6 +167,20 @@ ALL = [pytest.param(op, build, id=f"{op}-{name}") for op, cases in CASES.items()
 DIFFERENTIABLE = [case for case in ALL if case.values[0] != "embedding_update"]
 
 
+FLOAT32 = 2e-5
+
+
+def dtype_for(op: str) -> torch.dtype:
+    """In what the dispatcher is asked: native kernels compute in float32 only."""
+    return torch.float64 if op in ops.missing(Backend.CPP) else torch.float32
+
+
+def assert_same(op: str, got: Tensor, want: Tensor, what: str) -> None:
+    """``got`` in ``dtype_for(op)`` against ``want`` in float64."""
+    assert got.dtype == dtype_for(op), f"{what}: {got.dtype}"
+    assert_close(got.double(), want, what, **{} if got.dtype == torch.float64 else {"tolerance": FLOAT32})
+
+
 def op_of(name: str):
     return getattr(torch.ops.ameir_fast, name).default
 
@@ -402,18 +416,18 @@ def test_gradcheck_of_the_reference(op, build):
 @pytest.mark.parametrize("op, build", DIFFERENTIABLE)
 def test_the_registered_operation_equals_the_reference(op, build):
     """Through the dispatcher, on whatever kernel it picks here; outputs and gradients."""
-    here, there = build(Maker(4)), build(Maker(4))
+    here, there = build(Maker(4, dtype_for(op))), build(Maker(4))
     got, want = tuple_of(op_of(op)(*here)), tuple_of(OPS[op].reference(*there))
     assert len(got) == len(want)
     for i, (a, b) in enumerate(zip(got, want)):
-        assert_close(a, b, f"output {i}")
+        assert_same(op, a, b, f"output {i}")
     make = Maker(5, grad=False)
     cotangent = make(*want[0].shape)
-    mine = torch.autograd.grad(got[0], flat_leaves(here), cotangent, allow_unused=True)
+    mine = torch.autograd.grad(got[0], flat_leaves(here), cotangent.to(got[0].dtype), allow_unused=True)
     theirs = torch.autograd.grad(want[0], flat_leaves(there), cotangent, allow_unused=True)
     for i, (a, b) in enumerate(zip(mine, theirs)):
-        zero = torch.zeros_like(flat_leaves(here)[i])
-        assert_close(zero if a is None else a, zero if b is None else b, f"gradient {i}")
+        mine_or_zero = torch.zeros_like(flat_leaves(here)[i]) if a is None else a
+        assert_same(op, mine_or_zero, torch.zeros_like(flat_leaves(there)[i]) if b is None else b, f"gradient {i}")
 
 
 # opcheck's dynamic AOT test traces forward and backward, which takes seconds for a recurrent layer: it runs
@@ -433,12 +447,12 @@ def some(wanted: dict[str, list[str]]) -> list:
 
 @pytest.mark.parametrize("op, build", ALL)
 def test_opcheck(op, build):
-    torch.library.opcheck(op_of(op), build(Maker(6)), test_utils=CHEAP)
+    torch.library.opcheck(op_of(op), build(Maker(6, dtype_for(op))), test_utils=CHEAP)
 
 
 @pytest.mark.parametrize("op, build", some(TRACED))
 def test_opcheck_traced(op, build):
-    torch.library.opcheck(op_of(op), build(Maker(6)), test_utils="test_aot_dispatch_dynamic")
+    torch.library.opcheck(op_of(op), build(Maker(6, dtype_for(op))), test_utils="test_aot_dispatch_dynamic")
 
 
 @pytest.mark.parametrize("op, build", ALL)
@@ -448,7 +462,7 @@ def test_opcheck_without_gradients_in_float32(op, build):
 
 @pytest.mark.parametrize("op", [name for name in NAMES if name != "embedding_update"])
 def test_empty_batches_through_the_dispatcher(op):
-    make = Maker(0)
+    make = Maker(0, dtype_for(op))
     arguments = {
         "embedding_interactions": lambda: (
             *lookup(make, True, 0),
@@ -474,10 +488,11 @@ def test_empty_batches_through_the_dispatcher(op):
 def test_transposed_memory_through_the_dispatcher():
     """The fakes promise strides; inputs that are dense but not row-major must not break the promise."""
     for layer in ("zero", "conv3", "avg_pool3", "bi_gru"):
-        args = list(block_args(layer, "none", "relu", Maker(0)))
+        args = list(block_args(layer, "none", "relu", Maker(0, dtype_for("sequence_block"))))
         args[0] = args[0].detach().t().contiguous().t().requires_grad_()
         torch.library.opcheck(op_of("sequence_block"), tuple(args), test_utils=CHEAP)
-        assert_close(op_of("sequence_block")(*args), reference.sequence_block(*args), layer)
+        want = reference.sequence_block(*block_args(layer, "none", "relu", Maker(0)))
+        assert_same("sequence_block", op_of("sequence_block")(*args), want, layer)
 
 
 PUBLIC = {
@@ -503,8 +518,11 @@ def reference_nested(fields, orders) -> list[list[int]]:
 
 @pytest.mark.parametrize("op, build", ALL)
 def test_public_functions_equal_the_reference(op, build):
-    for backend in (None, "reference"):
-        here, there = build(Maker(8)), build(Maker(8))
+    cases = [(None, torch.float64), ("reference", torch.float64)]
+    if op not in ops.missing(Backend.CPP) and op != "embedding_update":
+        cases += [(None, torch.float32), ("cpp", torch.float32)]
+    for backend, dtype in cases:
+        here, there = build(Maker(8, dtype)), build(Maker(8))
         got, want = PUBLIC[op](here, backend), OPS[op].reference(*there)
         if op == "embedding_update":
             for a, b in zip(here[:3], there[:3]):
@@ -512,7 +530,8 @@ def test_public_functions_equal_the_reference(op, build):
             assert got is None and want is None
         else:
             for a, b in zip(tuple_of(got), tuple_of(want)):
-                assert_close(a, b, op)
+                assert a.dtype == dtype
+                assert_close(a.double(), b, op, **{} if dtype == torch.float64 else {"tolerance": FLOAT32})
 
 
 COMPILED = {
@@ -534,7 +553,7 @@ def test_compiles_in_one_graph(op, build, through):
     def function(*arguments):
         return op_of(op)(*arguments) if through == "dispatcher" else PUBLIC[op](arguments, None)
 
-    eager, compiled = build(Maker(9)), build(Maker(9))
+    eager, compiled = build(Maker(9, dtype_for(op))), build(Maker(9, dtype_for(op)))
     want = function(*eager)
     got = torch.compile(function, fullgraph=True, backend="aot_eager")(*compiled)
     if op == "embedding_update":
@@ -555,7 +574,7 @@ def test_inputs_are_left_alone():
     """No operation but ``embedding_update`` writes into what it is given, forward or backward."""
     for case in DIFFERENTIABLE:
         op, build = case.values
-        arguments = build(Maker(10))
+        arguments = build(Maker(10, dtype_for(op)))
         tensors = [t for a in arguments for t in (a if isinstance(a, list) else [a]) if isinstance(t, Tensor)]
         before = [t.detach().clone() for t in tensors]
         tuple_of(op_of(op)(*arguments))[0].sum().backward()

@@ -196,6 +196,9 @@ for _op in OPS.values():
 
 # ---- which backend computes --------------------------------------------------------------------
 
+_found: set[tuple[str, Backend]] = set()  # kernels stay once they are there, and asking the dispatcher takes microseconds
+
+
 @torch.compiler.assume_constant_result
 def has_kernel(op: str, backend: Backend) -> bool:
     """Whether ``backend`` has registered a kernel of its own for ``op``."""
@@ -203,7 +206,12 @@ def has_kernel(op: str, backend: Backend) -> bool:
         return True
     if backend is Backend.CPP and not native.ops_loaded():
         return False
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", _DISPATCH_KEY[backend])
+    if (op, backend) in _found:
+        return True
+    found = torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", _DISPATCH_KEY[backend])
+    if found:
+        _found.add((op, backend))
+    return found
 
 
 def missing(backend: Backend | str) -> list[str]:

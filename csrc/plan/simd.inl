@@ -154,9 +154,8 @@ inline vf tanh(vf x) {
   return abs(x) < 0.625f ? small : large;
 }
 
-// The probability that a standard normal number is below x.
-inline vf normal_cdf(vf x) {
-  const vf y = x * 0.70710678f, t = abs(y), z = y * y;
+inline vf erf(vf y) {
+  const vf t = abs(y), z = y * y;
   vf small = set(7.847259127e-5f);
   small = fma(small, z, set(-8.008189323e-4f));
   small = fma(small, z, set(5.188098889e-3f));
@@ -173,10 +172,10 @@ inline vf normal_cdf(vf x) {
   e = fma(e, u, set(1.127088923f));
   e = fma(e, u, set(3.419623434e-4f));
   const vf large = with_sign(1.0f - exp(-e), y);
-  return 0.5f * (1.0f + (t < 1.0f ? small : large));
+  return t < 1.0f ? small : large;
 }
 
-inline vf gelu(vf x) { return x * normal_cdf(x); }
+inline vf gelu(vf x) { return 0.5f * x * (1.0f + erf(x * 0.70710678f)); }
 
 template <Act act>
 inline vf activate(vf x) {

@@ -1,26 +1,5 @@
 // A block, Act(Layer(Norm(H))) + H, and the pools. Included once for each instruction set.
 
-template <Act act>
-inline vf slope_of(vf y) {
-  if constexpr (act == Act::relu) return y > 0.0f ? set(1.0f) : vf{};
-  if constexpr (act == Act::swish) {
-    const vf s = sigmoid(y);
-    return s * fma(y, 1.0f - s, set(1.0f));
-  }
-  if constexpr (act == Act::gelu) return fma(y * 0.39894228f, exp(-0.5f * y * y), normal_cdf(y));
-  return set(1.0f);
-}
-
-template <typename Run>
-inline void with_act(Act act, Run run) {
-  switch (act) {
-    case Act::relu: return run.template operator()<Act::relu>();
-    case Act::swish: return run.template operator()<Act::swish>();
-    case Act::gelu: return run.template operator()<Act::gelu>();
-    default: return run.template operator()<Act::identity>();
-  }
-}
-
 // The layer norm's inputs and outputs.
 struct Normed {
   Group& g;
@@ -232,7 +211,7 @@ inline void block_forward(Group& g, float* out) {
   Normed normed(g);
   float* y = g.rows(g.d);
   with_layer(g, [&](auto& layer) { layer.forward(normed.n, y); });
-  with_act(g.s.act, [&]<Act act>() {
+  by_act(g.s.act, [&]<Act act>() {
     for (int64_t i = 0; i < g.d; ++i) {
       for (int64_t p = 0; p < g.lanes; p += V) {
         store(g.row(y, i) + p, load(g.row(normed.x, i) + p) + activate<act>(load(g.row(y, i) + p)));
@@ -255,10 +234,10 @@ inline void block_backward(Group& g, const float* grad, float* grad_x, float* gr
   g.gather(grad, dx);
   with_layer(g, [&](auto& layer) {
     layer.forward(normed.n, y);
-    with_act(g.s.act, [&]<Act act>() {  // dy in the place of y
+    by_act(g.s.act, [&]<Act act>() {  // dy in the place of y
       for (int64_t i = 0; i < g.d; ++i) {
         for (int64_t p = 0; p < g.lanes; p += V) {
-          store(g.row(y, i) + p, g.keep(load(g.row(dx, i) + p) * slope_of<act>(load(g.row(y, i) + p)), p));
+          store(g.row(y, i) + p, g.keep(load(g.row(dx, i) + p) * slope<act>(load(g.row(y, i) + p)), p));
         }
       }
     });

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "ops.h"
+#include "train/common.h"
 
 namespace ameir_fast {
 namespace {
@@ -193,12 +194,8 @@ class Call {
 
 // A block's layer by its name, with its weights taken and packed.
 void prepare_block(Call& call, const std::string& name, const std::string& activation) {
-  static const std::map<std::string, Act> acts = {
-      {"relu", Act::relu}, {"gelu", Act::gelu}, {"swish", Act::swish}, {"identity", Act::identity}};
-  const auto act = acts.find(activation);
-  TORCH_CHECK(act != acts.end(), "sequence_block: unknown activation '", activation, "'");
   Sequences& s = call.s;
-  s.act = act->second;
+  s.act = act_of(activation);
   const int64_t d = s.width;
   switch (s.layer) {
     case Layer::conv: {
@@ -249,7 +246,7 @@ Named layer_of(const std::string& name) {
       {"max_pool3", {Layer::max_pool}},    {"bi_gru", {Layer::bi_gru}},        {"self_attn2", {Layer::self_attn, 1, 1, 2}},
       {"self_attn4", {Layer::self_attn, 1, 1, 4}}, {"target_attn", {Layer::target_attn}}};
   const auto found = layers.find(name);
-  TORCH_CHECK(found != layers.end(), "sequence_block: unknown layer '", name, "'");
+  TORCH_CHECK_VALUE(found != layers.end(), "sequence_block: unknown layer '", name, "'");
   return found->second;
 }
 

@@ -25,6 +25,8 @@ constexpr int64_t kChunk = 128;  // inputs that are summed up on their own, so t
 
 #include "plan/simd.inl"
 #include "plan/linear.inl"
+#include "train/part.inl"
+#include "train/slopes.inl"
 #include "train/arena.inl"
 #include "train/reduce.inl"
 #include "train/group.inl"
