@@ -10,6 +10,8 @@
 TORCH_LIBRARY_IMPL(ameir_fast, CPU, m) {
   m.impl("auc_columns", &ameir_fast::auc_columns);
   m.impl("rank_counts", &ameir_fast::rank_counts);
+  m.impl("embedding_update", &ameir_fast::embedding_update);
+  m.impl("embedding_catch_up", &ameir_fast::embedding_catch_up);
 }
 
 // Every operation of CPU above that has a `_backward`.

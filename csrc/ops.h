@@ -1,7 +1,8 @@
-// Implementations of the ameir_fast operations, one per file of csrc/cpu. Python defines schemas and fakes.
+// Implementations of the ameir_fast operations, in csrc/cpu and csrc/train. Python defines schemas and fakes.
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/string_view.h>
 
 #include <optional>
 
@@ -16,5 +17,18 @@ at::Tensor auc_columns(const at::Tensor& scores, const at::Tensor& label);
 at::Tensor rank_counts(const at::Tensor& users, const at::Tensor& items, const at::Tensor& positive,
                        const std::optional<at::Tensor>& candidates, const std::optional<at::Tensor>& seen_offsets,
                        const std::optional<at::Tensor>& seen);
+
+// In place, float32: embedding and moments [F, K], rows int64 [n] with repeats, gradient [n, K];
+// see reference/embedding_update.py.
+void embedding_update(const at::Tensor& embedding, const std::optional<at::Tensor>& first,
+                      const std::optional<at::Tensor>& second, const at::Tensor& rows, const at::Tensor& gradient,
+                      c10::string_view optimizer, double learning_rate, int64_t step, double beta1, double beta2,
+                      double eps);
+
+// In place, float32: embedding and moments [F, K], last_step int32 [F], rows int64 [n] with repeats or none for all,
+// sums float64 [steps, 7]; see reference/embedding_catch_up.py.
+void embedding_catch_up(const at::Tensor& embedding, const at::Tensor& first, const at::Tensor& second,
+                        const at::Tensor& last_step, const std::optional<at::Tensor>& rows, const at::Tensor& sums,
+                        int64_t base, int64_t step, int64_t exact, int64_t window, double beta1, double beta2, double eps);
 
 }  // namespace ameir_fast
