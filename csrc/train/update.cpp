@@ -122,6 +122,7 @@ void embedding_update(const at::Tensor& embedding, const std::optional<at::Tenso
   update.gradient = dense.const_data_ptr<float>();
   update.learning_rate = static_cast<float>(learning_rate), update.eps = static_cast<float>(eps);
   update.beta1 = static_cast<float>(beta1), update.beta2 = static_cast<float>(beta2);
+  update.rest1 = static_cast<float>(1 - beta1), update.rest2 = static_cast<float>(1 - beta2);
   update.correction1 = static_cast<float>(1 - std::pow(beta1, step));
   update.correction2 = static_cast<float>(1 - std::pow(beta2, step));
 

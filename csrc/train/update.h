@@ -25,6 +25,7 @@ struct RowUpdate {
   float* second;          // second moment, [F, K]
   const float* gradient;  // [n, K], a row for each place
   float learning_rate, beta1, beta2, eps;
+  float rest1, rest2;              // 1 - beta, which has another last digit than what floats would give
   float correction1, correction2;  // Adam's 1 - beta^step
 };
 

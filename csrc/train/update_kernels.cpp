@@ -42,10 +42,9 @@ void update_row(const RowUpdate& u, int64_t row, const float* __restrict g, Widt
   } else {
     float* __restrict m = u.first + row * width;
     float* __restrict v = u.second + row * width;
-    const float rest1 = 1.0f - u.beta1, rest2 = 1.0f - u.beta2;
     for (int64_t k = 0; k < width; ++k) {
-      m[k] = u.beta1 * m[k] + rest1 * g[k];
-      v[k] = u.beta2 * v[k] + rest2 * (g[k] * g[k]);
+      m[k] = u.beta1 * m[k] + u.rest1 * g[k];
+      v[k] = u.beta2 * v[k] + u.rest2 * (g[k] * g[k]);
       w[k] -= u.learning_rate * (m[k] / u.correction1 / (std::sqrt(v[k] / u.correction2) + u.eps));
     }
   }
@@ -166,6 +165,7 @@ void catch_up(const CatchUp& c, const int64_t* rows, int64_t count) {
 
 }  // namespace
 
+extern const RowKernels row_kernels;  // seen from other files
 const RowKernels row_kernels = {update, catch_up};
 
 }  // namespace ameir_fast::AMEIR_FAST_ISA
