@@ -6,13 +6,18 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from ..batch import Batch
+from ..embedded import Embedded
+from ..embedding_optimizer import EmbeddingAdam
+from ..forward import rows_read
+from ..model import Model
 from ..progress import Progress
+from ..supernet import Supernet
 from .config import SearchConfig
 from .objective import (
     EVALUATION_BATCH,
@@ -22,6 +27,7 @@ from .objective import (
     Call,
     Objective,
     add_embedding_l2,
+    add_occurrences_l2,
     forget_some_ids,
     looked_up,
 )
@@ -29,6 +35,9 @@ from .seeds import derive_seed
 from .store import Scope
 
 _filling = threading.Lock()
+
+#: Embedding rows for each that a batch of full histories would read, from which on reading is cheaper than a dense step.
+SPARSE_FROM = 1.0
 
 
 def ranks_seen(data) -> bool:
@@ -129,6 +138,7 @@ def fit(task: Task, net: nn.Module, scope: Scope, *, total: int, learning_rate: 
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=config.weight_decay,
                                  fused=all(p.device.type in ("cpu", "cuda") for p in parameters))
     state = _State.load(scope, net, optimizer) or _State()
+    by_rows = _ByRows(task, net, optimizer) if trains_by_rows(task, net) else None
     every = max(1, round(config.evaluate_every * task.steps_per_epoch))
     net.generator = torch.Generator(next(net.parameters()).device)
     task.progress.start(scope.stage, total, done=state.step)
@@ -138,12 +148,17 @@ def fit(task: Task, net: nn.Module, scope: Scope, *, total: int, learning_rate: 
     for step, batch in task.training_batches(seed, state.step, 0 if state.stopped else total):
         net.generator.manual_seed(derive_seed(seed, step))
         batch = forget_some_ids(batch, config.unknown_rate, net.generator)
+        rate = learning_rate * 0.5 * (1 + math.cos(math.pi * step / total))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / total))
+            group["lr"] = rate
         mark = clock()
         optimizer.zero_grad(set_to_none=True)
+        if by_rows:
+            batch = by_rows.look_up(batch)
         loss = objective.loss(lambda b, items, step=step: forward(step, b, items), batch)
         loss.backward()
+        if by_rows:
+            by_rows.step(batch, rate)
         embedding = net.embedding.weight
         if embedding.grad is not None and config.embedding_l2:
             add_embedding_l2(embedding, looked_up(task.data.schema, batch), len(batch), config.embedding_l2)
@@ -154,6 +169,8 @@ def fit(task: Task, net: nn.Module, scope: Scope, *, total: int, learning_rate: 
         task.progress.update(state.step)
         if state.step % every == 0 or state.step == total:
             mark = clock()
+            if by_rows:
+                by_rows.flush()
             state.record(net, loss=float(state.loss_sum) / state.loss_count, validate=validate, primary=objective.primary,
                          keep_best=keep_best)
             state.device_seconds += clock() - mark
@@ -177,6 +194,52 @@ def fit(task: Task, net: nn.Module, scope: Scope, *, total: int, learning_rate: 
                       state.seconds, state.device_seconds)
     task.progress.finish(_summary(outcome, objective.primary))
     return outcome
+
+
+def trains_by_rows(task: Task, net: nn.Module) -> bool:
+    """Whether ``fit`` trains the embedding by the rows that a batch reads, which gives what the dense step would, up to
+    rounding, and does not grow with the matrix."""
+    schema, config = task.data.schema, task.config
+    if not isinstance(net, (Supernet, Model)) or net.embedding.weight.device.type != "cpu" or config.weight_decay:
+        return False
+    items = 1 + config.negatives if schema.task == "retrieval" else 0
+    read = config.batch_size * (schema.num_fields + schema.num_behavior * schema.max_history + items)
+    return schema.num_embeddings >= SPARSE_FROM * read
+
+
+class _ByRows:
+    """Training steps of the embedding by the rows that each batch reads, with the optimizer's state of it. While it
+    requires no gradient, nothing is done."""
+
+    def __init__(self, task: Task, net: nn.Module, optimizer: torch.optim.Adam):
+        self.task, self.embedding, self.optimizer = task, net.embedding.weight, optimizer
+        self.adam: EmbeddingAdam | None = None
+        self.rows = self.occurrences = None
+
+    def look_up(self, batch: Batch) -> Batch:
+        """The batch with what it reads of the matrix."""
+        if not self.embedding.requires_grad:
+            self.flush()
+            return batch
+        if self.adam is None:
+            self.adam = EmbeddingAdam(self.embedding, self.optimizer.state[self.embedding])
+        parts = rows_read(self.task.data.schema, batch, self.task.objective.items(batch))
+        self.rows = torch.cat([part.flatten() for part in parts if part is not None])
+        self.occurrences = self.adam.gather(self.rows)
+        return replace(batch, embedded=Embedded.of(self.occurrences, parts))
+
+    def step(self, batch: Batch, learning_rate: float) -> None:
+        # The forward pass may have been the first of those that leave the embedding as it is.
+        if batch.embedded is None or not self.embedding.requires_grad or self.occurrences.grad is None:
+            return
+        gradient = self.occurrences.grad
+        add_occurrences_l2(gradient, self.occurrences, self.task.data.schema, batch, self.task.config.embedding_l2)
+        self.adam.step(self.rows, gradient, learning_rate)
+
+    def flush(self) -> None:
+        """The whole matrix and the optimizer's state as they are after the last step."""
+        if self.adam is not None:
+            self.adam.flush()
 
 
 def _summary(outcome: Outcome, primary: str) -> str:
