@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .embedded import Embedded
 from .errors import InputError
 from .schema import FeatureSchema
 
@@ -19,7 +20,8 @@ class Batch:
     ``history`` int32 [ΣT, N_a] with ``history_offsets`` int64 [B+1]; ``label`` float32 [B];
     ``bag_ids`` int32 [*] with ``bag_offsets`` int64 [B·n_multi+1], row-major over (row, multi field);
     ``items`` int32 [B], the item to retrieve, ``negatives`` int32 [B, n], and what a ranking leaves out of all items,
-    ``seen`` int32 [*] with ``seen_offsets`` int64 [B+1], ascending and distinct within a row (retrieval task).
+    ``seen`` int32 [*] with ``seen_offsets`` int64 [B+1], ascending and distinct within a row (retrieval task);
+    ``embedded``, the embeddings of the ids where they are looked up already (in training).
     Absent parts are ``None``.
     Lengths may be 0, and so may B.
     """
@@ -34,6 +36,7 @@ class Batch:
     negatives: Tensor | None = None
     seen: Tensor | None = None
     seen_offsets: Tensor | None = None
+    embedded: Embedded | None = None
 
     def __len__(self) -> int:
         return self.fields.shape[0]
@@ -49,7 +52,9 @@ class Batch:
 
     def _map(self, function) -> Batch:
         parts = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return Batch(**{k: None if v is None else function(v) for k, v in parts.items()})
+        embedded = parts.pop("embedded")
+        return Batch(**{k: None if v is None else function(v) for k, v in parts.items()},
+                     embedded=None if embedded is None else embedded.map(function))
 
     def to(self, device, non_blocking: bool = False) -> Batch:
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
@@ -62,23 +67,29 @@ class Batch:
         start, stop, _ = slice(start, stop).indices(len(self))
         stop = max(start, stop)
         history = offsets = bag_ids = bag_offsets = None
+        elements = ids = slice(0)
         if self.history_offsets is not None:
             offsets = self.history_offsets[start:stop + 1]
-            history = self.history[offsets[0]:offsets[-1]]
+            elements = slice(offsets[0], offsets[-1])
+            history = self.history[elements]
             offsets = offsets - offsets[0]
         if self.bag_offsets is not None:
             per_row = (self.bag_offsets.shape[0] - 1) // max(1, len(self))
             bag_offsets = self.bag_offsets[start * per_row:stop * per_row + 1]
-            bag_ids = self.bag_ids[bag_offsets[0]:bag_offsets[-1]]
+            ids = slice(bag_offsets[0], bag_offsets[-1])
+            bag_ids = self.bag_ids[ids]
             bag_offsets = bag_offsets - bag_offsets[0]
         seen = seen_offsets = None
         if self.seen_offsets is not None:
             seen_offsets = self.seen_offsets[start:stop + 1]
             seen = self.seen[seen_offsets[0]:seen_offsets[-1]]
             seen_offsets = seen_offsets - seen_offsets[0]
-        part = lambda t: None if t is None else t[start:stop]
+        part = lambda t, which=slice(start, stop): None if t is None else t[which]
+        of = self.embedded
+        embedded = None if of is None else Embedded(part(of.fields), part(of.history, elements), part(of.bags, ids),
+                                                    part(of.items))
         return Batch(self.fields[start:stop], history, offsets, part(self.label), bag_ids, bag_offsets,
-                     part(self.items), part(self.negatives), seen, seen_offsets)
+                     part(self.items), part(self.negatives), seen, seen_offsets, embedded)
 
     def to_padded(self) -> tuple[Tensor, Tensor]:
         """History as int32 [B, T_max, N_a] (0 beyond the true length) and bool mask [B, T_max]."""

@@ -41,10 +41,11 @@ class Weights(Protocol):
 
 @dataclass
 class Inputs:
-    """A batch as row numbers of the embedding matrix, and the embedded history and target."""
+    """A batch as row numbers of the embedding matrix, or of the batch's own embeddings, and the embedded history and
+    target."""
 
     batch: Batch
-    embedding: Tensor
+    embedding: Tensor            # [F, K]; or [B·N (+ *), K]
     rows: Tensor                 # int64 [B, N]
     bag_rows: Tensor | None      # int64 [*]
     bag_offsets: Tensor | None   # int64 [B·n_multi+1]
@@ -76,20 +77,47 @@ def field_rows(schema: FeatureSchema, batch: Batch) -> tuple[Tensor, Tensor | No
                                                     output_size=bag_rows.shape[0]), batch.bag_offsets
 
 
+def rows_read(schema: FeatureSchema, batch: Batch, items: Tensor | None = None) -> list[Tensor | None]:
+    """Embedding rows of all that a forward pass looks up, int64: fields [B, N], history [ΣT, N_a], bags [*] and
+    ``items`` [B, n]; None for what is not there."""
+    rows, bag_rows, _ = field_rows(schema, batch)
+    history = batch.history.long() + torch.tensor(schema.behavior_offsets, dtype=torch.int64, device=batch.device) \
+        if schema.behavior else None
+    return [rows, history, bag_rows, None if items is None else items.long() + schema.offset(schema.item_vocabulary)]
+
+
+def field_lookup(schema: FeatureSchema, embedding: Tensor,
+                 batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The matrix in which a batch's fields are looked up and ``field_rows`` in it. Where they are looked up already,
+    these embeddings are the matrix."""
+    if batch.embedded is None:
+        return embedding, *field_rows(schema, batch)
+    fields, bags = batch.embedded.fields, batch.embedded.bags
+    count = fields.shape[0] * fields.shape[1]
+    rows = torch.arange(count, device=fields.device).view(fields.shape[:2])
+    if bags is None:
+        return fields.flatten(0, 1), rows, None, None
+    bag_rows = torch.arange(count, count + bags.shape[0], device=fields.device)
+    return torch.cat([fields.flatten(0, 1), bags]), rows, bag_rows, batch.bag_offsets
+
+
 def prepare(schema: FeatureSchema, embedding: Tensor, batch: Batch) -> Inputs:
     """Row numbers of all ids; H_0 and t. Ids are trusted here: ``Batch.check`` is the gate."""
     device = embedding.device
-    rows, bag_rows, bag_offsets = field_rows(schema, batch)
+    matrix, rows, bag_rows, bag_offsets = field_lookup(schema, embedding, batch)
     history = target = None
     max_length = 0
     if schema.behavior:
-        ids = batch.history.long() + torch.tensor(schema.behavior_offsets, dtype=torch.int64, device=device)
-        history = F.embedding(ids, embedding).flatten(1)
+        if batch.embedded is None:
+            ids = batch.history.long() + torch.tensor(schema.behavior_offsets, dtype=torch.int64, device=device)
+            history = F.embedding(ids, embedding).flatten(1)
+        else:
+            history = batch.embedded.history.flatten(1)
         # On a GPU the exact maximum would cost a synchronisation.
         max_length = schema.max_history if device.type == "cuda" or not len(batch) else int(batch.lengths.max())
         if schema.target:
-            target = F.embedding(rows[:, list(schema.target_positions)], embedding).flatten(1)
-    return Inputs(batch, embedding, rows, bag_rows, bag_offsets, schema.multi_fields, history, target, max_length)
+            target = F.embedding(rows[:, list(schema.target_positions)], matrix).flatten(1)
+    return Inputs(batch, matrix, rows, bag_rows, bag_offsets, schema.multi_fields, history, target, max_length)
 
 
 def run_block(weights: Weights, index: int, block: Block, x: Tensor, inputs: Inputs) -> Tensor:
@@ -170,13 +198,18 @@ def aggregate(weights: Weights, arch: Architecture, pre_activation: Tensor, k0: 
     return h
 
 
-def score(weights: Weights, h: Tensor, h_se: Tensor | None, schema: FeatureSchema, embedding: Tensor,
+def score(weights: Weights, h: Tensor, h_se: Tensor | None, schema: FeatureSchema, batch: Batch,
           items: Items = None) -> Tensor:
     """CTR: logit [B]. Retrieval: what ``item_scores`` says of ``items``."""
     weight, bias = weights.head(h.shape[1], h_se is not None)
     h_c = h if h_se is None else torch.cat([h, h_se], 1)
     out = F.linear(h_c, weight, bias)
-    return out[:, 0] if schema.task == "ctr" else item_scores(schema, embedding, out, items)
+    if schema.task == "ctr":
+        return out[:, 0]
+    embedded = None if batch.embedded is None else batch.embedded.items
+    if embedded is not None and isinstance(items, Tensor):
+        return (embedded @ out[..., None])[..., 0]
+    return item_scores(schema, weights.embedding_weight(), out, items)
 
 
 def item_scores(schema: FeatureSchema, embedding: Tensor, users: Tensor, items: Items = None) -> Tensor:
@@ -195,4 +228,4 @@ def run(weights: Weights, schema: FeatureSchema, arch: Architecture, batch: Batc
     h_a = behavior_vector(weights, arch.behavior, inputs)
     pre = first_layer(weights, arch, h_a, inputs)
     h = aggregate(weights, arch, pre, input_width(arch, h_a, inputs))
-    return score(weights, h, shortcut(weights, arch, inputs), schema, inputs.embedding, items)
+    return score(weights, h, shortcut(weights, arch, inputs), schema, batch, items)

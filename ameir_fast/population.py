@@ -108,7 +108,7 @@ class _Walk:
                           forward.shortcut(weights, arch, self.inputs))
         _, pre, h_se = self.front
         h = forward.aggregate(weights, arch, pre[:, :arch.mlp[0].units(k0)], k0)
-        return forward.score(weights, h, h_se, self.net.schema, self.inputs.embedding, None)
+        return forward.score(weights, h, h_se, self.net.schema, self.inputs.batch, None)
 
 
 @torch.no_grad()

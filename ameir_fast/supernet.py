@@ -241,14 +241,14 @@ class Supernet(nn.Module):
         weights = Step2Weights(self)
         h = forward.drop(weights, relu(base))
         h = forward.drop(weights, relu(self.step2.mlp["1"](h)))
-        return forward.score(weights, h, None, self.schema, self.embedding.weight, items)
+        return forward.score(weights, h, None, self.schema, batch, items)
 
     def interaction_base(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """e_b [B, N, K] and ``Σ W_i e_i + b`` [B, 200], shared by all candidates."""
         if not hasattr(self, "step2"):
             raise InputError("step 2 needs fields, and this schema has none")
-        rows, bag_rows, bag_offsets = forward.field_rows(self.schema, batch)
-        e = field_embeddings(self.embedding.weight, rows, bag_rows, bag_offsets, list(self.schema.multi_fields))
+        lookup = forward.field_lookup(self.schema, self.embedding.weight, batch)
+        e = field_embeddings(*lookup, list(self.schema.multi_fields))
         return e, F.linear(e.flatten(1), self.step2.fields.weight, self.step2.mlp["0"].bias)
 
 

@@ -4,6 +4,7 @@
 
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
+#include <c10/util/string_view.h>
 
 #include <optional>
 #include <string>
@@ -62,5 +63,18 @@ std::tuple<at::Tensor, at::Tensor> sliced_mlp(const at::Tensor& x, at::TensorLis
 std::vector<at::Tensor> sliced_mlp_backward(const at::Tensor& grad, const at::Tensor& x, at::TensorList weights,
                                             at::TensorList biases, c10::List<std::string> activations,
                                             at::TensorList dice);
+
+// In place, float32: embedding and moments [F, K], rows int64 [n] with repeats, gradient [n, K];
+// see reference/embedding_update.py.
+void embedding_update(const at::Tensor& embedding, const std::optional<at::Tensor>& first,
+                      const std::optional<at::Tensor>& second, const at::Tensor& rows, const at::Tensor& gradient,
+                      c10::string_view optimizer, double learning_rate, int64_t step, double beta1, double beta2,
+                      double eps);
+
+// In place, float32: embedding and moments [F, K], last_step int32 [F], rows int64 [n] with repeats or none for all,
+// sums float64 [steps, 7]; see reference/embedding_catch_up.py.
+void embedding_catch_up(const at::Tensor& embedding, const at::Tensor& first, const at::Tensor& second,
+                        const at::Tensor& last_step, const std::optional<at::Tensor>& rows, const at::Tensor& sums,
+                        int64_t base, int64_t step, int64_t exact, int64_t window, double beta1, double beta2, double eps);
 
 }  // namespace ameir_fast

@@ -2,6 +2,7 @@
 
 from ._table import OPS, Backend, backends, missing, resolve
 from .functions import (
+    embedding_catch_up,
     embedding_interactions,
     embedding_update,
     sequence_block,
@@ -10,5 +11,5 @@ from .functions import (
     squeeze_excite,
 )
 
-__all__ = ["Backend", "OPS", "backends", "embedding_interactions", "embedding_update", "missing", "resolve",
-           "sequence_block", "sequence_pool", "sliced_mlp", "squeeze_excite"]
+__all__ = ["Backend", "OPS", "backends", "embedding_catch_up", "embedding_interactions", "embedding_update",
+           "missing", "resolve", "sequence_block", "sequence_pool", "sliced_mlp", "squeeze_excite"]

@@ -111,6 +111,9 @@ OPS: dict[str, Op] = {op.name: op for op in (
     Op("embedding_update", "Tensor(a!) embedding, Tensor(b!)? first, Tensor(c!)? second, Tensor rows, "
        "Tensor gradient, str optimizer, float learning_rate, int step, float beta1, float beta2, float eps", "()",
        _embedding_update, lambda *_: None, differentiable=False),
+    Op("embedding_catch_up", "Tensor(a!) embedding, Tensor(b!) first, Tensor(c!) second, Tensor(d!) last_step, "
+       "Tensor? rows, Tensor sums, int base, int step, int exact, int window, float beta1, float beta2, float eps", "()",
+       reference.embedding_catch_up, lambda *_: None, differentiable=False),
 )}
 
 

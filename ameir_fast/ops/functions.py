@@ -66,3 +66,11 @@ def embedding_update(embedding: Tensor, state: list[Tensor], rows: Tensor, gradi
     else:
         first, second = (*state, None, None)[:2]
         torch.ops.ameir_fast.embedding_update(embedding, first, second, *rest)
+
+
+def embedding_catch_up(embedding: Tensor, first: Tensor, second: Tensor, last_step: Tensor, rows: Tensor | None,
+                       sums: Tensor, base: int, step: int, exact: int, window: int, beta1: float = 0.9,
+                       beta2: float = 0.999, eps: float = 1e-8, backend: Backend | str | None = None) -> None:
+    """Adam's steps on rows without a gradient, in place (``reference.embedding_catch_up``)."""
+    _call("embedding_catch_up", backend, embedding, embedding, first, second, last_step, rows, sums, base, step, exact,
+          window, beta1, beta2, eps)

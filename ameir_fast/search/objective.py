@@ -34,6 +34,10 @@ class Objective:
     def __init__(self, schema: FeatureSchema, config: SearchConfig):
         self.schema, self.config = schema, config
 
+    def items(self, batch: Batch) -> Tensor | None:
+        """The items [B, n] whose scores the loss is of; None where a row has one score."""
+        return None
+
     def loss(self, call: Call, batch: Batch) -> Tensor:
         raise NotImplementedError
 
@@ -81,9 +85,11 @@ class RetrievalObjective(Objective):
 
     primary = "ndcg@5"
 
+    def items(self, batch):
+        return torch.cat([batch.items[:, None], batch.negatives], 1)
+
     def loss(self, call, batch):
-        items = torch.cat([batch.items[:, None], batch.negatives], 1)
-        return retrieval_loss(call(batch, items))
+        return retrieval_loss(call(batch, self.items(batch)))
 
     def evaluate(self, call, batches):
         return rank_metrics(self._counts(call, ((b, []) for b in batches))[0])
@@ -132,6 +138,19 @@ def add_embedding_l2(embedding: nn.Parameter, counts: Tensor, rows: int, strengt
         touched = counts.nonzero()[:, 0]  # of a large matrix a few
         scale = counts[touched].to(embedding.dtype).mul_(2 * strength / rows)
         embedding.grad.index_add_(0, touched, embedding[touched].mul_(scale[:, None]))
+
+
+@torch.no_grad()
+def add_occurrences_l2(gradient: Tensor, occurrences: Tensor, schema: FeatureSchema, batch: Batch, strength: float) -> None:
+    """The same for the gradient [n, K] of ``occurrences`` [n, K], which lie as ``forward.rows_read`` gives them."""
+    if strength and len(batch):
+        single = batch.fields.numel()
+        count = single + (0 if batch.history is None else batch.history.numel()) + \
+            (0 if batch.bag_ids is None else batch.bag_ids.numel())
+        gradient[:count].add_(occurrences[:count], alpha=2 * strength / len(batch))
+        if schema.multi_fields:
+            # In the fields' place of a bag lies a row that is not read: its gradient was zero.
+            gradient[:single].view(*batch.fields.shape, -1)[:, list(schema.multi_fields)] = 0
 
 
 def forget_some_ids(batch: Batch, rate: float, generator: torch.Generator) -> Batch:

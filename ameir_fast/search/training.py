@@ -21,11 +21,10 @@ from .objective import (
     SAMPLED,
     Call,
     Objective,
-    add_embedding_l2,
     forget_some_ids,
-    looked_up,
 )
 from .seeds import derive_seed
+from .stepper import Stepper
 from .store import Scope
 
 _filling = threading.Lock()
@@ -125,9 +124,8 @@ def fit(task: Task, net: nn.Module, scope: Scope, *, total: int, learning_rate: 
     """
     config, objective = task.config, task.objective
     seed = derive_seed(config.seed, *(seeds or scope).names)
-    parameters = list(net.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=config.weight_decay,
-                                 fused=all(p.device.type in ("cpu", "cuda") for p in parameters))
+    stepper = Stepper(task, net)
+    optimizer = stepper.optimizer
     state = _State.load(scope, net, optimizer) or _State()
     every = max(1, round(config.evaluate_every * task.steps_per_epoch))
     net.generator = torch.Generator(next(net.parameters()).device)
@@ -138,22 +136,16 @@ def fit(task: Task, net: nn.Module, scope: Scope, *, total: int, learning_rate: 
     for step, batch in task.training_batches(seed, state.step, 0 if state.stopped else total):
         net.generator.manual_seed(derive_seed(seed, step))
         batch = forget_some_ids(batch, config.unknown_rate, net.generator)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / total))
+        rate = learning_rate * 0.5 * (1 + math.cos(math.pi * step / total))
         mark = clock()
-        optimizer.zero_grad(set_to_none=True)
-        loss = objective.loss(lambda b, items, step=step: forward(step, b, items), batch)
-        loss.backward()
-        embedding = net.embedding.weight
-        if embedding.grad is not None and config.embedding_l2:
-            add_embedding_l2(embedding, looked_up(task.data.schema, batch), len(batch), config.embedding_l2)
-        optimizer.step()
+        loss = stepper.step(batch, rate, lambda b, items, step=step: forward(step, b, items))
         state.step = step + 1
-        state.loss_sum, state.loss_count = state.loss_sum + loss.detach(), state.loss_count + 1
+        state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
         state.device_seconds += clock() - mark
         task.progress.update(state.step)
         if state.step % every == 0 or state.step == total:
             mark = clock()
+            stepper.flush()
             state.record(net, loss=float(state.loss_sum) / state.loss_count, validate=validate, primary=objective.primary,
                          keep_best=keep_best)
             state.device_seconds += clock() - mark

@@ -1,0 +1,124 @@
+"""Adam for an embedding matrix, in time that does not grow with its rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import MutableMapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from .reference.embedding_catch_up import CENTRE, COLUMNS, LEARNING_RATE, ORDER_0, ORDERS
+
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # torch.optim.Adam's own
+#: Steps without a gradient after which a row stands still as far as float32 can tell: 0.9^200 is 7e-10.
+WINDOW = 200
+#: Rows last touched before this step are followed step by step: later, the expansion about a centre leaves out less than
+#: 5e-7 of how far a row moves on.
+EXACT = 128
+
+
+class EmbeddingAdam:
+    """``torch.optim.Adam`` for one matrix, which touches only the rows that are read.
+
+    Adam moves every row in every step, also those without a gradient, by their momentum. Here a row is brought up to date
+    when it is next read (``ops.embedding_catch_up``), to what Adam would have made of it up to rounding. With ``lazy``
+    rows without a gradient stay as they are instead, as in ``torch.optim.SparseAdam``, but with the bias correction of
+    the steps of all rows.
+
+    ``gather``, ``step``, ``gather``, ``step``...; and ``flush`` before the whole matrix is read or saved. No weight decay.
+
+    Args:
+        embedding: [F, K].
+        state: its state in a ``torch.optim.Adam``, ``optimizer.state[embedding]``, which then has all that is to be saved
+            after a ``flush``: ``exp_avg``, ``exp_avg_sq`` and ``step``. An empty one is filled. Default: one of its own.
+        backend: of the operations.
+    """
+
+    def __init__(self, embedding: nn.Parameter, state: MutableMapping | None = None, lazy: bool = False,
+                 backend: str | None = None):
+        self.embedding, self.lazy, self.backend = embedding, lazy, backend
+        self.state = {} if state is None else state
+        if not self.state:
+            self.state.update(step=torch.tensor(0.0, dtype=torch.float32), exp_avg=torch.zeros_like(embedding.detach()),
+                              exp_avg_sq=torch.zeros_like(embedding.detach()))
+        self.steps = int(self.state["step"])
+        self._last_step = torch.full((embedding.shape[0],), self.steps, dtype=torch.int32, device=embedding.device)
+        self._sums = _Sums(self.steps)
+
+    @torch.no_grad()
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows [n, K] of ``rows`` int64 [n] as a leaf that requires a gradient."""
+        self._catch_up(rows)
+        return self.embedding.index_select(0, rows).requires_grad_()
+
+    @torch.no_grad()
+    def step(self, rows: Tensor, gradient: Tensor, learning_rate: float) -> None:
+        """One step with the gradients [n, K] of ``rows``, which the last ``gather`` had; those of a row are added."""
+        self.steps += 1
+        self.state["step"].fill_(self.steps)
+        ops.embedding_update(self.embedding.detach(), [self.state["exp_avg"], self.state["exp_avg_sq"]], rows, gradient,
+                             "adam", learning_rate, self.steps, BETA1, BETA2, EPS, backend=self.backend)
+        torch.autograd.graph.increment_version(self.embedding)
+        if not self.lazy:
+            self._last_step.index_fill_(0, rows, self.steps)
+            self._sums.add(learning_rate)
+
+    @torch.no_grad()
+    def flush(self) -> None:
+        """Brings all rows up to date."""
+        if self._sums.base != self.steps:
+            self._catch_up(None)
+            self._sums = _Sums(self.steps)
+
+    def _catch_up(self, rows: Tensor | None) -> None:
+        if self.lazy or self._sums.base == self.steps:
+            return
+        ops.embedding_catch_up(self.embedding.detach(), self.state["exp_avg"], self.state["exp_avg_sq"], self._last_step,
+                               rows, self._sums.table, self._sums.base, self.steps, EXACT, WINDOW, BETA1, BETA2, EPS,
+                               backend=self.backend)
+        torch.autograd.graph.increment_version(self.embedding)
+
+
+class _Sums:
+    """The table of ``reference.embedding_catch_up`` for the steps since ``base``, at which all rows were current."""
+
+    _gap = np.arange(WINDOW, 0, -1)
+    _moment, _growth = BETA1 ** _gap, BETA2 ** (-_gap / 2)
+    _centre = round(1 / (1 - BETA1))  # the mean of the steps after s, weighted by how far a row moves in them
+
+    def __init__(self, base: int):
+        self.base, self.steps = base, base
+        self._rows = np.zeros((64, COLUMNS))
+        self._enter(0.0)
+
+    @property
+    def table(self) -> Tensor:
+        return torch.from_numpy(self._rows)
+
+    def add(self, learning_rate: float) -> None:
+        """One more step."""
+        self.steps += 1
+        if self.steps - self.base == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        self._enter(learning_rate)
+        count = min(WINDOW, self.steps - self.base)
+        now = self.steps - self.base
+        recent = self._rows[now - count:now]
+        h = math.sqrt(self._correction(self.steps)) * self._growth[-count:]
+        term = learning_rate / (1 - BETA1 ** self.steps) * self._moment[-count:] * h
+        deviation = h - recent[:, CENTRE]
+        for order in range(ORDERS):
+            recent[:, ORDER_0 + order] += term
+            term = term * deviation
+
+    def _enter(self, learning_rate: float) -> None:
+        row = self._rows[self.steps - self.base]
+        row[CENTRE] = math.sqrt(self._correction(self.steps + self._centre)) * BETA2 ** (-self._centre / 2)
+        row[LEARNING_RATE] = learning_rate
+
+    @staticmethod
+    def _correction(step: int) -> float:
+        return -math.expm1(step * math.log(BETA2))
