@@ -17,7 +17,7 @@ from ameir_fast.embedded import Embedded
 from ameir_fast.embedding_optimizer import EXACT, WINDOW, EmbeddingAdam
 from ameir_fast.forward import rows_read
 from ameir_fast.progress import Progress
-from ameir_fast.search import train, training
+from ameir_fast.search import stepper, train, training
 from ameir_fast.search.behavior import over_parts
 from ameir_fast.search.objective import make_objective
 from ameir_fast.search.store import RunDirectory
@@ -361,7 +361,7 @@ def trained(data, directory: Path, frozen_from: int | None = None) -> tuple[dict
 def test_fit_by_rows_equals_fit_of_the_matrix(sets, name, frozen_from, tmp_path, monkeypatch):
     found = []
     for limit in (math.inf, 0.0):
-        monkeypatch.setattr(training, "SPARSE_FROM", limit)
+        monkeypatch.setattr(stepper, "SPARSE_FROM", limit)
         found.append(trained(sets[name], tmp_path / str(limit), frozen_from))
     (want, losses, dense), (got, curve, saved) = found
     for a, b in zip(curve, losses, strict=True):
@@ -379,14 +379,14 @@ def test_which_trainings_go_by_rows(sets):
 
     def goes(**changes) -> bool:
         config = tiny.CONFIG.changed(**changes)
-        return training.trains_by_rows(training.Task(data, None, config, Progress()), net)
+        return stepper.trains_by_rows(training.Task(data, None, config, Progress()), net)
 
     assert goes(batch_size=1) and not goes(batch_size=4096) and not goes(batch_size=1, weight_decay=1e-3)
 
 
 def test_killed_training_by_rows_resumes_to_the_same(sets, tmp_path, monkeypatch):
     """Killed in a step after each of the first validations; the model's file is the same to the byte."""
-    monkeypatch.setattr(training, "SPARSE_FROM", 0.0)
+    monkeypatch.setattr(stepper, "SPARSE_FROM", 0.0)
     data = sets["clicks"]
     arch = af.Architecture(tuple(af.Block("none", "zero", "identity") for _ in range(3)), ((0, 1),),
                            af.space.architecture.fixed_mlp(8), "se")

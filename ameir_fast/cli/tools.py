@@ -298,9 +298,34 @@ def bench_batches(
     write_rows(json_file, found)
 
 
+@bench.command("train")
+def bench_train(
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, metavar="N", help="Of each engine. Default: 64.")
+    ] = None,
+    threads: Threads = None,
+    quick: Quick = False,
+    json_file: JsonFile = None,
+) -> None:
+    """A supernet's training step: native operations against the reference backend, and as the embedding grows.
+
+    Both train the same uniformly drawn paths on the same batches, in turn. Growth is that of the step's time and of a
+    process's peak memory with the rows of the embedding.
+
+    \b
+    ameir-fast bench train --quick
+    ameir-fast bench train --threads 2 --json rows.jsonl
+    """
+    check_json_file(json_file)
+    set_threads(threads)
+    suite_module = bench_module("train")
+    found = suite_module.run(quick, steps, on_row=lambda row: say(json_file, suite_module.line(row)))
+    write_rows(json_file, found)
+
+
 def _not_available(name: str) -> None:
     def refuse(context: typer.Context) -> None:
-        raise InputError(f"bench {name} is not available yet; available: batches, cpu, native, prepare")
+        raise InputError(f"bench {name} is not available yet; available: batches, cpu, native, prepare, train")
 
     refuse.__doc__ = "Not available yet."
     bench.command(
@@ -308,7 +333,7 @@ def _not_available(name: str) -> None:
     )(refuse)
 
 
-for _name in ("train", "population", "kernels"):
+for _name in ("population", "kernels"):
     _not_available(_name)
 
 

@@ -39,42 +39,77 @@ struct Attention {
     apply(g.s.second, mixed_rows.data(), g.lanes, partial, [&](int64_t o, int64_t p, vf v) { store(g.row(y, o) + p, v); });
   }
 
+  // Queries at a time, so that keys and values are read once for all of them; their sums stay in registers.
+  template <int fixed>
+  static constexpr int queries = fixed == 0 ? 1 : V == 16 ? (fixed == 8 ? 2 : 4) : 2;
+
   template <int fixed>
   void head_forward(int64_t head) {
+    const int64_t start = head * (fixed ? fixed : width);
+    const bool safe = bounded(g.row(qkv, start), g.row(qkv, g.d + start), fixed ? fixed : width);
+    constexpr int64_t step = queries<fixed> * V;
+    int64_t p = 0;
+    for (; p + step <= g.lanes; p += step) attend<fixed, queries<fixed>>(head, p, safe);
+    for (; p < g.lanes; p += V) attend<fixed, 1>(head, p, safe);
+  }
+
+  template <int fixed, int count>
+  void attend(int64_t head, int64_t p, bool safe) {
+    constexpr int kHeld = fixed ? fixed : 1;
     const int64_t w = fixed ? fixed : width, start = head * w;
-    const float *q = g.row(qkv, start), *k = g.row(qkv, g.d + start), *v = g.row(qkv, 2 * g.d + start);
-    float *m = g.row(shift, head), *inv = g.row(inverse, head), *out = g.row(mixed, start);
-    const bool safe = bounded(q, k, w);
-    const float lowest = -std::numeric_limits<float>::infinity();
-    for (int64_t p = 0; p < g.lanes; p += V) {
-      vf most = {};
-      if (!safe) {
-        most = set(lowest);
-        for (int64_t t = 0; t < g.lanes; t += V) most = larger(g.keep(score(q, k, w, p, t), t, lowest), most);
-        most = g.keep(most, 0);  // lanes without elements have no largest
-      }
-      constexpr int kHeld = fixed ? fixed : 1;
-      vf mean[kHeld] = {}, sum = {};
-      for (int64_t i = 0; !fixed && i < w; ++i) store(out + i * g.pitch + p, vf{});
+    const float *q = g.row(qkv, start) + p, *k = g.row(qkv, g.d + start), *v = g.row(qkv, 2 * g.d + start);
+    float* out = g.row(mixed, start) + p;
+    vf mean[count][kHeld] = {}, sum[count] = {}, most[count] = {};
+    if (!safe) {
+      const float lowest = -std::numeric_limits<float>::infinity();
+      for (int j = 0; j < count; ++j) most[j] = set(lowest);
       for (int64_t t = 0; t < g.lanes; t += V) {
-        const vf e = g.keep(exp2(score(q, k, w, p, t) - most), t);
-        sum += e;
-        for (int64_t i = 0; i < w; ++i) {
+        vf s[count];
+        scores<count>(q, k + t, w, s);
+        for (int j = 0; j < count; ++j) most[j] = larger(g.keep(s[j], t, lowest), most[j]);
+      }
+      for (int j = 0; j < count; ++j) most[j] = g.keep(most[j], 0);  // lanes without elements have no largest
+    }
+    for (int64_t i = 0; !fixed && i < w; ++i) {
+      for (int j = 0; j < count; ++j) store(out + i * g.pitch + j * V, vf{});
+    }
+    for (int64_t t = 0; t < g.lanes; t += V) {
+      vf e[count];
+      scores<count>(q, k + t, w, e);
+      for (int j = 0; j < count; ++j) {
+        e[j] = g.keep(exp2(e[j] - most[j]), t);
+        sum[j] += e[j];
+      }
+      for (int64_t i = 0; i < w; ++i) {
+        const vf one = load(v + i * g.pitch + t);
+        for (int j = 0; j < count; ++j) {
           if constexpr (fixed != 0) {
-            mean[i] = fma(e, load(v + i * g.pitch + t), mean[i]);
+            mean[j][i] = fma(e[j], one, mean[j][i]);
           } else {
-            float* to = out + i * g.pitch + p;
-            store(to, fma(e, load(v + i * g.pitch + t), load(to)));
+            float* to = out + i * g.pitch + j * V;
+            store(to, fma(e[j], one, load(to)));
           }
         }
       }
-      const vf one = 1.0f / g.keep(sum, 0, 1.0f);
-      store(m + p, most);
-      store(inv + p, one);
+    }
+    for (int j = 0; j < count; ++j) {
+      const vf one = 1.0f / g.keep(sum[j], 0, 1.0f);
+      store(g.row(shift, head) + p + j * V, most[j]);
+      store(g.row(inverse, head) + p + j * V, one);
       for (int64_t i = 0; i < w; ++i) {
-        float* to = out + i * g.pitch + p;
-        store(to, g.keep((fixed ? mean[fixed ? i : 0] : load(to)) * one, p));
+        float* to = out + i * g.pitch + j * V;
+        store(to, g.keep((fixed ? mean[j][fixed ? i : 0] : load(to)) * one, p + j * V));
       }
+    }
+  }
+
+  // Of some queries' rows with one vector of keys' rows.
+  template <int count>
+  void scores(const float* q, const float* k, int64_t w, vf* sum) const {
+    for (int j = 0; j < count; ++j) sum[j] = vf{};
+    for (int64_t i = 0; i < w; ++i) {
+      const vf one = load(k + i * g.pitch);
+      for (int j = 0; j < count; ++j) sum[j] = fma(load(q + i * g.pitch + j * V), one, sum[j]);
     }
   }
 
@@ -95,12 +130,6 @@ struct Attention {
     return true;
   }
 
-  vf score(const float* q, const float* k, int64_t w, int64_t p, int64_t t) const {
-    vf sum = {};
-    for (int64_t i = 0; i < w; ++i) sum = fma(load(q + i * g.pitch + p), load(k + i * g.pitch + t), sum);
-    return sum;
-  }
-
   void backward(const float* n, const float* dy, float* dn, float* to) {
     float *d_mixed = g.rows(g.d), *d_qkv = g.rows(3 * g.d);
     float* partial = g.arena.take((3 * g.d + kWide) * 3 * V);
@@ -116,40 +145,61 @@ struct Attention {
     add_sums(dys.data(), g.d, g.lanes, out_bias);
   }
 
-  // With p the weights, O the head's output: dv = Σ p dO, ds = p (dO · v - dO · O), dq = Σ ds k, dk = Σ ds q.
   template <int fixed>
   void head_backward(int64_t head, const float* d_mixed, float* d_qkv) {
+    constexpr int64_t step = queries<fixed> * V;
+    int64_t p = 0;
+    for (; p + step <= g.lanes; p += step) attend_back<fixed, queries<fixed>>(head, p, d_mixed, d_qkv);
+    for (; p < g.lanes; p += V) attend_back<fixed, 1>(head, p, d_mixed, d_qkv);
+  }
+
+  // With p the weights, O the head's output: dv = Σ p dO, ds = p (dO · v - dO · O), dq = Σ ds k, dk = Σ ds q.
+  template <int fixed, int count>
+  void attend_back(int64_t head, int64_t p, const float* d_mixed, float* d_qkv) {
+    constexpr int kHeld = fixed ? fixed : 1;
     const int64_t w = fixed ? fixed : width, start = head * w;
-    const float *q = g.row(qkv, start), *k = g.row(qkv, g.d + start), *v = g.row(qkv, 2 * g.d + start);
-    const float *m = g.row(shift, head), *inv = g.row(inverse, head), *out = g.row(mixed, start);
-    const float* d_out = d_mixed + start * g.pitch;
-    float *dq = g.row(d_qkv, start), *dk = g.row(d_qkv, g.d + start), *dv = g.row(d_qkv, 2 * g.d + start);
-    for (int64_t p = 0; p < g.lanes; p += V) {
-      vf delta = {};
-      for (int64_t i = 0; i < w; ++i) delta = fma(load(d_out + i * g.pitch + p), load(out + i * g.pitch + p), delta);
-      const vf most = load(m + p), one = load(inv + p);
-      constexpr int kHeld = fixed ? fixed : 1;
-      vf sum[kHeld] = {};
-      for (int64_t i = 0; !fixed && i < w; ++i) store(dq + i * g.pitch + p, vf{});
-      for (int64_t t = 0; t < g.lanes; t += V) {
+    const float *q = g.row(qkv, start) + p, *k = g.row(qkv, g.d + start), *v = g.row(qkv, 2 * g.d + start);
+    const float *out = g.row(mixed, start) + p, *d_out = g.row(d_mixed, start) + p;
+    float *dq = g.row(d_qkv, start) + p, *dk = g.row(d_qkv, g.d + start), *dv = g.row(d_qkv, 2 * g.d + start);
+    vf delta[count] = {}, most[count], one[count], sum[count][kHeld] = {};
+    for (int j = 0; j < count; ++j) {
+      for (int64_t i = 0; i < w; ++i) {
+        const int64_t at = i * g.pitch + j * V;
+        delta[j] = fma(load(d_out + at), load(out + at), delta[j]);
+        if (!fixed) store(dq + at, vf{});
+      }
+      most[j] = load(g.row(shift, head) + p + j * V), one[j] = load(g.row(inverse, head) + p + j * V);
+    }
+    for (int64_t t = 0; t < g.lanes; t += V) {
+      vf weight[count], ds[count];
+      scores<count>(q, k + t, w, weight);
+      scores<count>(d_out, v + t, w, ds);
+      for (int j = 0; j < count; ++j) {
         // Of queries beyond the end nothing is known, so they are left out here as keys are.
-        const vf weight = g.keep(g.keep(exp2(score(q, k, w, p, t) - most), t) * one, p);
-        const vf ds = weight * (score(d_out, v, w, p, t) - delta);
-        const vf ds_q = ds * kLn2;  // for the queries carry log2 e
-        for (int64_t i = 0; i < w; ++i) {
-          const int64_t at = i * g.pitch;
-          if constexpr (fixed != 0) {
-            sum[i] = fma(ds, load(k + at + t), sum[i]);
-          } else {
-            store(dq + at + p, fma(ds, load(k + at + t), load(dq + at + p)));
-          }
-          store(dk + at + t, fma(ds_q, load(q + at + p), load(dk + at + t)));
-          store(dv + at + t, fma(weight, load(d_out + at + p), load(dv + at + t)));
-        }
+        weight[j] = g.keep(g.keep(exp2(weight[j] - most[j]), t) * one[j], p + j * V);
+        ds[j] = weight[j] * (ds[j] - delta[j]);
       }
       for (int64_t i = 0; i < w; ++i) {
-        float* to = dq + i * g.pitch + p;
-        store(to, (fixed ? sum[fixed ? i : 0] : load(to)) * scale);
+        const int64_t at = i * g.pitch;
+        const vf key = load(k + at + t);
+        vf to_key = {}, to_value = load(dv + at + t);
+        for (int j = 0; j < count; ++j) {
+          if constexpr (fixed != 0) {
+            sum[j][i] = fma(ds[j], key, sum[j][i]);
+          } else {
+            store(dq + at + j * V, fma(ds[j], key, load(dq + at + j * V)));
+          }
+          to_key = fma(ds[j], load(q + at + j * V), to_key);
+          to_value = fma(weight[j], load(d_out + at + j * V), to_value);
+        }
+        store(dk + at + t, fma(to_key, set(kLn2), load(dk + at + t)));  // for the queries carry log2 e
+        store(dv + at + t, to_value);
+      }
+    }
+    for (int j = 0; j < count; ++j) {
+      for (int64_t i = 0; i < w; ++i) {
+        float* to = dq + i * g.pitch + j * V;
+        store(to, (fixed ? sum[j][fixed ? i : 0] : load(to)) * scale);
       }
     }
   }
