@@ -24,24 +24,25 @@ at::Tensor rank_counts(const at::Tensor& users, const at::Tensor& items, const a
                        const std::optional<at::Tensor>& seen);
 
 // Operations of the training path, float32; see ameir_fast/reference, and autograd.cpp for what their backward gives.
-at::Tensor embedding_interactions(const at::Tensor& embedding, const at::Tensor& rows,
-                                  const std::optional<at::Tensor>& bag_rows, const std::optional<at::Tensor>& bag_offsets,
-                                  at::IntArrayRef multi_fields, at::IntArrayRef interaction_fields, at::IntArrayRef orders,
-                                  const std::optional<at::Tensor>& dense, const at::Tensor& weight, const at::Tensor& bias,
-                                  std::string_view activation);
+using MaybeTensor = std::optional<at::Tensor>;
+
+at::Tensor embedding_interactions(const at::Tensor& embedding, const at::Tensor& rows, const MaybeTensor& bag_rows,
+                                  const MaybeTensor& bag_offsets, at::IntArrayRef multi_fields,
+                                  at::IntArrayRef interaction_fields, at::IntArrayRef orders, const MaybeTensor& dense,
+                                  const at::Tensor& weight, const at::Tensor& bias, std::string_view activation);
 std::vector<at::Tensor> embedding_interactions_backward(
-    const at::Tensor& grad, const at::Tensor& embedding, const at::Tensor& rows, const std::optional<at::Tensor>& bag_rows,
-    const std::optional<at::Tensor>& bag_offsets, at::IntArrayRef multi_fields, at::IntArrayRef interaction_fields,
-    at::IntArrayRef orders, const std::optional<at::Tensor>& dense, const at::Tensor& weight, const at::Tensor& bias,
+    const at::Tensor& grad, const at::Tensor& embedding, const at::Tensor& rows, const MaybeTensor& bag_rows,
+    const MaybeTensor& bag_offsets, at::IntArrayRef multi_fields, at::IntArrayRef interaction_fields,
+    at::IntArrayRef orders, const MaybeTensor& dense, const at::Tensor& weight, const at::Tensor& bias,
     std::string_view activation);
 
-at::Tensor squeeze_excite(const at::Tensor& embedding, const at::Tensor& rows, const std::optional<at::Tensor>& bag_rows,
-                          const std::optional<at::Tensor>& bag_offsets, at::IntArrayRef multi_fields,
+at::Tensor squeeze_excite(const at::Tensor& embedding, const at::Tensor& rows, const MaybeTensor& bag_rows,
+                          const MaybeTensor& bag_offsets, at::IntArrayRef multi_fields,
                           at::IntArrayRef interaction_fields, at::IntArrayRef orders, const at::Tensor& project,
                           const at::Tensor& squeeze, const at::Tensor& excite);
 std::vector<at::Tensor> squeeze_excite_backward(
-    const at::Tensor& grad, const at::Tensor& embedding, const at::Tensor& rows, const std::optional<at::Tensor>& bag_rows,
-    const std::optional<at::Tensor>& bag_offsets, at::IntArrayRef multi_fields, at::IntArrayRef interaction_fields,
+    const at::Tensor& grad, const at::Tensor& embedding, const at::Tensor& rows, const MaybeTensor& bag_rows,
+    const MaybeTensor& bag_offsets, at::IntArrayRef multi_fields, at::IntArrayRef interaction_fields,
     at::IntArrayRef orders, const at::Tensor& project, const at::Tensor& squeeze, const at::Tensor& excite);
 
 std::tuple<at::Tensor, at::Tensor> sliced_mlp(const at::Tensor& x, at::TensorList weights, at::TensorList biases,
