@@ -172,6 +172,56 @@ def test_threads_change_no_bit(name):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("name", ("embedding_interactions", "squeeze_excite"))
+def test_every_row_once(name):
+    """The gradient of an embedding as small as the batch, wide enough for several threads."""
+    def arguments(dtype: torch.dtype) -> list:
+        draw, rows = Draw(0, dtype), torch.arange(1000 * 12).view(1000, 12)
+        lookup = [draw(12000, 4, gaps=False), rows, None, None, [], [0, 1, 2, 3, 4], [2, 3]]
+        if name == "squeeze_excite":
+            return [*lookup, draw(1, 4), draw(7, 14, scale=0.3), draw(14, 7, scale=0.3)]
+        return [*lookup, None, draw(40, 56, scale=0.1), draw(40), "identity"]
+
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(compute(name, arguments(torch.float32), native=True))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    for a, b in zip(results[0], compute(name, arguments(torch.float64), native=False), strict=True):
+        assert error(a, b) <= 3e-6 * max(1.0, float(b.abs().max()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck_of_the_backward_pass(name):
+    """Gradients are new tensors, none a part of another, shaped as the fake says."""
+    for seed in range(8):
+        arguments = [a.detach() if isinstance(a, Tensor) else
+                     [t.detach() if isinstance(t, Tensor) else t for t in a] if isinstance(a, list) else a
+                     for a in drawn(name, seed)]
+        out = getattr(torch.ops.ameir_fast, name)(*arguments)
+        grad = torch.randn_like(out[0] if isinstance(out, tuple) else out)
+        operation = getattr(torch.ops.ameir_fast, f"{name}_backward").default
+        torch.library.opcheck(operation, (grad, *arguments), test_utils=("test_schema", "test_faketensor"))
+        found = operation(grad, *arguments)
+        held = [t.untyped_storage().data_ptr() for t in found if t.numel()]
+        assert len(set(held)) == len(held)
+        assert all(t.is_contiguous() and t.untyped_storage().nbytes() == t.numel() * 4 for t in found)
+
+
+def test_no_inputs_at_all():
+    """Neither fields nor dense features: the bias alone."""
+    embedding, rows, bias = torch.randn(3, 4), torch.zeros(5, 0, dtype=torch.int64), torch.randn(2)
+    arguments = (embedding, rows, None, None, [], [], [], None, torch.zeros(2, 0), bias, "relu")
+    out = torch.ops.ameir_fast.embedding_interactions(*arguments)
+    assert torch.equal(out, bias.relu().expand(5, 2))
+    d_embedding, d_weight, d_bias = torch.ops.ameir_fast.embedding_interactions_backward(torch.ones(5, 2), *arguments)
+    assert not d_embedding.any() and d_weight.shape == (2, 0) and torch.equal(d_bias, 5.0 * (bias > 0))
+
+
 def test_a_sample_is_the_same_in_any_batch():
     g = torch.Generator().manual_seed(0)
     embedding, rows = torch.randn(50, 4, generator=g), torch.randint(50, (300, 5), generator=g)

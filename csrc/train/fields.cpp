@@ -151,16 +151,22 @@ void for_tiles(int64_t samples, int64_t memory, Run run) {
   });
 }
 
-// Numbers that are sums over samples, `count` of them: run(kernels, begin, end, add, scratch, sums) for every tile,
-// where `sums` is the memory of the tile's chunk, and the tile is the chunk's first one unless `add`. Gives the sum of
-// all chunks.
+// Tensors of some shapes that are sums over samples: run(kernels, begin, end, add, scratch, sums) for every tile, where
+// `sums` holds all their numbers for the tile's chunk, and the tile is the chunk's first one unless `add`.
 template <typename Run>
-Tensor sum_tiles(int64_t samples, int64_t count, int64_t memory, const at::TensorOptions& options, Run run) {
-  if (samples == 0) return at::zeros({count}, options);
+std::vector<Tensor> sum_tiles(int64_t samples, const std::vector<std::vector<int64_t>>& shapes, int64_t memory,
+                              const at::TensorOptions& options, Run run) {
+  std::vector<Tensor> result;
+  int64_t count = 0;
+  for (const std::vector<int64_t>& shape : shapes) {
+    result.push_back(samples ? at::empty(shape, options) : at::zeros(shape, options));
+    count += result.back().numel();
+  }
+  if (samples == 0) return result;
   const FieldKernels& kernels = field_kernels();
   const int64_t tiles = ceil_div(samples, kTile);
   const int64_t chunks = std::min(tiles, count > kManySums ? kMostChunks / 2 : kMostChunks);
-  Tensor sums = at::empty({chunks, count}, options);
+  const Tensor sums = at::empty({chunks, count}, options);
   float* all = sums.data_ptr<float>();
   at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
     float* space = scratch(memory);
@@ -171,12 +177,17 @@ Tensor sum_tiles(int64_t samples, int64_t count, int64_t memory, const at::Tenso
       }
     }
   });
-  at::parallel_for(0, count, kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t c = 1; c < chunks; ++c) {
-      for (int64_t i = begin; i < end; ++i) all[i] += all[c * count + i];
-    }
-  });
-  return sums[0];
+  for (Tensor& one : result) {
+    float* to = one.data_ptr<float>();
+    at::parallel_for(0, one.numel(), kGrain, [&](int64_t begin, int64_t end) {
+      std::copy(all + begin, all + end, to + begin);
+      for (int64_t c = 1; c < chunks; ++c) {
+        for (int64_t i = begin; i < end; ++i) to[i] += all[c * count + i];
+      }
+    });
+    all += one.numel();
+  }
+  return result;
 }
 
 // ---- embedding_interactions ------------------------------------------------------------------------------
@@ -278,16 +289,15 @@ std::vector<Tensor> embedding_interactions_backward(const Tensor& grad_, const T
   Tensor fields = layer.lookup.empty_gradient();
   Tensor d_dense = at::empty({samples, layer.at.dense_width}, weight.options());
   float *d_fields = fields.data_ptr<float>(), *to_dense = d_dense.data_ptr<float>();
-  const Tensor sums = sum_tiles(
-      samples, outputs * (inputs + 1), layer.at.scratch(), weight.options(),
+  std::vector<Tensor> sums = sum_tiles(
+      samples, {{outputs, inputs}, {outputs}}, layer.at.scratch(), weight.options(),
       [&](const FieldKernels& kernels, int64_t begin, int64_t end, bool add, float* space, float* sum) {
         kernels.interactions_backward(layer.at, begin, end, from, add, space,
                                       {d_fields, to_dense, sum, sum + outputs * inputs});
       });
   std::vector<Tensor> result = {layer.lookup.scatter(fields)};
   if (dense) result.push_back(d_dense);
-  result.push_back(sums.narrow(0, 0, outputs * inputs).view({outputs, inputs}));
-  result.push_back(sums.narrow(0, outputs * inputs, outputs));
+  result.insert(result.end(), sums.begin(), sums.end());
   return result;
 }
 
@@ -318,13 +328,13 @@ std::vector<Tensor> squeeze_excite_backward(const Tensor& grad_, const Tensor& e
   const float* from = grad.const_data_ptr<float>();
   Tensor fields = shortcut.lookup.empty_gradient();
   float* d_fields = fields.data_ptr<float>();
-  const Tensor sums = sum_tiles(
-      samples, k + 2 * size, shortcut.at.scratch(), project.options(),
+  std::vector<Tensor> result = sum_tiles(
+      samples, {{1, k}, squeeze.sizes().vec(), excite.sizes().vec()}, shortcut.at.scratch(), project.options(),
       [&](const FieldKernels& kernels, int64_t begin, int64_t end, bool add, float* space, float* sum) {
         kernels.excite_backward(shortcut.at, begin, end, from, add, space, {d_fields, sum, sum + k, sum + k + size});
       });
-  return {shortcut.lookup.scatter(fields), sums.narrow(0, 0, k).view({1, k}),
-          sums.narrow(0, k, size).view(squeeze.sizes()), sums.narrow(0, k + size, size).view(excite.sizes())};
+  result.insert(result.begin(), shortcut.lookup.scatter(fields));
+  return result;
 }
 
 }  // namespace ameir_fast
