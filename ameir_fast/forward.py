@@ -57,8 +57,8 @@ class Inputs:
     @property
     def lookup(self) -> tuple:
         """The arguments with which the operations look fields up. Without fields nothing is looked up, and the
-        gradient of the whole matrix that a lookup makes would be zeros alone."""
-        embedding = self.embedding if self.rows.shape[1] else self.embedding.detach()
+        gradient of the whole matrix that a lookup makes would be zeros alone: there the matrix has no rows."""
+        embedding = self.embedding if self.rows.shape[1] else self.embedding[:0].detach()
         return embedding, self.rows, self.bag_rows, self.bag_offsets, self.multi_fields
 
 

@@ -40,6 +40,7 @@ class Differentiable : public torch::autograd::Function<Differentiable> {
     variable_list outputs;
     for (const c10::IValue& value : stack) outputs.push_back(value.toTensor());
     for (size_t i = 1; i < outputs.size(); ++i) ctx->mark_non_differentiable({outputs[i]});
+    ctx->set_materialize_grads(false);  // zeros for outputs that nobody differentiates
     ctx->save_for_backward(tensors.vec());
     Values rest(*values);
     visit_tensors(rest, [](const at::Tensor&) { return at::Tensor(); });

@@ -25,37 +25,38 @@ at::Tensor rank_counts(const at::Tensor& users, const at::Tensor& items, const a
                        const std::optional<at::Tensor>& seen);
 
 // Operations of the training path, float32; see ameir_fast/reference, and autograd.cpp for what their backward gives.
+using MaybeTensor = std::optional<at::Tensor>;
+
 at::Tensor sequence_block(const at::Tensor& x, const at::Tensor& offsets, at::TensorList norm, at::TensorList weights,
-                          const std::optional<at::Tensor>& target, std::string layer, std::string activation,
+                          const MaybeTensor& target, std::string layer, std::string activation,
                           int64_t max_length);
 std::vector<at::Tensor> sequence_block_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& offsets,
                                                 at::TensorList norm, at::TensorList weights,
-                                                const std::optional<at::Tensor>& target, std::string layer,
+                                                const MaybeTensor& target, std::string layer,
                                                 std::string activation, int64_t max_length);
-at::Tensor sequence_pool(const at::Tensor& x, const at::Tensor& offsets, const std::optional<at::Tensor>& target,
+at::Tensor sequence_pool(const at::Tensor& x, const at::Tensor& offsets, const MaybeTensor& target,
                          at::TensorList attention, int64_t max_length);
 std::vector<at::Tensor> sequence_pool_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& offsets,
-                                               const std::optional<at::Tensor>& target, at::TensorList attention,
+                                               const MaybeTensor& target, at::TensorList attention,
                                                int64_t max_length);
 
-at::Tensor embedding_interactions(const at::Tensor& embedding, const at::Tensor& rows,
-                                  const std::optional<at::Tensor>& bag_rows, const std::optional<at::Tensor>& bag_offsets,
-                                  at::IntArrayRef multi_fields, at::IntArrayRef interaction_fields, at::IntArrayRef orders,
-                                  const std::optional<at::Tensor>& dense, const at::Tensor& weight, const at::Tensor& bias,
-                                  std::string_view activation);
+at::Tensor embedding_interactions(const at::Tensor& embedding, const at::Tensor& rows, const MaybeTensor& bag_rows,
+                                  const MaybeTensor& bag_offsets, at::IntArrayRef multi_fields,
+                                  at::IntArrayRef interaction_fields, at::IntArrayRef orders, const MaybeTensor& dense,
+                                  const at::Tensor& weight, const at::Tensor& bias, std::string_view activation);
 std::vector<at::Tensor> embedding_interactions_backward(
-    const at::Tensor& grad, const at::Tensor& embedding, const at::Tensor& rows, const std::optional<at::Tensor>& bag_rows,
-    const std::optional<at::Tensor>& bag_offsets, at::IntArrayRef multi_fields, at::IntArrayRef interaction_fields,
-    at::IntArrayRef orders, const std::optional<at::Tensor>& dense, const at::Tensor& weight, const at::Tensor& bias,
+    const at::Tensor& grad, const at::Tensor& embedding, const at::Tensor& rows, const MaybeTensor& bag_rows,
+    const MaybeTensor& bag_offsets, at::IntArrayRef multi_fields, at::IntArrayRef interaction_fields,
+    at::IntArrayRef orders, const MaybeTensor& dense, const at::Tensor& weight, const at::Tensor& bias,
     std::string_view activation);
 
-at::Tensor squeeze_excite(const at::Tensor& embedding, const at::Tensor& rows, const std::optional<at::Tensor>& bag_rows,
-                          const std::optional<at::Tensor>& bag_offsets, at::IntArrayRef multi_fields,
+at::Tensor squeeze_excite(const at::Tensor& embedding, const at::Tensor& rows, const MaybeTensor& bag_rows,
+                          const MaybeTensor& bag_offsets, at::IntArrayRef multi_fields,
                           at::IntArrayRef interaction_fields, at::IntArrayRef orders, const at::Tensor& project,
                           const at::Tensor& squeeze, const at::Tensor& excite);
 std::vector<at::Tensor> squeeze_excite_backward(
-    const at::Tensor& grad, const at::Tensor& embedding, const at::Tensor& rows, const std::optional<at::Tensor>& bag_rows,
-    const std::optional<at::Tensor>& bag_offsets, at::IntArrayRef multi_fields, at::IntArrayRef interaction_fields,
+    const at::Tensor& grad, const at::Tensor& embedding, const at::Tensor& rows, const MaybeTensor& bag_rows,
+    const MaybeTensor& bag_offsets, at::IntArrayRef multi_fields, at::IntArrayRef interaction_fields,
     at::IntArrayRef orders, const at::Tensor& project, const at::Tensor& squeeze, const at::Tensor& excite);
 
 std::tuple<at::Tensor, at::Tensor> sliced_mlp(const at::Tensor& x, at::TensorList weights, at::TensorList biases,

@@ -1,4 +1,4 @@
-"""Native embedding_interactions, squeeze_excite and sliced_mlp against the fp64 reference, for every instruction set."""
+"""Native embedding_interactions, squeeze_excite and sliced_mlp against the reference, with every instruction set."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def draw_lookup(draw: Draw) -> tuple[list, int, int, int]:
     """The arguments both lookups start with; samples, columns and K. A field may occur twice in a product."""
     rng = draw.rng
     samples = rng.choice([0, 1, 2, 5, 17, 127, 128, 129, 300, 700])
-    fields, k, size = rng.choice([0, 1, 2, 3, 6, 13]), rng.choice([1, 2, 3, 4, 5, 8, 12, 16, 24, 128]), rng.choice([7, 30, 200])
+    fields, k = rng.choice([0, 1, 2, 3, 6, 13]), rng.choice([1, 2, 3, 4, 5, 8, 12, 16, 24, 128])
+    size = rng.choice([7, 30, 200])
     multi = sorted(rng.sample(range(fields), rng.randrange(fields + 1))) if fields and rng.random() < 0.5 else []
     rng.shuffle(multi)
     products = [rng.sample(range(fields), min(fields, rng.choice([1, 2, 2, 3, 4, 5]))) for _ in range(rng.randrange(6))]
@@ -91,7 +92,8 @@ def draw_excite(draw: Draw) -> list:
     lookup, _, columns, k = draw_lookup(draw)
     hidden = max(1, columns // 2)
     scale = max(1, columns) ** -0.5  # or every excitation would be 0 or 1
-    return [*lookup, draw(1, k, scale=k ** -0.5), draw(hidden, columns, scale=scale), draw(columns, hidden, scale=scale)]
+    return [*lookup, draw(1, k, scale=k ** -0.5), draw(hidden, columns, scale=scale),
+            draw(columns, hidden, scale=scale)]
 
 
 def draw_mlp(draw: Draw) -> list:
@@ -106,8 +108,8 @@ def draw_mlp(draw: Draw) -> list:
             given = torch.stack([alpha, draw(n), draw(n).abs() + 0.5]) if fixed else alpha
             dice.append(given.detach().requires_grad_())
     pairs = list(itertools.pairwise(units))
-    return [draw(samples, units[0]), [draw(b, a, scale=a ** -0.5) for a, b in pairs], [draw(n) for n in units[1:]], names,
-            dice]
+    weights = [draw(b, a, scale=a ** -0.5) for a, b in pairs]
+    return [draw(samples, units[0]), weights, [draw(n) for n in units[1:]], names, dice]
 
 
 DRAWN = {"embedding_interactions": draw_interactions, "squeeze_excite": draw_excite, "sliced_mlp": draw_mlp}
@@ -127,7 +129,8 @@ def compute(name: str, arguments: list, native: bool) -> list[Tensor]:
     wanted = leaves(arguments)
     found = torch.autograd.grad(out[0], wanted, cotangent, allow_unused=True) if out[0].requires_grad else \
         [None] * len(wanted)
-    return [o.detach() for o in out] + [torch.zeros_like(t) if d is None else d for t, d in zip(wanted, found, strict=True)]
+    found = [torch.zeros_like(t) if d is None else d for t, d in zip(wanted, found, strict=True)]
+    return [o.detach() for o in out] + found
 
 
 def drawn(name: str, seed: int, dtype: torch.dtype = torch.float32) -> list:
@@ -148,7 +151,8 @@ def test_as_exact_as_eager_float32(name, instruction_set, poisoned):
             assert a.shape == c.shape and a.dtype == torch.float32
             assert bool(torch.isfinite(a).all()), f"case {seed}, result {i}: not finite"
             scale = max(1.0, float(c.abs().max())) if c.numel() else 1.0
-            assert error(a, c) <= 2 * error(b, c) + FLOOR * scale, f"case {seed}, result {i}: {error(a, c)}, {error(b, c)}"
+            mine, eagers = error(a, c), error(b, c)
+            assert mine <= 2 * eagers + FLOOR * scale, f"case {seed}, result {i}: {mine}, in eager mode {eagers}"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -168,14 +172,65 @@ def test_threads_change_no_bit(name):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("name", ("embedding_interactions", "squeeze_excite"))
+def test_every_row_once(name):
+    """The gradient of an embedding as small as the batch, wide enough for several threads."""
+    def arguments(dtype: torch.dtype) -> list:
+        draw, rows = Draw(0, dtype), torch.arange(1000 * 12).view(1000, 12)
+        lookup = [draw(12000, 4, gaps=False), rows, None, None, [], [0, 1, 2, 3, 4], [2, 3]]
+        if name == "squeeze_excite":
+            return [*lookup, draw(1, 4), draw(7, 14, scale=0.3), draw(14, 7, scale=0.3)]
+        return [*lookup, None, draw(40, 56, scale=0.1), draw(40), "identity"]
+
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(compute(name, arguments(torch.float32), native=True))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    for a, b in zip(results[0], compute(name, arguments(torch.float64), native=False), strict=True):
+        assert error(a, b) <= 3e-6 * max(1.0, float(b.abs().max()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck_of_the_backward_pass(name):
+    """Gradients are new tensors, none a part of another, shaped as the fake says."""
+    for seed in range(8):
+        arguments = [a.detach() if isinstance(a, Tensor) else
+                     [t.detach() if isinstance(t, Tensor) else t for t in a] if isinstance(a, list) else a
+                     for a in drawn(name, seed)]
+        out = getattr(torch.ops.ameir_fast, name)(*arguments)
+        grad = torch.randn_like(out[0] if isinstance(out, tuple) else out)
+        operation = getattr(torch.ops.ameir_fast, f"{name}_backward").default
+        torch.library.opcheck(operation, (grad, *arguments), test_utils=("test_schema", "test_faketensor"))
+        found = operation(grad, *arguments)
+        held = [t.untyped_storage().data_ptr() for t in found if t.numel()]
+        assert len(set(held)) == len(held)
+        assert all(t.is_contiguous() and t.untyped_storage().nbytes() == t.numel() * 4 for t in found)
+
+
+def test_no_inputs_at_all():
+    """Neither fields nor dense features: the bias alone."""
+    embedding, rows, bias = torch.randn(3, 4), torch.zeros(5, 0, dtype=torch.int64), torch.randn(2)
+    arguments = (embedding, rows, None, None, [], [], [], None, torch.zeros(2, 0), bias, "relu")
+    out = torch.ops.ameir_fast.embedding_interactions(*arguments)
+    assert torch.equal(out, bias.relu().expand(5, 2))
+    d_embedding, d_weight, d_bias = torch.ops.ameir_fast.embedding_interactions_backward(torch.ones(5, 2), *arguments)
+    assert not d_embedding.any() and d_weight.shape == (2, 0) and torch.equal(d_bias, 5.0 * (bias > 0))
+
+
 def test_a_sample_is_the_same_in_any_batch():
     g = torch.Generator().manual_seed(0)
     embedding, rows = torch.randn(50, 4, generator=g), torch.randint(50, (300, 5), generator=g)
     weight, bias = torch.randn(37, 28, generator=g), torch.randn(37, generator=g)
     rest = (None, None, [], [0, 1, 2, 3, 4], [2, 3], None, weight, bias, "swish")
-    whole = torch.ops.ameir_fast.embedding_interactions(embedding, rows, *rest)
+    operation = torch.ops.ameir_fast.embedding_interactions
+    whole = operation(embedding, rows, *rest)
     for begin, end in ((0, 1), (5, 12), (100, 300)):
-        assert torch.equal(torch.ops.ameir_fast.embedding_interactions(embedding, rows[begin:end], *rest), whole[begin:end])
+        assert torch.equal(operation(embedding, rows[begin:end], *rest), whole[begin:end])
 
 
 def lookups(rows: Tensor, bag_rows: Tensor | None = None, bag_offsets: Tensor | None = None) -> Iterator:

@@ -199,7 +199,8 @@ for _op in OPS.values():
 
 # ---- which backend computes --------------------------------------------------------------------
 
-_found: set[tuple[str, Backend]] = set()  # kernels stay once they are there, and asking the dispatcher takes microseconds
+# Kernels stay once they are there, and asking the dispatcher takes microseconds.
+_found: set[tuple[str, Backend]] = set()
 
 
 @torch.compiler.assume_constant_result

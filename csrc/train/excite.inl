@@ -19,9 +19,14 @@ void excite_tile(const Excite& at, int64_t begin, int64_t end, const ExciteTile&
       tile.z[r * tile.columns + c] = dot<Lanes>(tile.q + r * tile.pitch + c * k, at.project, k);
     }
   }
-  product({tile.z, tile.columns, 1}, count, {at.squeeze_t, 0}, at.columns, at.hidden, nullptr, false, tile.s, tile.hidden);
-  for (int64_t r = 0; r < count; ++r) activate(Act::relu, tile.s + r * tile.hidden, at.hidden, tile.s + r * tile.hidden);
-  product({tile.s, tile.hidden, 1}, count, {at.excite_t, 0}, at.hidden, at.columns, nullptr, false, tile.a, tile.columns);
+  product({tile.z, tile.columns, 1}, count, {at.squeeze_t, 0}, at.columns, at.hidden, nullptr, false, tile.s,
+          tile.hidden);
+  for (int64_t r = 0; r < count; ++r) {
+    float* s = tile.s + r * tile.hidden;
+    activate(Act::relu, s, at.hidden, s);
+  }
+  product({tile.s, tile.hidden, 1}, count, {at.excite_t, 0}, at.hidden, at.columns, nullptr, false, tile.a,
+          tile.columns);
   for (int64_t r = 0; r < count; ++r) {
     float* a = tile.a + r * tile.columns;
     for (int64_t c = 0; c < at.columns; c += V) {
@@ -67,12 +72,14 @@ void excite_back(const Excite& at, int64_t begin, int64_t end, const float* grad
     const float* q = tile.q + r * tile.pitch;
     for (int64_t c = 0; c < at.columns; ++c) u[r * tile.columns + c] *= dot<Lanes>(q + c * k, grad + r * k, k);
   }
-  product({u, 1, tile.columns}, at.columns, {tile.s, tile.hidden}, count, at.hidden, nullptr, add, to.excite, at.hidden);
+  product({u, 1, tile.columns}, at.columns, {tile.s, tile.hidden}, count, at.hidden, nullptr, add, to.excite,
+          at.hidden);
   product({u, tile.columns, 1}, count, {at.excite, 0}, at.columns, at.hidden, nullptr, false, ds, tile.hidden);
   for (int64_t r = 0; r < count; ++r) {  // where s is 0, what relu took was not above 0
     activate_back(Act::relu, tile.s + r * tile.hidden, ds + r * tile.hidden, at.hidden, ds + r * tile.hidden);
   }
-  product({ds, 1, tile.hidden}, at.hidden, {tile.z, tile.columns}, count, at.columns, nullptr, add, to.squeeze, at.columns);
+  product({ds, 1, tile.hidden}, at.hidden, {tile.z, tile.columns}, count, at.columns, nullptr, add, to.squeeze,
+          at.columns);
   product({ds, tile.hidden, 1}, count, {at.squeeze, 0}, at.hidden, at.columns, nullptr, false, u, tile.columns);
   std::fill(project, project + k, 0.0f);
   for (int64_t r = 0; r < count; ++r) {

@@ -2,14 +2,13 @@
 // thread's scratch memory only; a backward pass makes them again.
 //
 // Sums over samples are those of fixed chunks of tiles, added in order: how many threads there are changes no number.
-// Work of embedding_interactions: 2 B K0 out flops forward, twice that backward; memory: the batch's ids and embeddings,
-// in the backward pass the gradients of its fields [B, N, K].
+// Work of embedding_interactions: 2 B K0 out flops forward, twice that backward. Memory: the batch's ids and
+// embeddings, and in the backward pass the gradients of its fields [B, N, K].
 #include "train/fields.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 #include <optional>
@@ -23,7 +22,7 @@ namespace {
 
 using namespace train;
 using at::Tensor;
-using Maybe = std::optional<Tensor>;
+using Maybe = MaybeTensor;
 using Numbers = at::IntArrayRef;
 
 constexpr int64_t kMostChunks = 8;
@@ -54,8 +53,8 @@ struct Lookup {
   Fields fields = {};
   int64_t samples, size;
 
-  Lookup(const Tensor& embedding_, const Tensor& rows_, const Maybe& bag_rows_, const Maybe& bag_offsets_, Numbers multi,
-         Numbers factors, Numbers orders) {
+  Lookup(const Tensor& embedding_, const Tensor& rows_, const Maybe& bag_rows_, const Maybe& bag_offsets_,
+         Numbers multi, Numbers factors, Numbers orders) {
     check_float(embedding_, "embedding", 2);
     embedding = with_whole_rows(embedding_);
     rows = check_ids(rows_, "rows", 2);
@@ -110,7 +109,8 @@ struct Lookup {
       bag_of[multi[i]] = i;
     }
     const int64_t count = samples * fields.bags, ids = bag_rows.size(0);
-    TORCH_CHECK(bag_offsets.size(0) == count + 1, "bag_offsets: ", bag_offsets.size(0), " numbers, expected ", count + 1);
+    TORCH_CHECK(bag_offsets.size(0) == count + 1, "bag_offsets: ", bag_offsets.size(0), " numbers, expected ",
+                count + 1);
     fields.bag_of = bag_of.data();
     fields.bag_rows = bag_rows.const_data_ptr<int64_t>(), fields.bag_offsets = bag_offsets.const_data_ptr<int64_t>();
     const int64_t* ends = fields.bag_offsets;
@@ -151,15 +151,22 @@ void for_tiles(int64_t samples, int64_t memory, Run run) {
   });
 }
 
-// Numbers that are sums over samples, `count` of them: run(kernels, begin, end, add, scratch, sums) for every tile, where
-// `sums` is the memory of the tile's chunk, and the tile is the chunk's first one unless `add`. Gives the chunks' sum.
+// Tensors of some shapes that are sums over samples: run(kernels, begin, end, add, scratch, sums) for every tile, where
+// `sums` holds all their numbers for the tile's chunk, and the tile is the chunk's first one unless `add`.
 template <typename Run>
-Tensor sum_tiles(int64_t samples, int64_t count, int64_t memory, const at::TensorOptions& options, Run run) {
-  if (samples == 0) return at::zeros({count}, options);
+std::vector<Tensor> sum_tiles(int64_t samples, const std::vector<std::vector<int64_t>>& shapes, int64_t memory,
+                              const at::TensorOptions& options, Run run) {
+  std::vector<Tensor> result;
+  int64_t count = 0;
+  for (const std::vector<int64_t>& shape : shapes) {
+    result.push_back(samples ? at::empty(shape, options) : at::zeros(shape, options));
+    count += result.back().numel();
+  }
+  if (samples == 0) return result;
   const FieldKernels& kernels = field_kernels();
   const int64_t tiles = ceil_div(samples, kTile);
   const int64_t chunks = std::min(tiles, count > kManySums ? kMostChunks / 2 : kMostChunks);
-  Tensor sums = at::empty({chunks, count}, options);
+  const Tensor sums = at::empty({chunks, count}, options);
   float* all = sums.data_ptr<float>();
   at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
     float* space = scratch(memory);
@@ -170,12 +177,17 @@ Tensor sum_tiles(int64_t samples, int64_t count, int64_t memory, const at::Tenso
       }
     }
   });
-  at::parallel_for(0, count, kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t c = 1; c < chunks; ++c) {
-      for (int64_t i = begin; i < end; ++i) all[i] += all[c * count + i];
-    }
-  });
-  return sums[0];
+  for (Tensor& one : result) {
+    float* to = one.data_ptr<float>();
+    at::parallel_for(0, one.numel(), kGrain, [&](int64_t begin, int64_t end) {
+      std::copy(all + begin, all + end, to + begin);
+      for (int64_t c = 1; c < chunks; ++c) {
+        for (int64_t i = begin; i < end; ++i) to[i] += all[c * count + i];
+      }
+    });
+    all += one.numel();
+  }
+  return result;
 }
 
 // ---- embedding_interactions ------------------------------------------------------------------------------
@@ -183,15 +195,16 @@ Tensor sum_tiles(int64_t samples, int64_t count, int64_t memory, const at::Tenso
 struct FirstLayer {
   Lookup lookup;
   Tensor dense, forward, backward, bias;
-  Interactions at;
+  Interactions at = {};
 
-  FirstLayer(Lookup&& lookup_, const Maybe& dense_, const Tensor& weight, const Tensor& bias_, std::string_view activation,
-             bool back)
+  FirstLayer(Lookup&& lookup_, const Maybe& dense_, const Tensor& weight, const Tensor& bias_,
+             std::string_view activation, bool back)
       : lookup(std::move(lookup_)) {
     at.fields = lookup.fields;
     if (dense_) {
       check_float(*dense_, "dense", 2);
-      TORCH_CHECK(dense_->size(0) == lookup.samples, "dense: ", dense_->size(0), " rows for ", lookup.samples, " samples");
+      TORCH_CHECK(dense_->size(0) == lookup.samples, "dense: ", dense_->size(0), " rows for ", lookup.samples,
+                  " samples");
       dense = with_whole_rows(*dense_);
     }
     at.dense = dense_ ? dense.const_data_ptr<float>() : nullptr;
@@ -247,11 +260,12 @@ struct Shortcut {
 
 }  // namespace
 
-Tensor embedding_interactions(const Tensor& embedding, const Tensor& rows, const Maybe& bag_rows, const Maybe& bag_offsets,
-                              Numbers multi_fields, Numbers interaction_fields, Numbers orders, const Maybe& dense,
-                              const Tensor& weight, const Tensor& bias, std::string_view activation) {
-  const FirstLayer layer({embedding, rows, bag_rows, bag_offsets, multi_fields, interaction_fields, orders}, dense, weight,
-                         bias, activation, false);
+Tensor embedding_interactions(const Tensor& embedding, const Tensor& rows, const Maybe& bag_rows,
+                              const Maybe& bag_offsets, Numbers multi_fields, Numbers interaction_fields,
+                              Numbers orders, const Maybe& dense, const Tensor& weight, const Tensor& bias,
+                              std::string_view activation) {
+  const FirstLayer layer({embedding, rows, bag_rows, bag_offsets, multi_fields, interaction_fields, orders}, dense,
+                         weight, bias, activation, false);
   Tensor out = at::empty({layer.lookup.samples, layer.at.outputs}, weight.options());
   float* to = out.data_ptr<float>();
   for_tiles(layer.lookup.samples, layer.at.scratch(),
@@ -262,11 +276,12 @@ Tensor embedding_interactions(const Tensor& embedding, const Tensor& rows, const
 }
 
 std::vector<Tensor> embedding_interactions_backward(const Tensor& grad_, const Tensor& embedding, const Tensor& rows,
-                                                    const Maybe& bag_rows, const Maybe& bag_offsets, Numbers multi_fields,
-                                                    Numbers interaction_fields, Numbers orders, const Maybe& dense,
-                                                    const Tensor& weight, const Tensor& bias, std::string_view activation) {
-  const FirstLayer layer({embedding, rows, bag_rows, bag_offsets, multi_fields, interaction_fields, orders}, dense, weight,
-                         bias, activation, true);
+                                                    const Maybe& bag_rows, const Maybe& bag_offsets,
+                                                    Numbers multi_fields, Numbers interaction_fields, Numbers orders,
+                                                    const Maybe& dense, const Tensor& weight, const Tensor& bias,
+                                                    std::string_view activation) {
+  const FirstLayer layer({embedding, rows, bag_rows, bag_offsets, multi_fields, interaction_fields, orders}, dense,
+                         weight, bias, activation, true);
   const int64_t samples = layer.lookup.samples, inputs = layer.at.inputs, outputs = layer.at.outputs;
   check_shape(grad_, "grad", {samples, outputs});
   const Tensor grad = grad_.contiguous();
@@ -274,16 +289,15 @@ std::vector<Tensor> embedding_interactions_backward(const Tensor& grad_, const T
   Tensor fields = layer.lookup.empty_gradient();
   Tensor d_dense = at::empty({samples, layer.at.dense_width}, weight.options());
   float *d_fields = fields.data_ptr<float>(), *to_dense = d_dense.data_ptr<float>();
-  const Tensor sums = sum_tiles(
-      samples, outputs * (inputs + 1), layer.at.scratch(), weight.options(),
+  std::vector<Tensor> sums = sum_tiles(
+      samples, {{outputs, inputs}, {outputs}}, layer.at.scratch(), weight.options(),
       [&](const FieldKernels& kernels, int64_t begin, int64_t end, bool add, float* space, float* sum) {
         kernels.interactions_backward(layer.at, begin, end, from, add, space,
                                       {d_fields, to_dense, sum, sum + outputs * inputs});
       });
   std::vector<Tensor> result = {layer.lookup.scatter(fields)};
   if (dense) result.push_back(d_dense);
-  result.push_back(sums.narrow(0, 0, outputs * inputs).view({outputs, inputs}));
-  result.push_back(sums.narrow(0, outputs * inputs, outputs));
+  result.insert(result.end(), sums.begin(), sums.end());
   return result;
 }
 
@@ -314,13 +328,13 @@ std::vector<Tensor> squeeze_excite_backward(const Tensor& grad_, const Tensor& e
   const float* from = grad.const_data_ptr<float>();
   Tensor fields = shortcut.lookup.empty_gradient();
   float* d_fields = fields.data_ptr<float>();
-  const Tensor sums = sum_tiles(
-      samples, k + 2 * size, shortcut.at.scratch(), project.options(),
+  std::vector<Tensor> result = sum_tiles(
+      samples, {{1, k}, squeeze.sizes().vec(), excite.sizes().vec()}, shortcut.at.scratch(), project.options(),
       [&](const FieldKernels& kernels, int64_t begin, int64_t end, bool add, float* space, float* sum) {
         kernels.excite_backward(shortcut.at, begin, end, from, add, space, {d_fields, sum, sum + k, sum + k + size});
       });
-  return {shortcut.lookup.scatter(fields), sums.narrow(0, 0, k).view({1, k}),
-          sums.narrow(0, k, size).view(squeeze.sizes()), sums.narrow(0, k + size, size).view(excite.sizes())};
+  result.insert(result.begin(), shortcut.lookup.scatter(fields));
+  return result;
 }
 
 }  // namespace ameir_fast

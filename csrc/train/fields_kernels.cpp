@@ -51,8 +51,8 @@ void interactions(const Interactions& at, int64_t begin, int64_t end, float* scr
   if (at.act != Act::identity) activate(at.act, out, count * at.outputs, out);
 }
 
-void interactions_backward(const Interactions& at, int64_t begin, int64_t end, const float* grad, bool add, float* scratch,
-                           const InteractionGradients& to) {
+void interactions_backward(const Interactions& at, int64_t begin, int64_t end, const float* grad, bool add,
+                           float* scratch, const InteractionGradients& to) {
   const int64_t pitch = pitch_of(at.inputs), count = end - begin;
   float *h = scratch, *d = h + kTile * pitch, *sums = d + kTile * pitch, *lefts = sums + kTile * padded(at.outputs);
   fill_inputs(at, begin, end, h, pitch);
@@ -74,7 +74,6 @@ void interactions_backward(const Interactions& at, int64_t begin, int64_t end, c
 }  // namespace
 
 extern const FieldKernels field_kernels;
-const FieldKernels field_kernels = {kPanel, pack,   interactions, interactions_backward,
-                                    excite, excite_back, scatter};
+const FieldKernels field_kernels = {kPanel, pack, interactions, interactions_backward, excite, excite_back, scatter};
 
 }  // namespace ameir_fast::train::AMEIR_FAST_ISA

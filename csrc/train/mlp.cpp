@@ -1,5 +1,5 @@
-// sliced_mlp: activations and their derivatives are one pass over memory each (Dice needs the batch's statistics first),
-// matrix products are torch's, on the slices as they lie.
+// sliced_mlp: activations and their derivatives are one pass over memory each (Dice needs the batch's statistics
+// first), matrix products are torch's, on the slices as they lie.
 #include "train/mlp.h"
 
 #include <ATen/Parallel.h>
@@ -161,7 +161,8 @@ class Mlp {
     check_float(x, "x", 2);
     x_ = x.contiguous();
     for (const std::string& name : activations) names_.push_back(name);
-    TORCH_CHECK(names_.size() == weights.size() + 1, "activations: ", names_.size(), " for ", weights.size(), " weights");
+    TORCH_CHECK(names_.size() == weights.size() + 1, "activations: ", names_.size(), " for ", weights.size(),
+                " weights");
     TORCH_CHECK(biases.size() == weights.size(), "biases: ", biases.size(), " for ", weights.size(), " weights");
     int64_t inputs = x.size(1);
     for (size_t i = 0; i < weights.size(); ++i) {
@@ -266,8 +267,9 @@ std::tuple<Tensor, Tensor> sliced_mlp(const Tensor& x, at::TensorList weights, a
   return {std::move(out), mlp.statistics()};
 }
 
-std::vector<Tensor> sliced_mlp_backward(const Tensor& grad, const Tensor& x, at::TensorList weights, at::TensorList biases,
-                                        c10::List<std::string> activations, at::TensorList dice) {
+std::vector<Tensor> sliced_mlp_backward(const Tensor& grad, const Tensor& x, at::TensorList weights,
+                                        at::TensorList biases, c10::List<std::string> activations,
+                                        at::TensorList dice) {
   Mlp mlp(x, weights, biases, std::move(activations), dice);
   mlp.forward(true);
   return mlp.backward(grad);

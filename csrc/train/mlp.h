@@ -24,8 +24,8 @@ struct MlpKernels {
   // sums [3][n]: the gradient of alpha, that of z = (s - mean) * scale, and the latter times z.
   void (*dice_sums)(const Dice&, const float* x, const float* grad, int64_t rows, float* sums);
   // The gradient of s, where z's is d - shift - tilt * z.
-  void (*dice_backward)(const Dice&, const float* x, const float* grad, int64_t rows, const float* shift, const float* tilt,
-                        float* to);
+  void (*dice_backward)(const Dice&, const float* x, const float* grad, int64_t rows, const float* shift,
+                        const float* tilt, float* to);
 };
 
 AMEIR_FAST_EVERY_SET(MlpKernels, mlp_kernels)

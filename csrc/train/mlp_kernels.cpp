@@ -83,8 +83,8 @@ void dice_sums(const Dice& at, const float* x, const float* grad, int64_t rows, 
   });
 }
 
-void dice_backward(const Dice& at, const float* x, const float* grad, int64_t rows, const float* shift, const float* tilt,
-                   float* to) {
+void dice_backward(const Dice& at, const float* x, const float* grad, int64_t rows, const float* shift,
+                   const float* tilt, float* to) {
   by_columns(at.n, [&](int64_t c, int64_t count) {
     const Unit unit(at, c, count);
     const vf all = load_part(shift + c, count), slope = load_part(tilt + c, count);

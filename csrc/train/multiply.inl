@@ -3,14 +3,14 @@
 
 constexpr int kVectors = 3, kRows = V == 16 ? 8 : 4;  // accumulators
 constexpr int64_t kPanel = kVectors * V;
-constexpr int64_t kDepth = 128;  // terms summed up on their own: rounding errors stay small, and a panel's part in the cache
+constexpr int64_t kDepth = 128;  // terms summed up on their own: a panel of so many rows stays in the nearest cache
 
 struct Left {  // a[r, i] at r * row + i * step
   const float* at;
   int64_t row, step;
 };
 
-struct Right {  // rows of `pitch` floats, readable up to whole vectors; packed in panels [depth][width] where pitch is 0
+struct Right {  // rows of `pitch` floats, readable up to whole vectors; in panels [depth][width] where pitch is 0
   const float* at;
   int64_t pitch;
 };
@@ -39,8 +39,8 @@ inline void multiply(Left a, const float* b, int64_t pitch, int64_t depth, const
 }
 
 template <int vectors>
-void multiply_rows(Left a, int64_t m, const float* b, int64_t pitch, int64_t depth, const float* bias, bool add, float* to,
-                   int64_t to_pitch, int64_t last) {
+void multiply_rows(Left a, int64_t m, const float* b, int64_t pitch, int64_t depth, const float* bias, bool add,
+                   float* to, int64_t to_pitch, int64_t last) {
   int64_t r = 0;
   auto next = [&]<int rows>() {
     multiply<rows, vectors>({a.at + r * a.row, a.row, a.step}, b, pitch, depth, bias, add, to + r * to_pitch, to_pitch,
@@ -84,7 +84,9 @@ void pack(const Matrix& b, int64_t first, int64_t last, float* to) {
     for (int64_t start = 0; start < b.rows; start += block) {
       const int64_t end = std::min(start + block, b.rows);
       if (b.column == 1) {
-        for (int64_t i = start; i < end; ++i) std::memcpy(panel + i * width, b.at + i * b.row + c, count * sizeof(float));
+        for (int64_t i = start; i < end; ++i) {
+          std::memcpy(panel + i * width, b.at + i * b.row + c, count * sizeof(float));
+        }
       } else {
         for (int64_t j = 0; j < count; ++j) {
           const float* from = b.at + (c + j) * b.column;

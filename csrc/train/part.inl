@@ -1,5 +1,5 @@
-// The first `count` lanes of a vector, 1 to V; the others are zero, and their memory is left alone. Included once for each
-// instruction set, inside its namespace.
+// The first `count` lanes of a vector, 1 to V; the others are zero, and their memory is left alone. Included once for
+// each instruction set, inside its namespace.
 
 inline vf load_part(const float* p, int64_t count) {
 #if AMEIR_FAST_LANES == 16
