@@ -22,7 +22,7 @@ NATIVE      := CMakeLists.txt setup.py $(wildcard csrc/*.* csrc/*/*.*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build search results test test-slow bench-native bench-prepare bench-planted bench-cpu sanitize lint clean distclean
+.PHONY: help build search results test test-slow bench-native bench-prepare bench-planted bench-cpu bench-train bench-ops sanitize lint clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "  make %-14s%s\n", name, $$0 }'
@@ -74,6 +74,7 @@ sanitize: $(READY)  ## the native code's tests under AddressSanitizer and Undefi
 	cd $(SANITIZED) && PYTHONPATH=. OMP_NUM_THREADS=2 ASAN_OPTIONS=detect_leaks=0 \
 	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	    $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_plan.py tests/test_native.py tests/test_distinct.py \
+	    tests/test_native_sequences.py tests/test_native_fields.py tests/test_embedding_update.py \
 	    tests/test_ranking.py tests/test_data_cells.py -k "not faster_than" $(ARGS)
 
 bench-native: $(READY)  ## native host code against NumPy and PyTorch, stored under bench/results
@@ -83,6 +84,13 @@ bench-cpu: $(BENCH_READY)  ## the plan against eager, torch.compile and ONNX Run
 	$(BIN)/ameir-fast bench cpu --json bench/results/cpu.jsonl $(ARGS)
 	$(BIN)/ameir-fast bench cpu --suite alimama,criteo --lengths full --batch 1 --engines plan,eager,compile,onnxruntime \
 	    --json bench/results/cpu-latency.jsonl $(ARGS)
+
+bench-train: $(READY)  ## a supernet's training step against the reference backend, and as the embedding grows (6 minutes)
+	$(BIN)/ameir-fast bench train --json bench/results/train.jsonl $(ARGS)
+
+bench-ops: $(READY)  ## each native operation against the reference, forward and backward, with pytest-benchmark
+	$(BIN)/python -m pytest -q bench/operations --benchmark-group-by=group --benchmark-columns=median,iqr,rounds \
+	    --benchmark-max-time=0.5 --benchmark-json=bench/results/operations.json $(ARGS)
 
 $(BENCH_READY): $(READY)
 	$(BIN)/pip install --quiet pandas onnxruntime onnx

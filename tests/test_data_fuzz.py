@@ -147,7 +147,7 @@ def fuzz(name: str, folder: Path, seed: int, until: Callable[[int, float], bool]
         out = folder / "place" / "out"
         shutil.rmtree(folder / "place", ignore_errors=True)
         out.parent.mkdir()
-        start = time.monotonic()
+        start = time.process_time()  # of this process, which other work on the machine does not lengthen
         try:
             prepare(folder / "in", out)
         except af.InputError as error:
@@ -165,7 +165,7 @@ def fuzz(name: str, folder: Path, seed: int, until: Callable[[int, float], bool]
             for split in data.splits:
                 for batch in data.batches(split, 64):
                     batch.check(data.schema)
-        assert time.monotonic() - start < 30, f"{name}: hangs"
+        assert time.process_time() - start < 30, f"{name}: hangs"
     return results, refused
 
 
