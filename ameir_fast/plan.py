@@ -35,7 +35,7 @@ class Plan:
     Args:
         model: on the CPU.
         dtype: ``"float32"``, or ``"bfloat16"``: weights and inputs of the MLP's layers are rounded to bfloat16 and summed up in
-            float32, with AMX where the processor has it; everything else stays float32.
+            float32, with AMX or AVX512_BF16 where the processor has it; everything else stays float32.
         instruction_set: one of ``instruction_sets()``; None for the best that this processor has.
 
     Raises:
@@ -211,15 +211,15 @@ def _checked(name: str, tensor: Tensor | None, dtype: torch.dtype, columns: int 
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
-def _compile(model: Model, instruction_set: str, half: bool, use_amx: bool = True):
+def _compile(model: Model, instruction_set: str, half: bool, products: str = ""):
     """The native plan of a float32 model in eval mode, whose embedding matrix it reads in place; with ``half`` its MLP in
-    bfloat16."""
+    bfloat16, multiplied by ``products``: ``"amx"``, ``"avx512_bf16"``, ``"none"``, or the best there is."""
     schema, weights = model.schema, ModelWeights(model)
 
     def arrays(tensors) -> list:
         return [t.detach().contiguous().numpy() for t in tensors]
 
-    plan = native.plan().Plan(*arrays([model.embedding.weight]), schema.max_history, instruction_set, half, use_amx)
+    plan = native.plan().Plan(*arrays([model.embedding.weight]), schema.max_history, instruction_set, half, products)
     for place, (offset, size) in enumerate(zip(schema.field_offsets, schema.field_sizes, strict=True)):
         plan.add_field(offset, size, place in schema.multi_fields)
     for offset, size in zip(schema.behavior_offsets, schema.behavior_sizes, strict=True):

@@ -208,18 +208,27 @@ def test_bfloat16_rounds_weights_and_inputs_of_the_mlp(isa):
     torch.testing.assert_close(got.double(), want[:, 0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(not SETS or SETS[0] != "avx512", reason="AMX comes with AVX-512")
-def test_amx_and_plain_products_agree():
+@pytest.mark.skipif(not SETS or SETS[0] != "avx512", reason="products of bfloat16 numbers come with AVX-512")
+@pytest.mark.parametrize("products", ["amx", "avx512_bf16"])
+def test_special_and_plain_products_agree(products):
     schema = make_schema(fields=5, behavior=2, max_history=9, seed=1)
     model = pair(schema, arch_of("conv3", mlp=[{"width": 300, "activation": "swish"}, {"width": 45, "activation": "dice"}]),
                  16)[0]
     plan, batch = model.compile(dtype="bfloat16"), random_batch(schema, 150, 1)
-    if not plan._native.uses_amx:
-        pytest.skip("this processor has no AMX, or the system does not grant it")
-    got = plan(batch)
-    plan._native = plan_module._compile(plan._model, "avx512", True, use_amx=False)
-    plan._run = plan._native.run
-    torch.testing.assert_close(plan(batch), got, rtol=1e-3, atol=1e-3)
+
+    def by(name: str):
+        plan._native = plan_module._compile(plan._model, "avx512", True, name)
+        plan._run = plan._native.run
+        return plan._native.products
+
+    if by(products) != products:
+        pytest.skip(f"this processor has no {products}, or the system does not grant it")
+    for rows in (150, 48, 33, 17, 5):  # lanes of three, two and one vectors
+        part = batch.slice(0, rows)
+        assert by(products) == products
+        got = plan(part)
+        assert by("none") == "none"
+        torch.testing.assert_close(plan(part), got, rtol=1e-3, atol=1e-3)
 
 
 def test_plans_travel_to_other_processes():

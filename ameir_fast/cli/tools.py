@@ -103,7 +103,7 @@ def export(
     run: Annotated[str, typer.Option("--run", metavar="DIR", help="Run directory whose derived model is exported.")],
     output: Annotated[str, typer.Option("--output", metavar="DIR", help="Gets plan.safetensors and plan.json.")],
     dtype: Annotated[
-        str, typer.Option("--dtype", metavar="T", help="float32, or bfloat16 for the MLP (faster with AMX, and less exact).")
+        str, typer.Option("--dtype", metavar="T", help="float32, or bfloat16 for the MLP (faster with AMX or AVX512_BF16, and less exact).")
     ] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a plan that is already there.")] = False,
     json_file: JsonFile = None,

@@ -113,8 +113,8 @@ Block make_block(const std::string& layer, const std::string& act, const Arrays&
 
 class Plan {
  public:
-  // `half`: the MLP in bfloat16, with AMX where there is one and `use_amx`.
-  Plan(Array embedding, int64_t max_history, const std::string& instruction_set, bool half, bool use_amx)
+  // `half`: the MLP in bfloat16; `products`: how it is multiplied (half_products), "" for the best way.
+  Plan(Array embedding, int64_t max_history, const std::string& instruction_set, bool half, const std::string& products)
       : embedding_(std::move(embedding)) {
     static std::atomic<uint64_t> made{0};
     program_.id = ++made;
@@ -126,7 +126,10 @@ class Plan {
     }
     if (!kernels_) throw std::invalid_argument("this processor cannot run " + instruction_set);
     program_.half = half;
-    if (half && use_amx && kernels_->lanes == 16) program_.multiply_half = amx();
+    if (half && kernels_->lanes == 16) {
+      products_ = products;
+      program_.multiply_half = half_products(&products_);
+    }
   }
 
   void add_field(int64_t offset, int64_t size, bool bag) {
@@ -209,7 +212,7 @@ class Plan {
   }
 
   std::string instruction_set() const { return kernels_->name; }
-  bool uses_amx() const { return program_.multiply_half != nullptr; }
+  std::string products() const { return products_; }
 
  private:
   static Input make_input(int64_t rows, uintptr_t fields, uintptr_t history, uintptr_t history_offsets, uintptr_t bags,
@@ -235,6 +238,7 @@ class Plan {
 
   Array embedding_;
   Program program_;
+  std::string products_ = "none";
   const Kernels* kernels_ = nullptr;
 };
 
@@ -243,14 +247,14 @@ class Plan {
 
 PYBIND11_MODULE(_plan, m) {
   using ameir_fast::plan::Plan;
-  m.attr("interface") = 1;
+  m.attr("interface") = 2;
   m.def("instruction_sets", [] {
     std::vector<std::string> names;
     for (const auto* one : ameir_fast::plan::supported()) names.emplace_back(one->name);
     return names;
   });
   py::class_<Plan>(m, "Plan")
-      .def(py::init<ameir_fast::plan::Array, int64_t, const std::string&, bool, bool>())
+      .def(py::init<ameir_fast::plan::Array, int64_t, const std::string&, bool, const std::string&>())
       .def("add_field", &Plan::add_field)
       .def("add_behavior", &Plan::add_behavior)
       .def("set_target", &Plan::set_target)
@@ -262,5 +266,5 @@ PYBIND11_MODULE(_plan, m) {
       .def("run", &Plan::run)
       .def("rank", &Plan::rank)
       .def_property_readonly("instruction_set", &Plan::instruction_set)
-      .def_property_readonly("uses_amx", &Plan::uses_amx);
+      .def_property_readonly("products", &Plan::products);
 }

@@ -117,15 +117,25 @@ float rounded_to_half(float x) {
   return x;
 }
 
-MultiplyHalf amx() {
+MultiplyHalf half_products(std::string* name) {
+  const bool any = name->empty();
 #ifdef AMEIR_FAST_AVX2
   constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24;  // of EDX
   unsigned a = 0, b = 0, c = 0, d = 0;
-  if (supported().front() == &avx512_kernels && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kBfloat16) &&
-      (d & kTiles) && tiles_granted()) {
-    return &multiply_half_amx;
+  if (supported().front() == &avx512_kernels) {
+    if ((any || *name == "amx") && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kBfloat16) && (d & kTiles) &&
+        tiles_granted()) {
+      *name = "amx";
+      return &multiply_half_amx;
+    }
+    constexpr unsigned kDots = 1u << 5;  // of EAX
+    if ((any || *name == "avx512_bf16") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kDots)) {
+      *name = "avx512_bf16";
+      return &multiply_half_avx512;
+    }
   }
 #endif
+  *name = "none";
   return nullptr;
 }
 

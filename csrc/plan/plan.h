@@ -20,8 +20,9 @@ Linear pack(const float* weight, int64_t outputs, int64_t inputs, int64_t outer,
 // The same as bfloat16.
 Half pack_half(const float* weight, int64_t outputs, int64_t inputs, const float* bias);
 
-// AMX's product, where this processor has it and the system grants it; for kernels of 16 lanes. Null otherwise.
-MultiplyHalf amx();
+// The best product of bfloat16 numbers that this processor has and the system grants, or the one of that name: "amx" or
+// "avx512_bf16"; for kernels of 16 lanes. Null, and the name "none", where there is none.
+MultiplyHalf half_products(std::string* name);
 
 float rounded_to_half(float x);
 

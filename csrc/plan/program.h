@@ -164,6 +164,7 @@ extern const Kernels portable_kernels;
 #ifdef AMEIR_FAST_AVX2
 extern const Kernels avx2_kernels, avx512_kernels;
 void multiply_half_amx(const Half&, const uint32_t* pairs, int64_t pitch, int64_t lanes, float* sums);
+void multiply_half_avx512(const Half&, const uint32_t* pairs, int64_t pitch, int64_t lanes, float* sums);
 #endif
 
 }  // namespace ameir_fast::plan

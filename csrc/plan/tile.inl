@@ -130,7 +130,7 @@ inline vi round_half(vf x) {
   return (vi)(x == x ? rounded : (bits | 0x400000u) & 0xFFFF0000u);
 }
 
-// A layer in bfloat16 by AMX: inputs rounded in pairs, then() as apply() calls it.
+// A layer in bfloat16 by special instructions: inputs rounded in pairs, then() as apply() calls it.
 template <typename Then>
 inline void apply_half(const Program& program, const Half& map, int64_t count, const Places& at, Then then) {
   const int64_t lanes = (count + V - 1) / V * V;
