@@ -385,7 +385,7 @@ def test_which_trainings_go_by_rows(sets):
 
 
 def test_killed_training_by_rows_resumes_to_the_same(sets, tmp_path, monkeypatch):
-    """Killed in a step after each of the first validations; the model's file is the same to the byte."""
+    """Killed in a step after each of the first validations; the model is the same to the last bit."""
     monkeypatch.setattr(training, "SPARSE_FROM", 0.0)
     data = sets["clicks"]
     arch = af.Architecture(tuple(af.Block("none", "zero", "identity") for _ in range(3)), ((0, 1),),
@@ -411,5 +411,6 @@ def test_killed_training_by_rows_resumes_to_the_same(sets, tmp_path, monkeypatch
             train(data, tmp_path / "killed", arch, config, resume=True, progress=Killing(after))
     again = train(data, tmp_path / "killed", arch, config, resume=True)
     assert again["variants"]["model"]["auc"] == whole["variants"]["model"]["auc"]
-    files = [tmp_path / run / "model" / "model.safetensors" for run in ("whole", "killed")]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    uninterrupted, resumed = (af.Model.load(tmp_path / run / "model").state_dict() for run in ("whole", "killed"))
+    for name, value in uninterrupted.items():
+        assert torch.equal(resumed[name], value), name

@@ -36,7 +36,8 @@ from .store import Scope
 
 _filling = threading.Lock()
 
-#: Embedding rows for each that a batch of full histories would read, from which on reading is cheaper than a dense step.
+#: Embedding rows for each that a batch with full histories would read, from which on ``fit`` trains by rows. Measured:
+#: equal at 0.6 without history (Criteo's shapes) and between 0.5 and 1 with histories of 15 of 50 (alimama's).
 SPARSE_FROM = 1.0
 
 
