@@ -30,6 +30,13 @@ class Embedded:
         pieces = iter(occurrences.split([part.numel() for part in present]))
         return cls(*(None if part is None else next(pieces).unflatten(0, part.shape) for part in rows))
 
+    def split(self, rows: Sequence[int], elements: Sequence[int], ids: Sequence[int]) -> list[Embedded]:
+        """Consecutive parts of so many rows, history elements and ids of bags."""
+        sizes = rows, elements, ids, rows
+        pieces = [[None] * len(rows) if part is None else part.split(list(size))
+                  for part, size in zip((self.fields, self.history, self.bags, self.items), sizes, strict=True)]
+        return [Embedded(*parts) for parts in zip(*pieces, strict=True)]
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Embedded:
         return Embedded(*(None if part is None else function(part)
                           for part in (self.fields, self.history, self.bags, self.items)))

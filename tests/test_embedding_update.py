@@ -23,7 +23,15 @@ from ameir_fast.search.objective import make_objective
 from ameir_fast.search.store import RunDirectory
 
 from . import tiny
-from .helpers import assert_close, make_model, make_supernet, random_arch, random_batch, random_schema, strided
+from .helpers import (
+    assert_close,
+    make_model,
+    make_supernet,
+    random_arch,
+    random_batch,
+    random_schema,
+    strided,
+)
 
 STATES = {"sgd": 0, "adagrad": 1, "adam": 2}
 WIDTHS = (1, 3, 4, 8, 13, 16, 32, 64, 128)
@@ -321,6 +329,11 @@ def test_slices_of_embedded_batches():
             _, _, want = looked_up(schema, table, batch.slice(a, b), None)
             for got, expected in zip(vars(part.embedded).values(), vars(want.embedded).values()):
                 assert (got is None) == (expected is None) and (got is None or torch.equal(got, expected))
+        for part, (a, b) in zip(embedded.split([4, 0, 6, 1]), ((0, 4), (4, 4), (4, 10), (10, 11)), strict=True):
+            want = embedded.slice(a, b)
+            for got, expected in zip((*vars(part).values(), *vars(part.embedded).values()),
+                                     (*vars(want).values(), *vars(want.embedded).values())):
+                assert not isinstance(got, Tensor) or torch.equal(got, expected)
         moved = embedded.to("cpu").embedded
         assert torch.equal(moved.fields, embedded.embedded.fields)
 
