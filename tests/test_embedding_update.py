@@ -386,7 +386,8 @@ def test_fit_by_rows_equals_fit_of_the_matrix(sets, name, frozen_from, tmp_path,
     torch.testing.assert_close(got["embedding.weight"], want["embedding.weight"], rtol=1e-4, atol=3e-5)
 
 
-def test_which_trainings_go_by_rows(sets):
+def test_which_trainings_go_by_rows(sets, monkeypatch):
+    monkeypatch.setattr(training, "REFERENCE_TIMES", 1.0)
     data = sets["clicks"]
     net = af.Supernet(af.SearchSpace(data.schema), 4)
 

@@ -16,6 +16,7 @@ from ..embedded import Embedded
 from ..embedding_optimizer import EmbeddingAdam
 from ..forward import rows_read
 from ..model import Model
+from ..ops import Backend, resolve
 from ..progress import Progress
 from ..supernet import Supernet
 from .config import SearchConfig
@@ -39,6 +40,7 @@ _filling = threading.Lock()
 #: Embedding rows for each that a batch with full histories would read, from which on ``fit`` trains by rows. Measured:
 #: equal at 0.6 without history (Criteo's shapes) and between 0.5 and 1 with histories of 15 of 50 (alimama's).
 SPARSE_FROM = 1.0
+REFERENCE_TIMES = 8.0  # so many times more where rows are updated in plain PyTorch, which takes so much longer
 
 
 def ranks_seen(data) -> bool:
@@ -205,7 +207,9 @@ def trains_by_rows(task: Task, net: nn.Module) -> bool:
         return False
     items = 1 + config.negatives if schema.task == "retrieval" else 0
     read = config.batch_size * (schema.num_fields + schema.num_behavior * schema.max_history + items)
-    return schema.num_embeddings >= SPARSE_FROM * read
+    weight = net.embedding.weight
+    plain = resolve("embedding_update", None, weight.device, weight.dtype) is Backend.REFERENCE
+    return schema.num_embeddings >= SPARSE_FROM * read * (REFERENCE_TIMES if plain else 1)
 
 
 class _ByRows:
