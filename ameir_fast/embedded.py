@@ -10,8 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Embedded:
-    """``fields`` [B, N, K], ``history`` [ΣT, N_a, K], ``bags`` [*, K] of a batch's ids, and ``items`` [B, n, K] of those
-    that it scores; ``None`` where there are none. Of multi-categorical fields, ``fields`` holds rows that nobody reads.
+    """``fields`` [B, N, K], ``history`` [ΣT, N_a, K], ``bags`` [*, K] of a batch's ids, and ``items`` [B, n, K] of
+    those that it scores; ``None`` where there are none. Of multi-categorical fields, ``fields`` holds rows that nobody
+    reads.
 
     A forward pass that finds it in its batch reads it in place of the matrix, so that gradients are those of every
     occurrence of a row and as large as the batch.

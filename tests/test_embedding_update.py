@@ -53,7 +53,8 @@ def threads():
     torch.set_num_threads(before)
 
 
-def problem(optimizer: str, rows: int, width: int, seed: int, size: int = 50) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+def problem(optimizer: str, rows: int, width: int, seed: int,
+            size: int = 50) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
     """Embedding, state, rows (many of them more than once) and gradient in float64."""
     g = torch.Generator().manual_seed(seed)
     state = [torch.rand(size, width, generator=g, dtype=torch.float64) * 1e-2 for _ in range(STATES[optimizer])]
@@ -100,7 +101,8 @@ def test_update_does_not_depend_on_threads_or_memory(optimizer, threads):
         for a, b in zip(updated(case, optimizer, torch.float32, "cpp"), alone):
             assert torch.equal(a, b)
     embedding, state, rows, gradient = case
-    for a, b in zip(updated((embedding, state, strided(rows), strided(gradient)), optimizer, torch.float32, "cpp"), alone):
+    case = embedding, state, strided(rows), strided(gradient)
+    for a, b in zip(updated(case, optimizer, torch.float32, "cpp"), alone):
         assert torch.equal(a, b)
 
 
@@ -286,7 +288,8 @@ def same_with_rows_looked_up(net, schema: af.FeatureSchema, batch: af.Batch, ite
         found.append((scores.detach(), {n: p.grad for n, p in net.named_parameters()}))
     (plain, want), (scores, got) = found
     assert_close(scores, plain, "scores")
-    combined = torch.zeros_like(net.embedding.weight).index_add(0, rows, torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+    occurrences = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+    combined = torch.zeros_like(net.embedding.weight).index_add(0, rows, occurrences)
     assert got["embedding.weight"] is None, "the matrix itself was read"
     got["embedding.weight"] = combined
     for name, gradient in want.items():
@@ -303,7 +306,8 @@ def test_embedded_batches_give_the_same(seed):
     batch = random_batch(data, rows, seed)
     items = None
     if data["task"] == "retrieval":
-        items = torch.randint(schema.size(schema.item_vocabulary), (rows, 3), generator=torch.Generator().manual_seed(seed))
+        g = torch.Generator().manual_seed(seed)
+        items = torch.randint(schema.size(schema.item_vocabulary), (rows, 3), generator=g)
     archs = [af.Architecture.from_dict(random_arch(data, width, seed + i)) for i in range(3)]
     model = make_model(data, archs[0].to_dict(), width, seed)
     same_with_rows_looked_up(model, schema, batch, items, lambda b, i: model(b, items=i))
@@ -344,8 +348,8 @@ def test_slices_of_embedded_batches():
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory) -> dict:
     directory = tmp_path_factory.mktemp("data")
-    return {"clicks": tiny.prepared(directory / "clicks"), "sequences": tiny.prepared_sequences(directory / "sequences"),
-            "fields": tiny.prepared_fields(directory / "fields")}
+    return {"clicks": tiny.prepared(directory / "clicks"), "fields": tiny.prepared_fields(directory / "fields"),
+            "sequences": tiny.prepared_sequences(directory / "sequences")}
 
 
 def trained(data, directory: Path, frozen_from: int | None = None) -> tuple[dict, list, dict]:
@@ -364,7 +368,8 @@ def trained(data, directory: Path, frozen_from: int | None = None) -> tuple[dict
     task = training.Task(data, make_objective(data.schema, config), config, Progress())
     with RunDirectory(directory, {"version": 1}) as run:
         scope = run.scope(0, "train")
-        found = training.fit(task, net, scope, total=40, learning_rate=2e-3, forward=forward, validate=None, keep_best=False)
+        found = training.fit(task, net, scope, total=40, learning_rate=2e-3, forward=forward, validate=None,
+                             keep_best=False)
         saved = scope.load_tensors("training")[0]
     return net.state_dict(), found.curve, saved
 

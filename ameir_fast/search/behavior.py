@@ -53,8 +53,8 @@ def over_parts(net: Supernet, batch: Batch, archs: list[Architecture], items: to
     edges = [round(i * len(batch) / len(archs)) for i in range(len(archs) + 1)]
     sizes = [b - a for a, b in itertools.pairwise(edges)]
     pieces = [None] * len(archs) if items is None else items.split(sizes)
-    return torch.cat([net(part, arch, piece) for part, arch, piece in zip(batch.split(sizes), archs, pieces, strict=True)
-                      if len(part)])
+    return torch.cat([net(part, arch, piece)
+                      for part, arch, piece in zip(batch.split(sizes), archs, pieces, strict=True) if len(part)])
 
 
 def _blocks(layers: tuple[str, ...], draw: tuple[int, ...]) -> tuple[Block, ...]:
