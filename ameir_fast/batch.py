@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -90,6 +92,18 @@ class Batch:
                                                     part(of.items))
         return Batch(self.fields[start:stop], history, offsets, part(self.label), bag_ids, bag_offsets,
                      part(self.items), part(self.negatives), seen, seen_offsets, embedded)
+
+    def split(self, sizes: Sequence[int]) -> list[Batch]:
+        """The rows in consecutive parts, as ``slice`` gives them. The gradient of ``embedded`` is put together once,
+        where each slice would have one as large as the whole."""
+        edges = [0, *itertools.accumulate(sizes)]
+        plain = replace(self, embedded=None)
+        parts = [plain.slice(a, b) for a, b in itertools.pairwise(edges)]
+        if self.embedded is None:
+            return parts
+        count = lambda t: 0 if t is None else t.shape[0]
+        embedded = self.embedded.split(sizes, [count(p.history) for p in parts], [count(p.bag_ids) for p in parts])
+        return [replace(part, embedded=of) for part, of in zip(parts, embedded, strict=True)]
 
     def to_padded(self) -> tuple[Tensor, Tensor]:
         """History as int32 [B, T_max, N_a] (0 beyond the true length) and bool mask [B, T_max]."""

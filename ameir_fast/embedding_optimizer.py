@@ -15,26 +15,30 @@ from .reference.embedding_catch_up import CENTRE, COLUMNS, LEARNING_RATE, ORDER_
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # torch.optim.Adam's own
 #: Steps without a gradient after which a row stands still as far as float32 can tell: 0.9^200 is 7e-10.
 WINDOW = 200
-#: Rows last touched before this step are followed step by step: later, the expansion about a centre leaves out less than
-#: 5e-7 of how far a row moves on.
+#: Rows last touched before this step are followed step by step: later, the expansion about a centre leaves out less
+#: than 5e-7 of how far a row moves on.
 EXACT = 128
 
 
 class EmbeddingAdam:
     """``torch.optim.Adam`` for one matrix, which touches only the rows that are read.
 
-    Adam moves every row in every step, also those without a gradient, by their momentum. Here a row is brought up to date
-    when it is next read (``ops.embedding_catch_up``), to what Adam would have made of it up to rounding. With ``lazy``
-    rows without a gradient stay as they are instead, as in ``torch.optim.SparseAdam``, but with the bias correction of
-    the steps of all rows.
+    Adam moves every row in every step, also those without a gradient, by their momentum. Here a row is brought up to
+    date when it is next read (``ops.embedding_catch_up``), to what Adam would have made of it up to rounding. With
+    ``lazy`` rows without a gradient stay as they are instead, as in ``torch.optim.SparseAdam``, and steps are counted
+    over all rows as there.
 
-    ``gather``, ``step``, ``gather``, ``step``...; and ``flush`` before the whole matrix is read or saved. No weight decay.
+    ``gather``, ``step``, ``gather``, ``step``...; and ``flush`` before the whole matrix is read or saved. There is no
+    weight decay. Memory beside the state: 4 bytes a row, and 56 a step since the last ``flush``.
 
     Args:
-        embedding: [F, K].
-        state: its state in a ``torch.optim.Adam``, ``optimizer.state[embedding]``, which then has all that is to be saved
-            after a ``flush``: ``exp_avg``, ``exp_avg_sq`` and ``step``. An empty one is filled. Default: one of its own.
+        embedding: [F, K]; native kernels need float32.
+        state: its state in a ``torch.optim.Adam``, ``optimizer.state[embedding]``, which then has all that is to be
+            saved after a ``flush``: ``exp_avg``, ``exp_avg_sq`` and ``step``. An empty one is filled. Default: one of
+            its own.
         backend: of the operations.
+
+    Source: [Kingma & Ba, 2015], as in ``torch.optim.Adam``.
     """
 
     def __init__(self, embedding: nn.Parameter, state: MutableMapping | None = None, lazy: bool = False,
@@ -42,8 +46,8 @@ class EmbeddingAdam:
         self.embedding, self.lazy, self.backend = embedding, lazy, backend
         self.state = {} if state is None else state
         if not self.state:
-            self.state.update(step=torch.tensor(0.0, dtype=torch.float32), exp_avg=torch.zeros_like(embedding.detach()),
-                              exp_avg_sq=torch.zeros_like(embedding.detach()))
+            zeros = torch.zeros_like(embedding.detach())
+            self.state.update(step=torch.tensor(0.0), exp_avg=zeros, exp_avg_sq=zeros.clone())
         self.steps = int(self.state["step"])
         self._last_step = torch.full((embedding.shape[0],), self.steps, dtype=torch.int32, device=embedding.device)
         self._sums = _Sums(self.steps)
@@ -59,8 +63,9 @@ class EmbeddingAdam:
         """One step with the gradients [n, K] of ``rows``, which the last ``gather`` had; those of a row are added."""
         self.steps += 1
         self.state["step"].fill_(self.steps)
-        ops.embedding_update(self.embedding.detach(), [self.state["exp_avg"], self.state["exp_avg_sq"]], rows, gradient,
-                             "adam", learning_rate, self.steps, BETA1, BETA2, EPS, backend=self.backend)
+        moments = [self.state["exp_avg"], self.state["exp_avg_sq"]]
+        ops.embedding_update(self.embedding.detach(), moments, rows, gradient, "adam", learning_rate, self.steps, BETA1,
+                             BETA2, EPS, backend=self.backend)
         torch.autograd.graph.increment_version(self.embedding)
         if not self.lazy:
             self._last_step.index_fill_(0, rows, self.steps)
@@ -76,9 +81,9 @@ class EmbeddingAdam:
     def _catch_up(self, rows: Tensor | None) -> None:
         if self.lazy or self._sums.base == self.steps:
             return
-        ops.embedding_catch_up(self.embedding.detach(), self.state["exp_avg"], self.state["exp_avg_sq"], self._last_step,
-                               rows, self._sums.table, self._sums.base, self.steps, EXACT, WINDOW, BETA1, BETA2, EPS,
-                               backend=self.backend)
+        ops.embedding_catch_up(self.embedding.detach(), self.state["exp_avg"], self.state["exp_avg_sq"],
+                               self._last_step, rows, self._sums.table, self._sums.base, self.steps, EXACT, WINDOW,
+                               BETA1, BETA2, EPS, backend=self.backend)
         torch.autograd.graph.increment_version(self.embedding)
 
 

@@ -76,6 +76,7 @@ void embedding_update(const at::Tensor& embedding, const std::optional<at::Tenso
 // sums float64 [steps, 7]; see reference/embedding_catch_up.py.
 void embedding_catch_up(const at::Tensor& embedding, const at::Tensor& first, const at::Tensor& second,
                         const at::Tensor& last_step, const std::optional<at::Tensor>& rows, const at::Tensor& sums,
-                        int64_t base, int64_t step, int64_t exact, int64_t window, double beta1, double beta2, double eps);
+                        int64_t base, int64_t step, int64_t exact, int64_t window, double beta1, double beta2,
+                        double eps);
 
 }  // namespace ameir_fast

@@ -23,7 +23,15 @@ from ameir_fast.search.objective import make_objective
 from ameir_fast.search.store import RunDirectory
 
 from . import tiny
-from .helpers import assert_close, make_model, make_supernet, random_arch, random_batch, random_schema, strided
+from .helpers import (
+    assert_close,
+    make_model,
+    make_supernet,
+    random_arch,
+    random_batch,
+    random_schema,
+    strided,
+)
 
 STATES = {"sgd": 0, "adagrad": 1, "adam": 2}
 WIDTHS = (1, 3, 4, 8, 13, 16, 32, 64, 128)
@@ -45,7 +53,8 @@ def threads():
     torch.set_num_threads(before)
 
 
-def problem(optimizer: str, rows: int, width: int, seed: int, size: int = 50) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+def problem(optimizer: str, rows: int, width: int, seed: int,
+            size: int = 50) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
     """Embedding, state, rows (many of them more than once) and gradient in float64."""
     g = torch.Generator().manual_seed(seed)
     state = [torch.rand(size, width, generator=g, dtype=torch.float64) * 1e-2 for _ in range(STATES[optimizer])]
@@ -92,7 +101,8 @@ def test_update_does_not_depend_on_threads_or_memory(optimizer, threads):
         for a, b in zip(updated(case, optimizer, torch.float32, "cpp"), alone):
             assert torch.equal(a, b)
     embedding, state, rows, gradient = case
-    for a, b in zip(updated((embedding, state, strided(rows), strided(gradient)), optimizer, torch.float32, "cpp"), alone):
+    case = embedding, state, strided(rows), strided(gradient)
+    for a, b in zip(updated(case, optimizer, torch.float32, "cpp"), alone):
         assert torch.equal(a, b)
 
 
@@ -278,7 +288,8 @@ def same_with_rows_looked_up(net, schema: af.FeatureSchema, batch: af.Batch, ite
         found.append((scores.detach(), {n: p.grad for n, p in net.named_parameters()}))
     (plain, want), (scores, got) = found
     assert_close(scores, plain, "scores")
-    combined = torch.zeros_like(net.embedding.weight).index_add(0, rows, torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+    occurrences = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+    combined = torch.zeros_like(net.embedding.weight).index_add(0, rows, occurrences)
     assert got["embedding.weight"] is None, "the matrix itself was read"
     got["embedding.weight"] = combined
     for name, gradient in want.items():
@@ -295,7 +306,8 @@ def test_embedded_batches_give_the_same(seed):
     batch = random_batch(data, rows, seed)
     items = None
     if data["task"] == "retrieval":
-        items = torch.randint(schema.size(schema.item_vocabulary), (rows, 3), generator=torch.Generator().manual_seed(seed))
+        g = torch.Generator().manual_seed(seed)
+        items = torch.randint(schema.size(schema.item_vocabulary), (rows, 3), generator=g)
     archs = [af.Architecture.from_dict(random_arch(data, width, seed + i)) for i in range(3)]
     model = make_model(data, archs[0].to_dict(), width, seed)
     same_with_rows_looked_up(model, schema, batch, items, lambda b, i: model(b, items=i))
@@ -321,6 +333,11 @@ def test_slices_of_embedded_batches():
             _, _, want = looked_up(schema, table, batch.slice(a, b), None)
             for got, expected in zip(vars(part.embedded).values(), vars(want.embedded).values()):
                 assert (got is None) == (expected is None) and (got is None or torch.equal(got, expected))
+        for part, (a, b) in zip(embedded.split([4, 0, 6, 1]), ((0, 4), (4, 4), (4, 10), (10, 11)), strict=True):
+            want = embedded.slice(a, b)
+            for got, expected in zip((*vars(part).values(), *vars(part.embedded).values()),
+                                     (*vars(want).values(), *vars(want.embedded).values())):
+                assert not isinstance(got, Tensor) or torch.equal(got, expected)
         moved = embedded.to("cpu").embedded
         assert torch.equal(moved.fields, embedded.embedded.fields)
 
@@ -331,8 +348,8 @@ def test_slices_of_embedded_batches():
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory) -> dict:
     directory = tmp_path_factory.mktemp("data")
-    return {"clicks": tiny.prepared(directory / "clicks"), "sequences": tiny.prepared_sequences(directory / "sequences"),
-            "fields": tiny.prepared_fields(directory / "fields")}
+    return {"clicks": tiny.prepared(directory / "clicks"), "fields": tiny.prepared_fields(directory / "fields"),
+            "sequences": tiny.prepared_sequences(directory / "sequences")}
 
 
 def trained(data, directory: Path, frozen_from: int | None = None) -> tuple[dict, list, dict]:
@@ -351,7 +368,8 @@ def trained(data, directory: Path, frozen_from: int | None = None) -> tuple[dict
     task = training.Task(data, make_objective(data.schema, config), config, Progress())
     with RunDirectory(directory, {"version": 1}) as run:
         scope = run.scope(0, "train")
-        found = training.fit(task, net, scope, total=40, learning_rate=2e-3, forward=forward, validate=None, keep_best=False)
+        found = training.fit(task, net, scope, total=40, learning_rate=2e-3, forward=forward, validate=None,
+                             keep_best=False)
         saved = scope.load_tensors("training")[0]
     return net.state_dict(), found.curve, saved
 
@@ -373,7 +391,8 @@ def test_fit_by_rows_equals_fit_of_the_matrix(sets, name, frozen_from, tmp_path,
     torch.testing.assert_close(got["embedding.weight"], want["embedding.weight"], rtol=1e-4, atol=3e-5)
 
 
-def test_which_trainings_go_by_rows(sets):
+def test_which_trainings_go_by_rows(sets, monkeypatch):
+    monkeypatch.setattr(stepper, "REFERENCE_TIMES", 1.0)
     data = sets["clicks"]
     net = af.Supernet(af.SearchSpace(data.schema), 4)
 
@@ -385,7 +404,7 @@ def test_which_trainings_go_by_rows(sets):
 
 
 def test_killed_training_by_rows_resumes_to_the_same(sets, tmp_path, monkeypatch):
-    """Killed in a step after each of the first validations; the model's file is the same to the byte."""
+    """Killed in a step after each of the first validations; the model is the same to the last bit."""
     monkeypatch.setattr(stepper, "SPARSE_FROM", 0.0)
     data = sets["clicks"]
     arch = af.Architecture(tuple(af.Block("none", "zero", "identity") for _ in range(3)), ((0, 1),),
@@ -411,5 +430,6 @@ def test_killed_training_by_rows_resumes_to_the_same(sets, tmp_path, monkeypatch
             train(data, tmp_path / "killed", arch, config, resume=True, progress=Killing(after))
     again = train(data, tmp_path / "killed", arch, config, resume=True)
     assert again["variants"]["model"]["auc"] == whole["variants"]["model"]["auc"]
-    files = [tmp_path / run / "model" / "model.safetensors" for run in ("whole", "killed")]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    uninterrupted, resumed = (af.Model.load(tmp_path / run / "model").state_dict() for run in ("whole", "killed"))
+    for name, value in uninterrupted.items():
+        assert torch.equal(resumed[name], value), name

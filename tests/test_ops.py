@@ -14,7 +14,8 @@ from tests import oracle
 from tests.helpers import assert_close
 
 NAMES = ("embedding_interactions", "sliced_mlp", "sequence_block", "sequence_pool", "squeeze_excite",
-         "embedding_update")
+         "embedding_update", "embedding_catch_up")
+IN_PLACE = ("embedding_update", "embedding_catch_up")
 LENGTHS = [3, 0, 1, 5, 2]
 TARGETS = (True, False)
 
@@ -160,11 +161,35 @@ def _update_cases():
         yield optimizer, build
 
 
+def _catch_up_cases():
+    """Rows from before and after the step from which the expansion holds, and from several gaps."""
+    for some in (True, False):
+        def build(make, some=some):
+            sums = torch.rand(8, 7, generator=make.g, dtype=torch.float64) * 0.1 + 0.5
+            return (
+                make(9, 3).detach(),
+                make(9, 3).detach(),
+                make(9, 3).abs().detach(),
+                torch.tensor([10, 11, 12, 13, 14, 15, 16, 17, 10], dtype=torch.int32),
+                torch.tensor([4, 0, 4, 7, 8]) if some else None,
+                sums,
+                10,
+                17,
+                13,
+                200,
+                0.9,
+                0.999,
+                1e-8,
+            )
+        yield "rows" if some else "all", build
+
+
 CASES = {"embedding_interactions": list(_lookup_cases()), "sliced_mlp": list(_mlp_cases()),
          "sequence_block": list(_block_cases()), "sequence_pool": list(_pool_cases()),
-         "squeeze_excite": list(_excite_cases()), "embedding_update": list(_update_cases())}
+         "squeeze_excite": list(_excite_cases()), "embedding_update": list(_update_cases()),
+         "embedding_catch_up": list(_catch_up_cases())}
 ALL = [pytest.param(op, build, id=f"{op}-{name}") for op, cases in CASES.items() for name, build in cases]
-DIFFERENTIABLE = [case for case in ALL if case.values[0] != "embedding_update"]
+DIFFERENTIABLE = [case for case in ALL if case.values[0] not in IN_PLACE]
 
 
 FLOAT32 = 2e-5
@@ -436,7 +461,7 @@ CHEAP = ("test_schema", "test_autograd_registration", "test_faketensor")
 TRACED = {"embedding_interactions": ["bags-2-dense"], "squeeze_excite": ["bags-2"],
           "sliced_mlp": ["swish-dice-dice", "dice-fixed", "identity"],
           "sequence_block": ["conv3-layer_norm", "max_pool3-none", "target_attn-layer_norm", "zero-none"],
-          "sequence_pool": ["target"], "embedding_update": ["sgd", "adam"]}
+          "sequence_pool": ["target"], "embedding_update": ["sgd", "adam"], "embedding_catch_up": ["rows"]}
 
 
 def some(wanted: dict[str, list[str]]) -> list:
@@ -460,7 +485,7 @@ def test_opcheck_without_gradients_in_float32(op, build):
     torch.library.opcheck(op_of(op), build(Maker(7, torch.float32, grad=False)), test_utils=CHEAP)
 
 
-@pytest.mark.parametrize("op", [name for name in NAMES if name != "embedding_update"])
+@pytest.mark.parametrize("op", [name for name in NAMES if name not in IN_PLACE])
 def test_empty_batches_through_the_dispatcher(op):
     make = Maker(0, dtype_for(op))
     arguments = {
@@ -508,6 +533,7 @@ PUBLIC = {
     "embedding_update": lambda a, backend: ops.embedding_update(
         a[0], [s for s in a[1:3] if s is not None], *a[3:], backend=backend
     ),
+    "embedding_catch_up": lambda a, backend: ops.embedding_catch_up(*a, backend=backend),
 }
 
 
@@ -524,7 +550,7 @@ def test_public_functions_equal_the_reference(op, build):
     for backend, dtype in cases:
         here, there = build(Maker(8, dtype)), build(Maker(8))
         got, want = PUBLIC[op](here, backend), OPS[op].reference(*there)
-        if op == "embedding_update":
+        if op in IN_PLACE:
             for a, b in zip(here[:3], there[:3]):
                 assert a is None or torch.equal(a, b)
             assert got is None and want is None
@@ -541,6 +567,7 @@ COMPILED = {
     "sequence_block": ["conv3-layer_norm", "self_attn2-none", "max_pool3-none", "target_attn-layer_norm"],
     "sequence_pool": ["target"],
     "embedding_update": ["adam"],
+    "embedding_catch_up": [],  # opcheck traces it; its reference asks tensors for numbers, which breaks a graph
 }
 
 
@@ -556,7 +583,7 @@ def test_compiles_in_one_graph(op, build, through):
     eager, compiled = build(Maker(9, dtype_for(op))), build(Maker(9, dtype_for(op)))
     want = function(*eager)
     got = torch.compile(function, fullgraph=True, backend="aot_eager")(*compiled)
-    if op == "embedding_update":
+    if op in IN_PLACE:
         for a, b in zip(compiled[:3], eager[:3]):
             assert_close(a, b, op)
         return
@@ -571,7 +598,7 @@ def test_compiles_in_one_graph(op, build, through):
 
 
 def test_inputs_are_left_alone():
-    """No operation but ``embedding_update`` writes into what it is given, forward or backward."""
+    """No operation but those on an optimizer's state writes into what it is given, forward or backward."""
     for case in DIFFERENTIABLE:
         op, build = case.values
         arguments = build(Maker(10, dtype_for(op)))

@@ -16,11 +16,12 @@ def embedding_catch_up(embedding: Tensor, first: Tensor, second: Tensor, last_st
     since ``last_step`` were zero.
 
     A row that was current at step s, with moments m and v, moves at step s + j by
-    ``lr · m β1^j / (1 − β1^(s+j)) / (√v / h_j + eps)`` with ``h_j = √((1 − β2^(s+j)) / β2^j)``. About a centre H, with
-    ``D = √v + eps·H`` and ``z = eps / D``, the sum over j is ``m / D · Σ_p (−z)^p N_p``, where
-    ``N_p = Σ_j lr β1^j / (1 − β1^(s+j)) · h_j (h_j − H)^p`` belongs to the step s and not to the row: ``sums`` holds it.
-    Rows from before step ``exact``, where h changes fast, are followed step by step instead. What comes more than
-    ``window`` steps after s is below the precision of the weights and left out.
+    ``lr · m β1^j / (1 − β1^(s+j)) / (√v / h_j + eps)`` with ``h_j = √((1 − β2^(s+j)) / β2^j)``. About a centre H,
+    with ``D = √v + eps·H`` and ``z = eps / D``, the sum over j is ``m / D · Σ_p (−z)^p N_p``, where
+    ``N_p = Σ_j lr β1^j / (1 − β1^(s+j)) · h_j (h_j − H)^p`` belongs to the step s and not to the row: ``sums`` holds
+    it. The series is exact at once where eps is nothing beside √v, and short where h changes slowly; rows from before
+    step ``exact``, where it changes fast, are followed step by step instead. What comes more than ``window`` steps
+    after s is below the precision of the weights and left out.
 
     Args:
         embedding, first, second: [F, K], changed in place, as is ``last_step``, int32 [F].

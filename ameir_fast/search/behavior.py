@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from ..batch import Batch
@@ -49,8 +51,10 @@ def over_parts(net: Supernet, batch: Batch, archs: list[Architecture], items: to
     if len(archs) == 1:
         return net(batch, archs[0], items)
     edges = [round(i * len(batch) / len(archs)) for i in range(len(archs) + 1)]
-    return torch.cat([net(batch.slice(a, b), arch, None if items is None else items[a:b])
-                      for arch, a, b in zip(archs, edges, edges[1:], strict=False) if b > a])
+    sizes = [b - a for a, b in itertools.pairwise(edges)]
+    pieces = [None] * len(archs) if items is None else items.split(sizes)
+    return torch.cat([net(part, arch, piece)
+                      for part, arch, piece in zip(batch.split(sizes), archs, pieces, strict=True) if len(part)])
 
 
 def _blocks(layers: tuple[str, ...], draw: tuple[int, ...]) -> tuple[Block, ...]:

@@ -141,7 +141,8 @@ def add_embedding_l2(embedding: nn.Parameter, counts: Tensor, rows: int, strengt
 
 
 @torch.no_grad()
-def add_occurrences_l2(gradient: Tensor, occurrences: Tensor, schema: FeatureSchema, batch: Batch, strength: float) -> None:
+def add_occurrences_l2(gradient: Tensor, occurrences: Tensor, schema: FeatureSchema, batch: Batch,
+                       strength: float) -> None:
     """The same for the gradient [n, K] of ``occurrences`` [n, K], which lie as ``forward.rows_read`` gives them."""
     if strength and len(batch):
         single = batch.fields.numel()

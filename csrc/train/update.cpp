@@ -1,6 +1,6 @@
-// Optimizer steps on the rows of an embedding matrix that a batch reads, in time that does not depend on how many others
-// there are. Each thread takes the rows of its part of a hash: a row's occurrences meet in one thread, in their order,
-// so results do not depend on the number of threads.
+// Optimizer steps on the rows of an embedding matrix that a batch reads, in time that does not depend on how many
+// others there are. Each thread takes the rows of its part of a hash: a row's occurrences meet in one thread, in their
+// order, so results do not depend on the number of threads.
 #include "train/update.h"
 
 #include <ATen/Parallel.h>
@@ -69,19 +69,20 @@ Chains chains_of(const int64_t* rows, int64_t count, int64_t part, int64_t parts
 
 void check_matrix(const char* op, const char* name, const at::Tensor& matrix, const at::Tensor& embedding) {
   TORCH_CHECK(matrix.scalar_type() == at::kFloat, op, ": ", name, " must be float32, not ", matrix.scalar_type());
-  TORCH_CHECK(matrix.dim() == 2 && matrix.sizes() == embedding.sizes(), op, ": ", name, " must be [F, K] as the embedding, not ",
-              matrix.sizes());
+  TORCH_CHECK(matrix.dim() == 2 && matrix.sizes() == embedding.sizes(), op, ": ", name,
+              " must be [F, K] as the embedding, not ", matrix.sizes());
   TORCH_CHECK(matrix.is_contiguous(), op, ": ", name, " must be contiguous");
 }
 
 // `rows` as contiguous memory, each within the matrix.
 at::Tensor checked_rows(const char* op, const at::Tensor& rows, int64_t limit) {
-  TORCH_CHECK(rows.dim() == 1 && rows.scalar_type() == at::kLong, op, ": rows must be int64 [n], not ", rows.scalar_type(),
-              " ", rows.sizes());
+  TORCH_CHECK(rows.dim() == 1 && rows.scalar_type() == at::kLong, op, ": rows must be int64 [n], not ",
+              rows.scalar_type(), " ", rows.sizes());
   const at::Tensor dense = rows.contiguous();
   const int64_t* row = dense.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < dense.size(0); ++i) {
-    TORCH_CHECK_INDEX(row[i] >= 0 && row[i] < limit, op, ": row ", row[i], " at place ", i, " is outside 0..", limit - 1);
+    TORCH_CHECK_INDEX(row[i] >= 0 && row[i] < limit, op, ": row ", row[i], " at place ", i, " is outside 0..",
+                      limit - 1);
   }
   return dense;
 }
@@ -104,7 +105,8 @@ void embedding_update(const at::Tensor& embedding, const std::optional<at::Tenso
   update.optimizer = optimizer_of({optimizer.data(), optimizer.size()});
   check_matrix(op, "embedding", embedding, embedding);
   const int needed = static_cast<int>(update.optimizer), given = first.has_value() + second.has_value();
-  TORCH_CHECK_VALUE(given == needed && (needed != 1 || first), optimizer, " needs ", needed, " state tensors, got ", given);
+  TORCH_CHECK_VALUE(given == needed && (needed != 1 || first), optimizer, " needs ", needed, " state tensors, got ",
+                    given);
   if (first) check_matrix(op, "first", *first, embedding);
   if (second) check_matrix(op, "second", *second, embedding);
   const at::Tensor places = checked_rows(op, rows, embedding.size(0));
@@ -136,7 +138,8 @@ void embedding_update(const at::Tensor& embedding, const std::optional<at::Tenso
 
 void embedding_catch_up(const at::Tensor& embedding, const at::Tensor& first, const at::Tensor& second,
                         const at::Tensor& last_step, const std::optional<at::Tensor>& rows, const at::Tensor& sums,
-                        int64_t base, int64_t step, int64_t exact, int64_t window, double beta1, double beta2, double eps) {
+                        int64_t base, int64_t step, int64_t exact, int64_t window, double beta1, double beta2,
+                        double eps) {
   const char* op = "embedding_catch_up";
   check_matrix(op, "embedding", embedding, embedding);
   check_matrix(op, "first", first, embedding);
@@ -145,10 +148,11 @@ void embedding_catch_up(const at::Tensor& embedding, const at::Tensor& first, co
   TORCH_CHECK(last_step.dim() == 1 && last_step.size(0) == limit && last_step.scalar_type() == at::kInt &&
                   last_step.is_contiguous(),
               op, ": last_step must be contiguous int32 [", limit, "]");
-  TORCH_CHECK(sums.dim() == 2 && sums.size(1) == kSumsColumns && sums.scalar_type() == at::kDouble && sums.is_contiguous(),
+  TORCH_CHECK(sums.dim() == 2 && sums.size(1) == kSumsColumns && sums.scalar_type() == at::kDouble &&
+                  sums.is_contiguous(),
               op, ": sums must be contiguous float64 [steps, ", static_cast<int>(kSumsColumns), "]");
-  TORCH_CHECK(0 <= base && base <= step && step - base < sums.size(0), op, ": steps ", base, " to ", step, " are not in the ",
-              sums.size(0), " rows of sums");
+  TORCH_CHECK(0 <= base && base <= step && step - base < sums.size(0), op, ": steps ", base, " to ", step,
+              " are not in the ", sums.size(0), " rows of sums");
   CatchUp c{};
   c.width = embedding.size(1);
   c.embedding = embedding.mutable_data_ptr<float>();
