@@ -545,7 +545,7 @@ def reference_nested(fields, orders) -> list[list[int]]:
 @pytest.mark.parametrize("op, build", ALL)
 def test_public_functions_equal_the_reference(op, build):
     cases = [(None, torch.float64), ("reference", torch.float64)]
-    if op not in ops.missing(Backend.CPP) and op != "embedding_update":
+    if op not in ops.missing(Backend.CPP):
         cases += [(None, torch.float32), ("cpp", torch.float32)]
     for backend, dtype in cases:
         here, there = build(Maker(8, dtype)), build(Maker(8))
