@@ -4,8 +4,9 @@ A step is the search's own (``search.training.Stepper``): one uniformly drawn pa
 every weight by Adam. The reference is PyTorch alone: its operations, a dense gradient of the embedding, a dense step of
 the optimizer. Both get the same batches and the same paths in the same order, and take turns.
 
-Growth compares the native step for embeddings of different numbers of rows, on ids of equal skew, also in turn; peak
-memory is that of a process of its own.
+Growth compares the native step for embeddings of different numbers of rows, also in turn: on ids as frequent as those
+of real data (Zipf's law), and on uniform ones, of which nearly every one is another row; peak memory is that of a process
+of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 
 from .. import Batch, FeatureSchema, InputError, SearchSpace, Supernet, native
+from ..forward import rows_read
 from ..profile import backend_in_use, percentiles, random_batch
 from ..progress import Progress
 from ..search.config import SearchConfig
@@ -33,9 +35,12 @@ from .suites import alimama, lengths
 BATCH = 1024
 ROWS = (100_000, 10_000_000)  # of the embedding, where growth is measured
 WIDTH = 16  # of it
-SKEW = 3.0  # an id is a uniform number to this power: few ids are frequent, most are rare, whatever their number
-BATCHES = 8  # in turn
+ZIPF = 1.05  # exponent: the k-th most frequent id of a vocabulary has a share proportional to k^-1.05
+BATCHES = 32  # in turn
 STEPS, QUICK_STEPS = 64, 6
+#: Steps before growth is measured: a row that was last read in the first 128 is followed step by step (EmbeddingAdam),
+#: which a longer training does not notice.
+GROWN = 192
 SPARE = 2**30  # bytes that a step may need beside the matrix and the optimizer's state of it
 
 
@@ -76,8 +81,9 @@ def run(quick: bool = False, steps: int | None = None, on_row: Callable[[dict], 
 
     A row has ``samples_per_s`` (over all its steps), ``p50_ms`` and ``p99_ms`` of a step and ``ratio``: of the native
     engine its samples/s over the reference's; of a number of embedding rows, the median over steps of its seconds over
-    those of the smallest. Rows of growth also have ``peak_bytes`` of a process that does nothing else, and
-    ``limit_bytes``: the matrix, the optimizer's two moments of it, and 1 GiB.
+    those of the smallest. Rows of growth also have ``rows_read``, how many different rows a batch reads in the mean,
+    ``peak_bytes`` of a process that does nothing else, and ``limit_bytes``: the matrix, the optimizer's two moments of it,
+    and 1 GiB.
 
     Args:
         quick: a few steps and no large embedding, under 45 seconds; not for quoting.
@@ -91,6 +97,9 @@ def run(quick: bool = False, steps: int | None = None, on_row: Callable[[dict], 
     steps = steps or (QUICK_STEPS if quick else STEPS)
     facts = _facts()
     rows = []
+    kinds = ("zipf",) if quick else ("zipf", "uniform")
+    # Before large ones are here: a new process counts what its parent has.
+    peaks = {} if quick else {(ids, size): _peak(size, ids) for ids in kinds for size in ROWS}
 
     def add(found: list[dict]) -> None:
         for row in found:
@@ -100,7 +109,8 @@ def run(quick: bool = False, steps: int | None = None, on_row: Callable[[dict], 
     case = alimama()[0]
     for kind in ("full", "ragged"):
         add(_engines(case.schema, case.embedding_dim, kind, steps))
-    add(_growth([ROWS[0], 10 * ROWS[0]] if quick else ROWS, steps, peaks=not quick))
+    for ids in kinds:
+        add(_growth((ROWS[0], 10 * ROWS[0]) if quick else ROWS, ids, steps, steps if quick else GROWN, peaks))
     return rows
 
 
@@ -108,37 +118,38 @@ def _engines(schema: FeatureSchema, embedding_dim: int, kind: str, steps: int) -
     batches = [_labelled(random_batch(schema, BATCH, lengths(kind, BATCH, schema.max_history, seed), seed), seed)
                for seed in range(BATCHES)]
     engines = {name: Training(schema, embedding_dim, name) for name in ("reference", "native")}
-    taken = _take_turns(engines, {name: batches for name in engines}, steps)
+    taken = _take_turns(engines, {name: batches for name in engines}, steps, steps // 3)
     total = {name: sum(times) for name, times in taken.items()}
     return [{"suite": "alimama", "case": "uniform paths", "engine": name,
              "backend": "reference" if name == "reference" else backend_in_use(torch.device("cpu")), "lengths": kind,
-             "embedding_rows": schema.num_embeddings, "embedding_dim": embedding_dim, **_speed(times),
+             "ids": "uniform", "embedding_rows": schema.num_embeddings, "embedding_dim": embedding_dim, **_speed(times),
              "ratio": total["reference"] / total[name] if name != "reference" else None,
-             "peak_bytes": None, "limit_bytes": None}
+             "rows_read": _rows_read(schema, batches), "peak_bytes": None, "limit_bytes": None}
             for name, times in taken.items()]
 
 
-def _growth(sizes: tuple[int, ...] | list[int], steps: int, peaks: bool) -> list[dict]:
+def _growth(sizes: tuple[int, ...], ids: str, steps: int, before: int, peaks: dict) -> list[dict]:
     schemas = {rows: resized(alimama()[0].schema, rows) for rows in sizes}
-    # Before the large ones are here: a process starts with what its parent has.
-    peak = {rows: _peak(rows) if peaks else None for rows in sizes}
-    batches = {rows: _skewed(schema) for rows, schema in schemas.items()}
-    taken = _take_turns({rows: Training(schema, WIDTH, "native") for rows, schema in schemas.items()}, batches, steps)
+    batches = {rows: _ragged(schema, ids) for rows, schema in schemas.items()}
+    engines = {rows: Training(schema, WIDTH, "native") for rows, schema in schemas.items()}
+    taken = _take_turns(engines, batches, steps, before)
     smallest = taken[sizes[0]]
-    return [{"suite": "alimama", "case": "growth", "engine": "native", "backend": backend_in_use(torch.device("cpu")), "lengths": "ragged",
-             "embedding_rows": schemas[rows].num_embeddings, "embedding_dim": WIDTH, **_speed(times),
+    return [{"suite": "alimama", "case": "growth", "engine": "native", "backend": backend_in_use(torch.device("cpu")),
+             "lengths": "ragged", "ids": ids, "embedding_rows": schemas[rows].num_embeddings, "embedding_dim": WIDTH,
+             **_speed(times),
              "ratio": statistics.median(a / b for a, b in zip(times, smallest, strict=True)) if rows != sizes[0] else None,
-             "peak_bytes": peak[rows], "limit_bytes": 3 * 4 * WIDTH * schemas[rows].num_embeddings + SPARE}
+             "rows_read": _rows_read(schemas[rows], batches[rows]), "peak_bytes": peaks.get((ids, rows)),
+             "limit_bytes": 3 * 4 * WIDTH * schemas[rows].num_embeddings + SPARE}
             for rows, times in taken.items()]
 
 
-def _take_turns(engines: dict, batches: dict, steps: int) -> dict:
-    """Seconds of ``steps`` steps of each engine, on the same paths; the first third as many again are not counted."""
+def _take_turns(engines: dict, batches: dict, steps: int, before: int) -> dict:
+    """Seconds of ``steps`` steps of each engine, on the same paths, after ``before`` others."""
     taken = {name: [] for name in engines}
-    for step in range(steps + steps // 3):
+    for step in range(before + steps):
         for name, engine in engines.items():
             taken[name].append(engine.step(batches[name][step % BATCHES], step))
-    return {name: times[steps // 3:] for name, times in taken.items()}
+    return {name: times[before:] for name, times in taken.items()}
 
 
 def resized(schema: FeatureSchema, rows: int) -> FeatureSchema:
@@ -149,21 +160,29 @@ def resized(schema: FeatureSchema, rows: int) -> FeatureSchema:
     return FeatureSchema.from_dict(about)
 
 
-def _skewed(schema: FeatureSchema) -> list[Batch]:
-    """Ragged batches whose ids are as frequent as those of any other number of rows: the most frequent thousandth of a
-    vocabulary makes up a tenth of what is read."""
+def _ragged(schema: FeatureSchema, ids: str) -> list[Batch]:
+    """Ragged batches with ids of this distribution."""
     found = []
     for seed in range(BATCHES):
         batch = random_batch(schema, BATCH, lengths("ragged", BATCH, schema.max_history, seed), seed)
-        drawn = np.random.default_rng(seed)
-
-        def ids(shape: tuple[int, ...], sizes: tuple[int, ...], drawn=drawn) -> torch.Tensor:
-            return torch.from_numpy((drawn.random(shape) ** SKEW * np.array(sizes)).astype(np.int32))
-
-        found.append(_labelled(Batch(ids(tuple(batch.fields.shape), schema.field_sizes),
-                                     ids(tuple(batch.history.shape), schema.behavior_sizes),
-                                     batch.history_offsets).check(schema), seed))
+        if ids == "zipf":
+            drawn = np.random.default_rng(seed)
+            batch = Batch(_zipf(drawn, tuple(batch.fields.shape), schema.field_sizes),
+                          _zipf(drawn, tuple(batch.history.shape), schema.behavior_sizes), batch.history_offsets).check(schema)
+        found.append(_labelled(batch, seed))
     return found
+
+
+def _zipf(drawn: np.random.Generator, shape: tuple[int, ...], sizes: tuple[int, ...]) -> torch.Tensor:
+    """Ids int32, the most frequent one first, by the inverse of the continuous law's distribution on [1, size + 1)."""
+    end = (np.array(sizes) + 1.0) ** (1 - ZIPF)
+    rank = (1 + drawn.random(shape) * (end - 1)) ** (1 / (1 - ZIPF))
+    return torch.from_numpy(np.minimum(rank.astype(np.int64) - 1, np.array(sizes) - 1).astype(np.int32))
+
+
+def _rows_read(schema: FeatureSchema, batches: list[Batch]) -> float:
+    return statistics.mean(len(torch.cat([part.flatten() for part in rows_read(schema, batch) if part is not None]).unique())
+                           for batch in batches)
 
 
 def _labelled(batch: Batch, seed: int) -> Batch:
@@ -171,19 +190,19 @@ def _labelled(batch: Batch, seed: int) -> Batch:
     return Batch(batch.fields, batch.history, batch.history_offsets, label)
 
 
-def _peak(rows: int) -> int:
+def _peak(rows: int, ids: str) -> int:
     """The largest resident memory, in bytes, of a process that trains an embedding of that many rows for some steps."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        return pool.apply(_trained, (rows, torch.get_num_threads()))
+        return pool.apply(_trained, (rows, ids, torch.get_num_threads()))
 
 
-def _trained(rows: int, threads: int) -> int:
+def _trained(rows: int, ids: str, threads: int) -> int:
     torch.set_num_threads(threads)
     schema = resized(alimama()[0].schema, rows)
-    batches, training = _skewed(schema), Training(schema, WIDTH, "native")
-    for step in range(2 * BATCHES):
-        training.step(batches[step % BATCHES], step)
+    batches, training = _ragged(schema, ids), Training(schema, WIDTH, "native")
+    for step in range(BATCHES):
+        training.step(batches[step], step)
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
@@ -201,7 +220,7 @@ def _facts() -> dict:
 
 def line(row: dict) -> str:
     """A row for people."""
-    start = (f"{row['case']:<14} {row['engine']:<10} {row['lengths']:<7} {row['embedding_rows']:>11,} rows x {row['embedding_dim']:<3}"
+    start = (f"{row['case']:<14} {row['engine']:<10} {row['lengths']:<7} {row['ids']:<8} {row['embedding_rows']:>11,} rows x {row['embedding_dim']:<3}"
              f" {row['samples_per_s']:>9,.0f} samples/s  p50 {row['p50_ms']:>8.2f} ms")
     if row["peak_bytes"] is not None:
         start += f"  peak {row['peak_bytes'] / 2**30:.2f} of {row['limit_bytes'] / 2**30:.2f} GiB"

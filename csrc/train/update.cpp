@@ -18,6 +18,7 @@ namespace ameir_fast {
 namespace {
 
 constexpr int64_t kRowsOfAThread = 1024;  // fewer are not worth waking one
+constexpr int64_t kAhead = 32;            // places whose memory is asked for before it is needed: rows lie anywhere
 constexpr int64_t kTabulated = 1024;      // gaps whose powers of beta are computed once
 
 uint64_t mixed(int64_t row) { return static_cast<uint64_t>(row) * 0x9E3779B97F4A7C15u; }
@@ -186,7 +187,10 @@ void embedding_catch_up(const at::Tensor& embedding, const at::Tensor& first, co
   const at::Tensor places = checked_rows(op, *rows, limit);
   const int64_t* row = places.const_data_ptr<int64_t>();
   const int64_t count = places.size(0), parts = parts_for(count);
-  for (int64_t i = 0; i < count; ++i) check_since(row[i]);
+  for (int64_t i = 0; i < count; ++i) {
+    if (i + kAhead < count) __builtin_prefetch(c.last_step + row[i + kAhead], 1);
+    check_since(row[i]);
+  }
   for_each_part(parts, [&](int64_t part) {
     if (parts == 1) return kernels.catch_up(c, row, count);
     std::vector<int64_t> own;

@@ -9,7 +9,7 @@
 namespace ameir_fast::AMEIR_FAST_ISA {
 namespace {
 
-constexpr int64_t kAhead = 8;  // rows whose memory is asked for before it is needed: they lie anywhere
+constexpr int64_t kAhead = 16;  // rows whose memory is asked for before it is needed: they lie anywhere
 
 // Calls work(K) with a constant for the usual widths.
 template <typename Work>
