@@ -163,15 +163,16 @@ class Model(nn.Module):
         return cls(FeatureSchema.from_dict(about["schema"]), Architecture.from_dict(about["architecture"]),
                    about["embedding_dim"], backend=backend)
 
-    def compile(self, device: str = "cpu", dtype: str = "float32", instruction_set: str | None = None):  # noqa: D417
+    def compile(self, device: str = "cpu", dtype: str = "float32", instruction_set: str | None = None,  # noqa: D417
+                fold_bytes: int | None = None):
         """A ``Plan`` of the model as it is now, for inference (see there for what is raised).
 
         ``torch.compile(model)`` is something else, and works as for any module."""
-        from .plan import Plan
+        from .plan import FOLD_BYTES, Plan
 
         if device != "cpu":
             raise InputError(f"device {device!r}: there are plans for the CPU only")
-        return Plan(self, dtype, instruction_set)
+        return Plan(self, dtype, instruction_set, FOLD_BYTES if fold_bytes is None else fold_bytes)
 
 
 class ModelWeights:

@@ -22,6 +22,9 @@ from .space.choices import LAYERS
 from .storage import load_module, save_module
 
 DTYPES = ("float32", "bfloat16")
+FOLD_BYTES = 2 * 2**20  # what stays in a core's second cache
+_FOLDED_WIDTH = 8  # of embeddings, from which on a row of the table costs less than the products it replaces
+_MOST_FOLDED = 64
 
 
 class Plan:
@@ -37,13 +40,17 @@ class Plan:
         dtype: ``"float32"``, or ``"bfloat16"``: weights and inputs of the MLP's layers are rounded to bfloat16 and summed up in
             float32, with AMX or AVX512_BF16 where the processor has it; everything else stays float32.
         instruction_set: one of ``instruction_sets()``; None for the best that this processor has.
+        fold_bytes: most memory for tables of what ids of small vocabularies add to the sums of the MLP's first layer, which
+            are then looked up and not computed (embeddings of 8 and more, the smallest vocabularies first; ``folded``
+            names them). 0: none.
 
     Raises:
         InputError: a dtype or an instruction set that is not there, or a model that is not on the CPU.
         RuntimeError: the native code is missing; the message says why.
     """
 
-    def __init__(self, model: Model, dtype: str = "float32", instruction_set: str | None = None):
+    def __init__(self, model: Model, dtype: str = "float32", instruction_set: str | None = None,
+                 fold_bytes: int = FOLD_BYTES):
         if dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
         if model.embedding.weight.device.type != "cpu":
@@ -51,9 +58,12 @@ class Plan:
         known = instruction_sets()
         if instruction_set is not None and instruction_set not in known:
             raise InputError(f"instruction set {instruction_set!r} is none of this processor's {', '.join(known)}")
+        if not isinstance(fold_bytes, int) or isinstance(fold_bytes, bool) or fold_bytes < 0:
+            raise InputError(f"fold_bytes is {fold_bytes!r}, not a number of bytes")
         self._model = copy.deepcopy(model).float().eval().requires_grad_(False)
         self.schema, self.arch, self.dtype = model.schema, model.arch, dtype
-        self._native = _compile(self._model, instruction_set or "", dtype == "bfloat16")
+        self.fold_bytes = fold_bytes
+        self._native = _compile(self._model, instruction_set or "", dtype == "bfloat16", fold_bytes=fold_bytes)
         self._fields = self.schema.num_fields
         self._behavior = self.schema.num_behavior
         self._bags = len(self.schema.multi_fields)
@@ -64,6 +74,11 @@ class Plan:
     @property
     def instruction_set(self) -> str:
         return self._native.instruction_set
+
+    @property
+    def folded(self) -> list[str]:
+        """Fields whose part of the MLP's first layer is looked up."""
+        return [self.schema.fields[place].name for place in _folded_fields(self._model, self.fold_bytes)]
 
     def __call__(self, batch: Batch, items: Items = None) -> Tensor:
         """Scores of a batch on the CPU; ``items`` of retrieval alone: int32 or int64 [B, n], local ids, or a function as
@@ -136,7 +151,7 @@ class Plan:
             raise InputError(f"items, row {row}: id {int(items[row, column])} is outside 0..{limit - 1}")
 
     def __reduce__(self):
-        return Plan, (self._model, self.dtype, self.instruction_set)
+        return Plan, (self._model, self.dtype, self.instruction_set, self.fold_bytes)
 
     def _addresses(self, batch: Batch) -> tuple[list[Tensor], list[int]]:
         """Checked tensors, to be kept until their memory has been read, and the addresses and sizes that native code
@@ -172,19 +187,21 @@ class Plan:
         """Writes ``plan.safetensors`` and ``plan.json`` into ``directory``, each by atomic rename. Weights are stored
         as the model has them and packed when they are loaded, so that every processor gets its own form."""
         save_module(directory, self._model, {"schema": self.schema.to_dict(), "architecture": self.arch.to_dict(),
-                                            "embedding_dim": self._model.embedding_dim, "dtype": self.dtype}, "plan")
+                                            "embedding_dim": self._model.embedding_dim, "dtype": self.dtype,
+                                            "fold_bytes": self.fold_bytes}, "plan")
 
     @classmethod
     def load(cls, directory: str | Path, instruction_set: str | None = None) -> Plan:
         """Inverse of ``save``; executes nothing from the files. ``InputError`` names what is wrong."""
-        dtypes = []
+        settings = []
 
         def build(about: dict) -> Model:
-            dtypes.append(about["dtype"])
+            settings.extend((about["dtype"], about.get("fold_bytes", FOLD_BYTES)))
             return Model.from_description(about)
 
         model = load_module(directory, build, "plan")
-        return cls(model, dtypes[0], instruction_set)
+        dtype, fold_bytes = settings
+        return cls(model, dtype, instruction_set, fold_bytes)
 
 
 def instruction_sets() -> list[str]:
@@ -211,7 +228,8 @@ def _checked(name: str, tensor: Tensor | None, dtype: torch.dtype, columns: int 
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
-def _compile(model: Model, instruction_set: str, half: bool, products: str = ""):
+def _compile(model: Model, instruction_set: str, half: bool, products: str = "",
+             fold_bytes: int = 0):
     """The native plan of a float32 model in eval mode, whose embedding matrix it reads in place; with ``half`` its MLP in
     bfloat16, multiplied by ``products``: ``"amx"``, ``"avx512_bf16"``, ``"none"``, or the best there is."""
     schema, weights = model.schema, ModelWeights(model)
@@ -235,12 +253,43 @@ def _compile(model: Model, instruction_set: str, half: bool, products: str = "")
         plan.add_block(kind, block.activation, arrays(norm), arrays(weights.layer(index, block.layer)), layer.dilation,
                        layer.divisor)
     plan.set_interactions([list(fields) for fields in model.arch.interactions])
+    folded = _folded_fields(model, fold_bytes)
+    for place in folded:
+        offset, columns = schema.field_offsets[place], _columns_of(model, place)
+        embedding = model.embedding.weight[offset:offset + schema.field_sizes[place]]
+        plan.add_folded(place, *arrays([(embedding.double() @ model.mlp["0"].weight[:, columns].double().T).float()]))
+    left_out = {column for place in folded for column in range(*_columns_of(model, place).indices(2**62))}
     for index, layer in enumerate(model.arch.mlp):
         unit = model.mlp[str(index)]
+        weight = unit.weight
+        if index == 0 and folded:
+            weight = weight[:, [column for column in range(weight.shape[1]) if column not in left_out]]
         dice = ([unit.dice.alpha, unit.dice.running_mean, unit.dice.running_var] if layer.activation == "dice" else [])
-        plan.add_dense(layer.activation, *arrays([unit.weight, unit.bias]), arrays(dice))
+        plan.add_dense(layer.activation, *arrays([weight, unit.bias]), arrays(dice))
     if hasattr(model, "se"):
         plan.set_shortcut(*arrays(weights.squeeze_excite(0)))
     head, bias = weights.head(0, False)
     plan.set_head(*arrays([head]), arrays([] if bias is None else [bias]))
     return plan
+
+
+def _folded_fields(model: Model, budget: int) -> list[int]:
+    """Positions, ascending, of the fields whose tables of the first layer's sums fit the budget together."""
+    schema, width = model.schema, model.embedding_dim
+    if width < _FOLDED_WIDTH:
+        return []
+    outputs = -(-model.mlp["0"].weight.shape[0] // 16) * 16
+    found = []
+    for place in sorted(set(range(schema.num_fields)) - set(schema.multi_fields), key=lambda i: schema.field_sizes[i]):
+        budget -= 4 * outputs * schema.field_sizes[place]
+        if budget < 0 or len(found) == _MOST_FOLDED:
+            break
+        found.append(place)
+    return sorted(found)
+
+
+def _columns_of(model: Model, place: int) -> slice:
+    """A field's inputs of the first layer: h_a comes before the fields."""
+    schema, width = model.schema, model.embedding_dim
+    history = schema.num_behavior * width * (3 if schema.target else 2)
+    return slice(history + place * width, history + (place + 1) * width)

@@ -136,10 +136,10 @@ def make_engine(model, engine: str, device: str = "cpu"):
     return model if dtype is None else compiled(model, device, dtype)
 
 
-def compiled(model, device: str = "cpu", dtype: str = "float32"):
+def compiled(model, device: str = "cpu", dtype: str = "float32", fold_bytes: int | None = None):
     """The plan of a model; ``InputError`` says why there is none."""
     try:
-        return model.compile(device, dtype)
+        return model.compile(device, dtype, fold_bytes=fold_bytes)
     except RuntimeError as error:
         raise InputError(str(error)) from None
 

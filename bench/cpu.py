@@ -23,7 +23,7 @@ from ..search.environment import describe
 from . import limits
 from .suites import EMBEDDING_DEVIATION, Case, cases, lengths
 
-PLANS = {"plan": "float32", "plan-bfloat16": "bfloat16"}
+PLANS = {"plan": "float32", "plan-unfolded": "float32", "plan-bfloat16": "bfloat16"}
 ENGINES = (*PLANS, "eager", "compile", "onnxruntime")
 TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-3
 KINDS = ("full", "ragged", "candidates")
@@ -54,7 +54,7 @@ def run(
         InputError: an unknown suite, case, kind of lengths or engine, or an engine that is not installed.
     """
     chosen = cases(suites, names)
-    engines = engines or (["plan", "eager"] if quick else list(ENGINES))
+    chosen_engines, engines = engines, engines or (["plan", "eager"] if quick else list(ENGINES))
     kinds = kinds or (["full"] if quick else list(KINDS))
     check_choices(engines, kinds)
     repeats = repeats or (1 if quick else 3)
@@ -63,12 +63,14 @@ def run(
     rows = []
     for case in chosen:
         model = build_model(case)
+        # By default only where the two differ.
+        used = [e for e in engines if e != "plan-unfolded" or chosen_engines or model.compile().folded]
         # Without a history there is nothing to be ragged.
         for kind in kinds if case.schema.num_behavior else ["full"]:
             if kind == "candidates" and not case.schema.target:
                 continue
             rows_of_batch = batch or (CANDIDATES if kind == "candidates" else case.batch)
-            for row in measure(case, model, engines, kind, rows_of_batch, repeats, seconds):
+            for row in measure(case, model, used, kind, rows_of_batch, repeats, seconds):
                 rows.append({**row, **facts})
                 if on_row is not None:
                     on_row(rows[-1])
@@ -217,7 +219,7 @@ class _Turn:
 def make_engine(model: Model, engine: str, kind: str) -> tuple[Callable, Callable]:
     """A function that computes the model's output, and one that makes its input of a ``Batch`` (not timed)."""
     if engine in PLANS:
-        plan = model.compile(dtype=PLANS[engine])
+        plan = model.compile(dtype=PLANS[engine], fold_bytes=0 if engine == "plan-unfolded" else None)
         if kind != "candidates":
             return plan, lambda batch: batch
         columns = list(model.schema.target_positions)

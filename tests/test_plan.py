@@ -95,6 +95,49 @@ def test_widths(k, isa):
 
 
 @pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("multi, behavior, interactions", [(0, 0, ((0, 1), (1, 2, 3))), (2, 1, ((0, 2),)), (0, 2, ()), (0, 0, ())])
+def test_folded_fields(multi, behavior, interactions, dtype, isa):
+    """Sums looked up in place of products: right, the same in any company, for candidates, and after a journey."""
+    schema = make_schema(fields=5, multi=multi, behavior=behavior, max_history=5, seed=multi)
+    mlp = [{"width": 37, "activation": "relu"}, {"width": 9, "activation": "dice"}]
+    single, exact = pair(schema, arch_of(*["conv1"] * min(behavior, 1), mlp=mlp, interactions=interactions), 8)
+    plan, without = (single.compile(instruction_set=isa, dtype=dtype, fold_bytes=b) for b in (2**20, 0))
+    assert plan.folded == [f["name"] for f in schema["fields"] if f["kind"] == "categorical"] and without.folded == []
+    batch = random_batch(schema, 70, 3)
+    if dtype == "float32":
+        assert_right(single, exact, batch, plan, "folded")
+    torch.testing.assert_close(plan(batch), without(batch), rtol=2e-2, atol=2e-2)
+    assert torch.equal(torch.cat([plan(batch.slice(r, r + 1)) for r in range(len(batch))]), plan(batch))
+    sizes = {v["name"]: v["size"] for v in schema["vocabularies"]}
+    names = [f["name"] for f in schema["fields"] if f["kind"] == "categorical"][:2]
+    candidates = torch.stack([torch.arange(60) % sizes[name] for name in names], 1).int()
+    user = batch.slice(0, 1)
+    rows = select_rows(user, [0] * 60)
+    rows.fields[:, [[f["name"] for f in schema["fields"]].index(name) for name in names]] = candidates
+    assert torch.equal(plan.score(user, candidates, names), plan(rows))
+    assert torch.equal(pickle.loads(pickle.dumps(plan))(batch), plan(batch))
+    bad = batch.fields.clone()
+    bad[2, 0] = 10**6
+    with pytest.raises(af.InputError, match="row 2"):
+        plan(replace(batch, fields=bad))
+
+
+def test_what_is_folded():
+    """The smallest vocabularies that fit the budget together; nothing of narrow embeddings."""
+    schema = make_schema(fields=4, behavior=0, seed=0)
+    sizes = {v["name"]: v["size"] for v in schema["vocabularies"]}
+    single, _ = pair(schema, arch_of(mlp=[{"width": 20, "activation": "relu"}]), 16)
+    smallest = min(sizes, key=sizes.get)
+    assert single.compile(fold_bytes=4 * 32 * sizes[smallest]).folded == [smallest]
+    assert single.compile(fold_bytes=4 * 32 * sizes[smallest] - 1).folded == []
+    narrow, _ = pair(schema, arch_of(), 4)
+    assert narrow.compile().folded == []
+    with pytest.raises(af.InputError, match="fold_bytes is -1"):
+        single.compile(fold_bytes=-1)
+
+
+@pytest.mark.parametrize("isa", SETS)
 @pytest.mark.parametrize("k, behavior", [(64, 5), (3, 4), (128, 3)])
 def test_wide_histories(k, behavior, isa):
     """D up to 384; sums of many inputs are no worse than eager's."""
@@ -204,7 +247,7 @@ def test_bfloat16_rounds_weights_and_inputs_of_the_mlp(isa):
         x = rounded(exact.embedding.weight[rows].flatten(1))
         unit, head = exact.mlp["0"], exact.head
         want = (x @ rounded(unit.weight).T + unit.bias) @ head.weight.T + head.bias
-        got = single.compile(dtype="bfloat16", instruction_set=isa)(batch)
+        got = single.compile(dtype="bfloat16", instruction_set=isa, fold_bytes=0)(batch)
     torch.testing.assert_close(got.double(), want[:, 0], rtol=1e-5, atol=1e-5)
 
 
@@ -356,7 +399,7 @@ def test_a_plan_is_saved_and_loaded(tmp_path):
     plan_half = plan._model.compile(dtype="bfloat16")
     plan_half.save(tmp_path / "half")
     half = af.Plan.load(tmp_path / "half")
-    assert half.dtype == "bfloat16" and torch.equal(half(batch), plan_half(batch))
+    assert half.dtype == "bfloat16" and half.fold_bytes == plan_half.fold_bytes and torch.equal(half(batch), plan_half(batch))
     assert torch.equal(again(batch), plan(batch)) and again.arch == plan.arch and again.dtype == "float32"
 
 

@@ -105,6 +105,10 @@ def export(
     dtype: Annotated[
         str, typer.Option("--dtype", metavar="T", help="float32, or bfloat16 for the MLP (faster with AMX or AVX512_BF16, and less exact).")
     ] = "float32",
+    fold_bytes: Annotated[
+        int | None,
+        typer.Option("--fold-bytes", min=0, metavar="N", help="Most memory for tables of folded fields. Default: 2 MiB; 0: none."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a plan that is already there.")] = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -127,10 +131,12 @@ def export(
         raise InputError(f"{run}: no derived model in it (model/model.json is missing); has the run finished?")
     if (Path(output) / "plan.json").exists() and not overwrite:
         raise InputError(f"{output}: there is a plan already; --overwrite replaces it")
-    plan = compiled(Model.load(directory), dtype=dtype)
+    plan = compiled(Model.load(directory), dtype=dtype, fold_bytes=fold_bytes)
     plan.save(output)
-    say(json_file, f"plan: {output} ({plan.dtype}; on this machine it runs on {plan.instruction_set})")
-    write_result(json_file, {"version": 1, "plan": output, "dtype": plan.dtype, "instruction_set": plan.instruction_set})
+    folded = f", {len(plan.folded)} fields folded" if plan.folded else ""
+    say(json_file, f"plan: {output} ({plan.dtype}{folded}; on this machine it runs on {plan.instruction_set})")
+    write_result(json_file, {"version": 1, "plan": output, "dtype": plan.dtype, "instruction_set": plan.instruction_set,
+                             "folded": plan.folded})
 
 
 bench = typer.Typer(
@@ -170,7 +176,7 @@ def bench_cpu(
     batch: Annotated[int | None, typer.Option("--batch", min=1, metavar="N", help="Rows of a batch.")] = None,
     engines: Annotated[
         str | None,
-        typer.Option("--engines", metavar="E,…", help="plan, plan-bfloat16, eager, compile, onnxruntime. Default: all; plan, eager with --quick."),
+        typer.Option("--engines", metavar="E,…", help="plan, plan-unfolded, plan-bfloat16, eager, compile, onnxruntime. Default: all; plan, eager with --quick."),
     ] = None,
     repeats: Repeats = None,
     threads: Threads = None,

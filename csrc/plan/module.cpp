@@ -149,6 +149,20 @@ class Plan {
     program_.blocks.push_back(make_block(layer, act, norm, weights, dilation, heads));
   }
   void set_interactions(std::vector<std::vector<int64_t>> interactions) { program_.interactions = std::move(interactions); }
+  // The ids' parts [size][outputs] of the first layer's sums, in ascending order of fields; that layer then has no inputs
+  // of theirs.
+  void add_folded(int64_t field, const Array& table) {
+    const auto width = (table.shape(1) + 15) / 16 * 16;
+    if (program_.folded.size() == kMostFolded || field >= static_cast<int64_t>(program_.fields.size()) ||
+        table.shape(0) != program_.fields[field].size || program_.fields[field].bag >= 0) {
+      throw std::invalid_argument("no such table");
+    }
+    Folded folded{field, Floats(table.shape(0) * width, 0.0f)};
+    for (py::ssize_t id = 0; id < table.shape(0); ++id) {
+      std::copy_n(table.data() + id * table.shape(1), table.shape(1), folded.table.data() + id * width);
+    }
+    program_.folded.push_back(std::move(folded));
+  }
   void add_dense(const std::string& act, const Array& weight, const Array& bias, const Arrays& dice) {
     Dense layer;
     layer.act = act_of(act);
@@ -247,7 +261,7 @@ class Plan {
 
 PYBIND11_MODULE(_plan, m) {
   using ameir_fast::plan::Plan;
-  m.attr("interface") = 2;
+  m.attr("interface") = 3;
   m.def("instruction_sets", [] {
     std::vector<std::string> names;
     for (const auto* one : ameir_fast::plan::supported()) names.emplace_back(one->name);
@@ -260,6 +274,7 @@ PYBIND11_MODULE(_plan, m) {
       .def("set_target", &Plan::set_target)
       .def("add_block", &Plan::add_block)
       .def("set_interactions", &Plan::set_interactions)
+      .def("add_folded", &Plan::add_folded)
       .def("add_dense", &Plan::add_dense)
       .def("set_shortcut", &Plan::set_shortcut)
       .def("set_head", &Plan::set_head)

@@ -91,6 +91,15 @@ struct Field {
   int64_t bag = -1;              // which bag of a row it is, or -1
 };
 
+constexpr int kMostFolded = 64;
+
+// A field whose part of the first layer's sums is looked up: [ids][padded outputs], a row the layer's weights times the
+// id's embedding.
+struct Folded {
+  int64_t field;
+  Floats table;
+};
+
 struct Program {
   uint64_t id = 0;  // another one for every program, by which a thread knows whose scratch it holds
   int64_t k = 0, max_history = 0;
@@ -101,6 +110,8 @@ struct Program {
   Unit pool;
   std::vector<std::vector<int64_t>> interactions;
   std::vector<Dense> mlp;
+  std::vector<Folded> folded;  // whose inputs the first layer leaves out
+  int64_t folded_width() const { return folded.empty() ? 0 : (mlp.front().outputs() + 15) / 16 * 16; }
   int64_t shared_blocks() const {  // the first ones, which read no target
     int64_t count = 0;
     while (count < static_cast<int64_t>(blocks.size()) && blocks[count].layer != Layer::target_attn) ++count;

@@ -12,7 +12,7 @@ struct Scratch {
 struct Places {
   int64_t width, pitch, room;  // D, a row of elements, its left room
   float *hidden, *normed, *window, *gates, *mixed, *mask, *weights, *unit_bias, *attention, *scores;
-  float *x, *first, *second, *squeezed, *excited, *shortcut, *few, *partial, *sums, *rounded, *zero;
+  float *x, *first, *second, *squeezed, *excited, *shortcut, *few, *partial, *sums, *rounded, *zero, *looked_up, *turned;
   const float** rows;
 };
 
@@ -59,11 +59,13 @@ Places arrange(const Program& program, Scratch& scratch) {
                            (std::max({widest, gates, d}) + kWide) * 3 * V,
                            half ? (widest + kBlockOutputs) * TILE : 0,
                            half,
-                           program.k + 4};
+                           program.k + 4,
+                           program.folded_width() * V,
+                           program.folded_width() * TILE};
   float** parts[] = {&at.hidden,    &at.normed,  &at.window, &at.gates,    &at.mixed,   &at.mask,
                      &at.weights,   &at.unit_bias, &at.attention, &at.scores, &at.x,     &at.first,
                      &at.second,    &at.squeezed, &at.excited, &at.shortcut, &at.few,       &at.partial,
-                     &at.sums,      &at.rounded,  &at.zero};
+                     &at.sums,      &at.rounded,  &at.zero,   &at.looked_up, &at.turned};
   int64_t total = 0;
   for (int64_t size : sizes) total += (size + 15) / 16 * 16;
   if (static_cast<int64_t>(scratch.memory.size()) < total) {

@@ -75,6 +75,30 @@ void look_up_fields(const Program& program, const Input& input, const int64_t* o
         for (int64_t i = 0; size > 1 && i < k; ++i) to[i * TILE + lane] /= size;
       }
     }
+    if (program.folded.empty()) continue;
+    const int64_t width = program.folded_width();
+    for (int lane = 0; lane < V; ++lane) {
+      const float* rows[kMostFolded];
+      int64_t count_of = 0;
+      for (const Folded& one : program.folded) {
+        const int64_t column = candidates ? candidates->column_of[one.field] : -1;
+        if (c + lane >= count) break;
+        const int32_t id = column >= 0 ? candidates->ids[(first + c + lane) * candidates->columns + column]
+                                       : input.fields[row_of(lane) * fields + one.field];
+        // One outside its vocabulary was noted above, and the result is thrown away.
+        if (static_cast<uint32_t>(id) < static_cast<uint64_t>(program.fields[one.field].size)) {
+          rows[count_of++] = one.table.data() + id * width;
+        }
+      }
+      float* sum = at.looked_up + lane * width;
+      for (int64_t o = 0; o < width; o += V) {
+        vf s = {};
+        for (int64_t f = 0; f < count_of; ++f) s += load(rows[f] + o);
+        store(sum + o, s);
+      }
+      from[lane] = sum;
+    }
+    spread(from, width, at.turned + c, TILE);
   }
 }
 
@@ -151,7 +175,9 @@ inline void apply_half(const Program& program, const Half& map, int64_t count, c
 
 template <Act act>
 void run_dense(const Program& program, const Dense& layer, int64_t count, const Places& at, float* to) {
+  const bool folded = &layer == program.mlp.data() && !program.folded.empty();
   auto then = [&](int64_t o, int64_t p, vf s) {
+    if (folded) s += load(at.turned + o * TILE + p);
     if constexpr (act == Act::dice) {
       const vf share = sigmoid((s - layer.mean[o]) * layer.scale[o]);
       s = s * fma(share, set(1.0f - layer.alpha[o]), set(layer.alpha[o]));
@@ -180,6 +206,19 @@ void run_dense(const Program& program, const Dense& layer, int64_t count, const 
 
 void point(const float** rows, float* base, int64_t count) {
   for (int64_t i = 0; i < count; ++i) rows[i] = base + i * TILE;
+}
+
+// The first layer's inputs but for those of folded fields, which come in ascending order.
+void leave_out_folded(const Program& program, float* base, const float** rows) {
+  if (program.folded.empty()) return;
+  const int64_t k = program.k, start = program.history_width();
+  int64_t next = 0, to = 0;
+  for (int64_t i = 0; i < program.inputs(); ++i) {
+    const int64_t field = i < start ? -1 : (i - start) / k;
+    while (next < static_cast<int64_t>(program.folded.size()) && program.folded[next].field < field) ++next;
+    if (next < static_cast<int64_t>(program.folded.size()) && program.folded[next].field == field) continue;
+    rows[to++] = base + i * TILE;
+  }
 }
 
 // The SE shortcut: a mean of fields and products by weights that they themselves give.
@@ -228,6 +267,7 @@ void aggregate(const Program& program, int64_t count, const Places& at, Then the
   float *x = at.x, *to = at.first, *other = at.second;
   for (const Dense& layer : program.mlp) {
     point(at.rows, x, layer.inputs());
+    if (&layer == program.mlp.data()) leave_out_folded(program, x, at.rows);
     run_dense(program, layer, count, at, to);
     x = to;
     std::swap(to, other);
