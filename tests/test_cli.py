@@ -148,7 +148,7 @@ def test_the_installed_form_of_the_command():
         (["bench", "cpu", "--suite", "nonsense"], "unknown suite 'nonsense'; known: alimama, criteo, beauty"),
         (["bench", "cpu", "--cases", "nonsense"], "unknown case 'nonsense'"),
         (["bench", "cpu", "--lengths", "long"], "unknown lengths 'long'"),
-        (["bench", "cpu", "--engines", "tensorrt"], "unknown engine 'tensorrt'; known: plan, plan-bfloat16, eager"),
+        (["bench", "cpu", "--engines", "tensorrt"], "unknown engine 'tensorrt'; known: plan, plan-unfolded, plan-bfloat16, eager"),
         (["bench", "cpu", "--engines", "abacus"], "unknown engine 'abacus'"),
         (["bench", "population", "--step", "1"], "bench population is not available yet"),
         (["bench", "prepare", "--rows", "many"], "--rows: 'many' is not a positive integer"),

@@ -31,6 +31,16 @@ constexpr int kUnitRows = V == 16 ? 6 : 4, kUnitVectors = V == 16 ? 4 : 3;  // a
 
 // ---- a tile of samples -----------------------------------------------------------------------------------
 
+// sum[o, o + vectors V) of some rows: each is read as a stream, while the sums stay in registers.
+template <int vectors>
+inline void add_rows(const float* const* rows, int64_t count, int64_t o, float* sum) {
+  vf s[vectors] = {};
+  for (int64_t f = 0; f < count; ++f) {
+    for (int v = 0; v < vectors; ++v) s[v] += load(rows[f] + o + v * V);
+  }
+  for (int v = 0; v < vectors; ++v) store(sum + o + v * V, s[v]);
+}
+
 // Of rows order[0, count), or of candidates first + [0, count) for the only row.
 void look_up_fields(const Program& program, const Input& input, const int64_t* order, const Candidates* candidates,
                     int64_t first, int64_t count, const Places& at, Fault* fault) {
@@ -91,11 +101,10 @@ void look_up_fields(const Program& program, const Input& input, const int64_t* o
         }
       }
       float* sum = at.looked_up + lane * width;
-      for (int64_t o = 0; o < width; o += V) {
-        vf s = {};
-        for (int64_t f = 0; f < count_of; ++f) s += load(rows[f] + o);
-        store(sum + o, s);
-      }
+      int64_t o = 0;
+      for (; o + 16 * V <= width; o += 16 * V) add_rows<16>(rows, count_of, o, sum);
+      for (; o + 4 * V <= width; o += 4 * V) add_rows<4>(rows, count_of, o, sum);
+      for (; o < width; o += V) add_rows<1>(rows, count_of, o, sum);
       from[lane] = sum;
     }
     spread(from, width, at.turned + c, TILE);
