@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Architecture": ".space", "Backend": ".ops", "Batch": ".batch", "Block": ".space", "FeatureSchema": ".schema",
+    "Architecture": ".space", "Backend": ".ops", "Batch": ".batch", "Block": ".space", "EmbeddingAdam": ".embedding_optimizer", "FeatureSchema": ".schema",
     "InputError": ".errors", "MlpLayer": ".space", "Model": ".model", "Plan": ".plan", "SearchSpace": ".space", "Supernet": ".supernet",
     "evaluate_population": ".population",
 }
-__all__ = ["Architecture", "Backend", "Batch", "Block", "FeatureSchema", "InputError", "MlpLayer", "Model", "Plan",
+__all__ = ["Architecture", "Backend", "Batch", "Block", "EmbeddingAdam", "FeatureSchema", "InputError", "MlpLayer", "Model", "Plan",
            "SearchSpace", "Supernet", "evaluate_population", "ops"]
 
 if TYPE_CHECKING:
     from . import ops
     from .batch import Batch
+    from .embedding_optimizer import EmbeddingAdam
     from .errors import InputError
     from .model import Model
     from .ops import Backend

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableMapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import ops
+from .batch import Batch
+from .embedded import Embedded
+from .forward import rows_read
 from .reference.embedding_catch_up import CENTRE, COLUMNS, LEARNING_RATE, ORDER_0, ORDERS
+from .schema import FeatureSchema
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # torch.optim.Adam's own
 #: Steps without a gradient after which a row stands still as far as float32 can tell: 0.9^200 is 7e-10.
@@ -28,7 +33,7 @@ class EmbeddingAdam:
     ``lazy`` rows without a gradient stay as they are instead, as in ``torch.optim.SparseAdam``, and steps are counted
     over all rows as there.
 
-    ``gather``, ``step``, ``gather``, ``step``...; and ``flush`` before the whole matrix is read or saved. There is no
+    ``look_up``, forward and backward pass, ``update``, again and again; and ``flush`` before the whole matrix is read or saved. There is no
     weight decay. Memory beside the state: 4 bytes a row, and 56 a step since the last ``flush``.
 
     Args:
@@ -51,6 +56,20 @@ class EmbeddingAdam:
         self.steps = int(self.state["step"])
         self._last_step = torch.full((embedding.shape[0],), self.steps, dtype=torch.int32, device=embedding.device)
         self._sums = _Sums(self.steps)
+        self.rows = self.occurrences = None  # of the last look_up: int64 [n], and the leaf [n, K]
+
+    def look_up(self, schema: FeatureSchema, batch: Batch, items: Tensor | None = None) -> Batch:
+        """The batch with all that a forward pass of a ``Supernet`` or ``Model`` reads of the matrix, as a leaf that gets the
+        gradient; ``items`` int32 or int64 [B, n] are those that a retrieval model is to score."""
+        parts = rows_read(schema, batch, items)
+        self.rows = torch.cat([part.flatten() for part in parts if part is not None])
+        self.occurrences = self.gather(self.rows)
+        return replace(batch, embedded=Embedded.of(self.occurrences, parts))
+
+    def update(self, learning_rate: float) -> None:
+        """One step with the gradients that the last ``look_up`` has got; without any, none."""
+        if self.occurrences is not None and self.occurrences.grad is not None:
+            self.step(self.rows, self.occurrences.grad, learning_rate)
 
     @torch.no_grad()
     def gather(self, rows: Tensor) -> Tensor:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..batch import Batch
-from ..embedded import Embedded
 from ..embedding_optimizer import EmbeddingAdam
-from ..forward import rows_read
 from ..model import Model
 from ..ops import Backend, resolve
 from ..supernet import Supernet
@@ -87,7 +84,6 @@ class _ByRows:
     def __init__(self, task: Task, net: nn.Module, optimizer: torch.optim.Adam):
         self.task, self.embedding, self.optimizer = task, net.embedding.weight, optimizer
         self.adam: EmbeddingAdam | None = None
-        self.rows = self.occurrences = None
 
     def look_up(self, batch: Batch) -> Batch:
         """The batch with what it reads of the matrix."""
@@ -96,18 +92,15 @@ class _ByRows:
             return batch
         if self.adam is None:
             self.adam = EmbeddingAdam(self.embedding, self.optimizer.state[self.embedding])
-        parts = rows_read(self.task.data.schema, batch, self.task.objective.items(batch))
-        self.rows = torch.cat([part.flatten() for part in parts if part is not None])
-        self.occurrences = self.adam.gather(self.rows)
-        return replace(batch, embedded=Embedded.of(self.occurrences, parts))
+        return self.adam.look_up(self.task.data.schema, batch, self.task.objective.items(batch))
 
     def step(self, batch: Batch, learning_rate: float) -> None:
         # The forward pass may have been the first of those that leave the embedding as it is.
-        if batch.embedded is None or not self.embedding.requires_grad or self.occurrences.grad is None:
+        if batch.embedded is None or not self.embedding.requires_grad or self.adam.occurrences.grad is None:
             return
-        gradient = self.occurrences.grad
-        add_occurrences_l2(gradient, self.occurrences, self.task.data.schema, batch, self.task.config.embedding_l2)
-        self.adam.step(self.rows, gradient, learning_rate)
+        add_occurrences_l2(self.adam.occurrences.grad, self.adam.occurrences, self.task.data.schema, batch,
+                           self.task.config.embedding_l2)
+        self.adam.update(learning_rate)
 
     def flush(self) -> None:
         """The whole matrix and the optimizer's state as they are after the last step."""

@@ -25,21 +25,32 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    """Results say what machine measured, not which one."""
-    for name in ("node", "release"):
+    """Results say what kind of machine measured, not which one."""
+    for name in ("node", "release", "python_build"):
         machine_info.pop(name, None)
+    machine_info["cpu"].pop("flags", None)
     machine_info["torch"] = torch.__version__
 
 
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    """What is stored of each benchmark."""
+    kept = ("median", "iqr", "rounds")
+    output_json["benchmarks"] = [{"group": one["group"], "name": one["name"], **one["extra_info"],
+                                  **{name: one["stats"][name] for name in kept}} for one in benchmarks]
+    output_json["groups"] = ratios({(one["group"], one["backend"]): one["median"] for one in output_json["benchmarks"]})
+
+
+def ratios(medians: dict[tuple[str, str], float]) -> dict[str, float]:
+    """Of each group that has both backends, how much faster the native one is."""
+    return {group: medians[group, "reference"] / seconds for (group, backend), seconds in medians.items()
+            if backend == "cpp" and (group, "reference") in medians}
+
+
 def pytest_terminal_summary(terminalreporter, config):
-    """How much faster the native backend is, operation by operation."""
-    medians: dict[str, dict[str, float]] = {}
-    for one in config._benchmarksession.benchmarks:
-        if one.stats:
-            medians.setdefault(one.group, {})[one.extra_info["backend"]] = one.stats.median
-    for group, of in medians.items():
-        if len(of) == 2:
-            terminalreporter.write_line(f"{group:<40} native {of['reference'] / of['cpp']:6.1f} times as fast as the reference")
+    measured = {(one.group, one.extra_info["backend"]): one.stats.median
+                for one in config._benchmarksession.benchmarks if one.stats}
+    for group, ratio in ratios(measured).items():
+        terminalreporter.write_line(f"{group:<40} native {ratio:6.1f} times as fast as the reference")
 
 
 @pytest.fixture(params=["reference", "cpp"])
