@@ -36,7 +36,7 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
     """What is stored of each benchmark."""
     kept = ("median", "iqr", "rounds")
     output_json["benchmarks"] = [{"group": one["group"], "name": one["name"], **one["extra_info"],
-                                  **{name: one["stats"][name] for name in kept}} for one in benchmarks]
+                                  **{name: one["stats"][name] for name in kept}} for one in output_json["benchmarks"]]
     output_json["groups"] = ratios({(one["group"], one["backend"]): one["median"] for one in output_json["benchmarks"]})
 
 
