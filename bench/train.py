@@ -229,3 +229,14 @@ def line(row: dict) -> str:
     if row["case"] == "growth":
         return f"{start}  {row['ratio']:.2f} times the seconds of the smallest"
     return f"{start}  {row['ratio']:.1f} times the reference's samples/s"
+
+def table(rows: list[dict]) -> list[str]:
+    """Lines of a Markdown table."""
+    lines = ["| case | backend | lengths | ids | embedding | samples/s | ratio | rows read | peak, GiB (limit) |", "|---" * 9 + "|"]
+    for row in rows:
+        ratio = "–" if row["ratio"] is None else f"{row['ratio']:.2f} × the time" if row["case"] == "growth" else \
+            f"{row['ratio']:.1f} × the samples/s"
+        peak = "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.2f} ({row['limit_bytes'] / 2**30:.2f})"
+        lines.append(f"| {row['case']} | {row['backend']} | {row['lengths']} | {row['ids']} | {row['embedding_rows']:,} × "
+                     f"{row['embedding_dim']} | {row['samples_per_s']:,.0f} | {ratio} | {row['rows_read']:,.0f} | {peak} |")
+    return lines

@@ -21,7 +21,7 @@ from ameir_fast.search.variants import FOUND
 from . import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/evaluation.md", "docs/serving.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/evaluation.md", "docs/serving.md", "docs/training.md")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 pytestmark = pytest.mark.skipif(
@@ -75,6 +75,16 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
     assert 0 <= names["metrics"]["variants"]["AMEIR-C"]["auc"]["mean"] <= 1
     for run in ("mine", "climb"):
         assert (tmp_path / "runs" / run / "architecture.json").exists()
+
+
+def test_the_training_loop_runs(tmp_path, monkeypatch):
+    """The example of docs/training.md comes to weights that have moved."""
+    monkeypatch.chdir(tmp_path)
+    prepare_movielens(tiny.write_raw(tmp_path / "raw"), tmp_path / "data" / "movielens-100k", max_history=8)
+    body, = (body for language, body in FENCE.findall(page("docs/training.md")) if language == "python")
+    names: dict = {}
+    exec(compile(body, "docs/training.md", "exec"), names)
+    assert names["rows"].steps > 0 and bool(torch.isfinite(names["net"].embedding.weight).all())
 
 
 @pytest.mark.parametrize("name", PAGES)
