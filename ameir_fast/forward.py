@@ -26,6 +26,7 @@ class Weights(Protocol):
     backend: str | None
     training: bool
     dropout: float
+    block_dropout: float
     generator: torch.Generator | None
 
     def embedding_weight(self) -> Tensor: ...
@@ -125,9 +126,12 @@ def run_block(weights: Weights, index: int, block: Block, x: Tensor, inputs: Inp
     if block.layer == "zero":
         return x
     norm = weights.norm(index) if block.norm == "layer_norm" else []
-    return ops.sequence_block(x, inputs.batch.history_offsets, norm, weights.layer(index, block.layer),
-                              inputs.target if block.layer == "target_attn" else None, block.layer,
-                              block.activation, inputs.max_length, backend=weights.backend)
+    y = ops.sequence_block(x, inputs.batch.history_offsets, norm, weights.layer(index, block.layer),
+                           inputs.target if block.layer == "target_attn" else None, block.layer,
+                           block.activation, inputs.max_length, backend=weights.backend)
+    if not weights.training or weights.block_dropout == 0:
+        return y
+    return x + drop(weights, y - x, weights.block_dropout)  # of the branch alone, as transformers do
 
 
 def pool(weights: Weights, x: Tensor, inputs: Inputs) -> Tensor:
@@ -147,11 +151,12 @@ def behavior_vector(weights: Weights, behavior: tuple[Block, ...], inputs: Input
     return pool(weights, x, inputs)
 
 
-def drop(weights: Weights, x: Tensor) -> Tensor:
-    """Inverted dropout in training mode, from the weights' own generator."""
-    if not weights.training or weights.dropout == 0:
+def drop(weights: Weights, x: Tensor, rate: float | None = None) -> Tensor:
+    """Inverted dropout in training mode, from the weights' own generator; ``rate`` in place of the MLP's."""
+    rate = weights.dropout if rate is None else rate
+    if not weights.training or rate == 0:
         return x
-    keep = 1 - weights.dropout
+    keep = 1 - rate
     # Uniform numbers below ``keep``, because torch draws them faster on the CPU than Bernoulli ones.
     mask = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=weights.generator).lt_(keep)
     return x * mask.mul_(1 / keep)

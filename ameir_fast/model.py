@@ -46,7 +46,7 @@ class Model(nn.Module):
             raise InputError("architecture: no behavior blocks, though the schema has behavior fields")
         arch = validate_for_schema(arch, schema, schema.num_behavior * embedding_dim).canonical()
         self.schema, self.arch, self.embedding_dim, self.backend = schema, arch, embedding_dim, backend
-        self.dropout = 0.0
+        self.dropout = self.block_dropout = 0.0
         self.generator: torch.Generator | None = None
 
         width = schema.num_behavior * embedding_dim
@@ -181,7 +181,7 @@ class ModelWeights:
     def __init__(self, model: Model):
         self.model = model
         self.backend, self.training = model.backend, model.training
-        self.dropout, self.generator = model.dropout, model.generator
+        self.dropout, self.block_dropout, self.generator = model.dropout, model.block_dropout, model.generator
 
     def embedding_weight(self) -> Tensor:
         return self.model.embedding.weight

@@ -49,7 +49,7 @@ class Supernet(nn.Module):
         self.space = space = replace(space, embedding_dim=embedding_dim)
         self.schema = schema = space.schema
         self.embedding_dim, self.backend = embedding_dim, backend
-        self.dropout = 0.0
+        self.dropout = self.block_dropout = 0.0
         self.generator: torch.Generator | None = None
         self._active: Architecture | None = None
 
@@ -267,7 +267,7 @@ class SupernetWeights:
     def __init__(self, net: Supernet):
         self.net = net
         self.backend, self.training = net.backend, net.training
-        self.dropout, self.generator = net.dropout, net.generator
+        self.dropout, self.block_dropout, self.generator = net.dropout, net.block_dropout, net.generator
 
     def embedding_weight(self) -> Tensor:
         return self.net.embedding.weight

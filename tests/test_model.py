@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 
 import ameir_fast as af
+from ameir_fast import forward
 from ameir_fast.losses import ctr_loss, retrieval_loss
+from ameir_fast.model import ModelWeights
 from tests import oracle
 from tests.helpers import (
     assert_close,
@@ -707,3 +709,25 @@ def test_dropout_is_for_training_only_and_follows_its_generator():
         outputs.append(model.train()(batch))
     assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
     assert bool(torch.isfinite(outputs[0]).all())
+
+
+def test_dropout_of_blocks_leaves_the_input_alone():
+    """What a block adds is dropped or scaled, number by number; its input and zero blocks are not."""
+    schema = make_schema(behavior=1, fields=1, max_history=6, target=False)
+    blocks = [block("conv1", "layer_norm", "identity"), block("zero", "none", "identity")]
+    model = make_model(schema, {**arch_of(blocks, []), "shortcut": "none"}, 4).train()
+    batch = random_batch(schema, 40, 0)
+    inputs = forward.prepare(model.schema, model.embedding.weight, batch)
+    weights = ModelWeights(model)
+    plain = forward.run_block(weights, 0, model.arch.behavior[0], inputs.history, inputs)
+    model.block_dropout, model.generator = 0.5, torch.Generator().manual_seed(1)
+    weights = ModelWeights(model)
+    dropped = forward.run_block(weights, 0, model.arch.behavior[0], inputs.history, inputs)
+    branch = (plain - inputs.history).detach()
+    kept = (dropped - inputs.history).detach()
+    gone = kept.abs() < 1e-6
+    assert 0.3 < float(gone.double().mean()) < 0.7
+    assert_close(kept[~gone], 2 * branch[~gone], "branch")
+    assert forward.run_block(weights, 1, model.arch.behavior[1], inputs.history, inputs) is inputs.history
+    model.eval()
+    assert torch.equal(forward.run_block(ModelWeights(model), 0, model.arch.behavior[0], inputs.history, inputs), plain)

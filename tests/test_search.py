@@ -282,7 +282,7 @@ def test_damaged_files(data, tmp_path):
     ({"mlp_race_epochs": "long"}, "mlp_race_epochs"), ({"mlp_race_epochs": (-1,)}, "mlp_race_epochs"),
     ({"finalists": 1, "runs": 2}, "finalists is 1, but runs=2 needs at least 2"),
     ({"mlp_finalists": 2, "runs": 2}, "mlp_finalists is 2, but runs=2 needs at least 3"),
-    ({"mlp_inherit": 1}, "mlp_inherit"), ({"dropout": 1.0}, "dropout"), ({"epochs": math.nan}, "epochs"),
+    ({"mlp_inherit": 1}, "mlp_inherit"), ({"dropout": 1.0}, "dropout"), ({"block_dropout": -0.1}, "block_dropout"), ({"epochs": math.nan}, "epochs"),
     ({"sampler": "best"}, "sampler"), ({"runs": 1.5}, "runs"), ({"speed": 3}, "unknown setting 'speed'")])
 def test_wrong_settings_are_named(change, message):
     with pytest.raises(InputError, match=message):

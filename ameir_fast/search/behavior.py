@@ -39,7 +39,7 @@ def train_supernet(context: Context) -> dict:
 
     watch = generator(config.seed, *scope.names, "monitor")
     children = [context.behavior_child(space.sample_behavior(watch)) for _ in range(MONITORED)]
-    context.net.dropout = config.dropout
+    context.net.dropout, context.net.block_dropout = config.dropout, config.block_dropout
     outcome = fit(context.task, context.net, scope, total=total, learning_rate=config.learning_rate,
                   forward=forward, validate=context.monitor(children))
     return {"train_steps": outcome.steps, "seconds": outcome.seconds, "device_seconds": outcome.device_seconds}

@@ -36,6 +36,7 @@ class SearchConfig:
     weight_decay: float = 0.0
     embedding_l2: float = 0.05              # × Σ |e|² over a sample's looked-up rows
     dropout: float = 0.3
+    block_dropout: float = 0.0              # of what a behaviour block adds to its input
     product_scale: float = 1.0              # initial weights of an order-r product: x this^(r-1), in a model of its own
     item_scale: float = 0.0                 # retrieval: models start at this times the newest item
                                             # (twice that for each identity layer); 0: at random
@@ -92,8 +93,8 @@ class SearchConfig:
                 raise InputError(f"config: {name} is {getattr(self, name)!r}, not positive")
         if self.product_scale > 100:
             raise InputError(f"config: product_scale is {self.product_scale!r}, above 100")
-        if not 0 <= self.dropout < 1 or not 0 <= self.unknown_rate < 1:
-            raise InputError("config: dropout and unknown_rate lie in [0, 1)")
+        if not 0 <= self.dropout < 1 or not 0 <= self.block_dropout < 1 or not 0 <= self.unknown_rate < 1:
+            raise InputError("config: dropout, block_dropout and unknown_rate lie in [0, 1)")
         if self.backend not in (None, *(b.value for b in Backend)):
             raise InputError(f"config: backend is {self.backend!r}, none of {', '.join(b.value for b in Backend)}")
         if self.sampler not in ("fair", "uniform"):

@@ -134,7 +134,7 @@ def train_model(task: Task, model: nn.Module, scope: Scope, inherit: bool = Fals
     another length, ``seeds`` another scope to draw batches and dropout from.
     """
     config = task.config
-    model.dropout = config.dropout
+    model.dropout, model.block_dropout = config.dropout, config.block_dropout
     if epochs is None:
         epochs = config.inherited_epochs if inherit else config.epochs
     return fit(task, model, scope, total=max(1, round(epochs * task.steps_per_epoch)), seeds=seeds,

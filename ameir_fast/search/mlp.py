@@ -56,7 +56,7 @@ class MlpStep:
         children = [self.arch(context.space.sample_mlp(draw)) for _ in range(total)]
         watch = generator(config.seed, *scope.names, "monitor")
         watched = [self.arch(context.space.sample_mlp(watch)) for _ in range(MONITORED)]
-        context.net.dropout = config.dropout
+        context.net.dropout, context.net.block_dropout = config.dropout, config.block_dropout
         with frozen(context.net, ("embedding.", "behavior.", "pool.")):
             outcome = fit(context.task, context.net, scope, total=total, learning_rate=config.learning_rate,
                           forward=lambda step, batch, items: context.net(batch, children[step], items),
