@@ -50,13 +50,11 @@ class EmbeddingAdam:
                  backend: str | None = None):
         self.embedding, self.lazy, self.backend = embedding, lazy, backend
         self.state = {} if state is None else state
-        if not self.state:
-            zeros = torch.zeros_like(embedding.detach())
-            self.state.update(step=torch.tensor(0.0), exp_avg=zeros, exp_avg_sq=zeros.clone())
-        self.steps = int(self.state["step"])
-        self._last_step = torch.full((embedding.shape[0],), self.steps, dtype=torch.int32, device=embedding.device)
+        self.steps = int(self.state["step"]) if self.state else 0
+        self._last_step: Tensor | None = None  # made by the first step, as the state is: there may be none
         self._sums = _Sums(self.steps)
         self.rows = self.occurrences = None  # of the last look_up: int64 [n], and the leaf [n, K]
+        self._read: Tensor | None = None     # bool [n] of a lazy one: not the rows in the fields' places of bags
 
     def look_up(self, schema: FeatureSchema, batch: Batch, items: Tensor | None = None) -> Batch:
         """The batch with all that a forward pass of a ``Supernet`` or ``Model`` reads of the matrix, as a leaf that gets the
@@ -64,12 +62,20 @@ class EmbeddingAdam:
         parts = rows_read(schema, batch, items)
         self.rows = torch.cat([part.flatten() for part in parts if part is not None])
         self.occurrences = self.gather(self.rows)
+        self._read = None
+        if self.lazy and schema.multi_fields:
+            self._read = torch.ones(len(self.rows), dtype=torch.bool, device=self.rows.device)
+            self._read[:batch.fields.numel()].view(batch.fields.shape)[:, list(schema.multi_fields)] = False
         return replace(batch, embedded=Embedded.of(self.occurrences, parts))
 
     def update(self, learning_rate: float) -> None:
-        """One step with the gradients that the last ``look_up`` has got; without any, none."""
+        """One step with the gradients that the last ``look_up`` has got; without any, none. Each ``look_up`` serves one."""
         if self.occurrences is not None and self.occurrences.grad is not None:
-            self.step(self.rows, self.occurrences.grad, learning_rate)
+            rows, gradient = self.rows, self.occurrences.grad
+            if self._read is not None:
+                rows, gradient = rows[self._read], gradient[self._read]
+            self.step(rows, gradient, learning_rate)
+        self.rows = self.occurrences = self._read = None
 
     @torch.no_grad()
     def gather(self, rows: Tensor) -> Tensor:
@@ -80,6 +86,7 @@ class EmbeddingAdam:
     @torch.no_grad()
     def step(self, rows: Tensor, gradient: Tensor, learning_rate: float) -> None:
         """One step with the gradients [n, K] of ``rows``, which the last ``gather`` had; those of a row are added."""
+        self._begin()
         self.steps += 1
         self.state["step"].fill_(self.steps)
         moments = [self.state["exp_avg"], self.state["exp_avg_sq"]]
@@ -89,6 +96,14 @@ class EmbeddingAdam:
         if not self.lazy:
             self._last_step.index_fill_(0, rows, self.steps)
             self._sums.add(learning_rate)
+
+    def _begin(self) -> None:
+        if self._last_step is not None:
+            return
+        if not self.state:
+            zeros = torch.zeros_like(self.embedding.detach())
+            self.state.update(step=torch.tensor(0.0), exp_avg=zeros, exp_avg_sq=zeros.clone())
+        self._last_step = torch.full(self.embedding.shape[:1], self.steps, dtype=torch.int32, device=self.embedding.device)
 
     @torch.no_grad()
     def flush(self) -> None:
@@ -101,7 +116,7 @@ class EmbeddingAdam:
         if self.lazy or self._sums.base == self.steps:
             return
         ops.embedding_catch_up(self.embedding.detach(), self.state["exp_avg"], self.state["exp_avg_sq"],
-                               self._last_step, rows, self._sums.table, self._sums.base, self.steps, EXACT, WINDOW,
+                               self._last_step, rows, self._sums.table.to(self.embedding.device), self._sums.base, self.steps, EXACT, WINDOW,
                                BETA1, BETA2, EPS, backend=self.backend)
         torch.autograd.graph.increment_version(self.embedding)
 

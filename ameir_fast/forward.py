@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import ops
 from .batch import Batch
+from .embedded import Embedded
 from .schema import FeatureSchema
 from .space import Architecture, Block
 
@@ -105,6 +106,11 @@ def field_lookup(schema: FeatureSchema, embedding: Tensor,
 def prepare(schema: FeatureSchema, embedding: Tensor, batch: Batch) -> Inputs:
     """Row numbers of all ids; H_0 and t. Ids are trusted here: ``Batch.check`` is the gate."""
     device = embedding.device
+    if batch.embedded is None and not embedding.requires_grad and torch.is_grad_enabled():
+        # Nobody wants the gradient of the whole matrix that a backward pass would make.
+        parts = rows_read(schema, batch)
+        read = torch.cat([part.flatten() for part in parts if part is not None])
+        batch = replace(batch, embedded=Embedded.of(embedding.index_select(0, read), parts))
     matrix, rows, bag_rows, bag_offsets = field_lookup(schema, embedding, batch)
     history = target = None
     max_length = 0

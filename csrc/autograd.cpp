@@ -50,6 +50,10 @@ class Differentiable : public torch::autograd::Function<Differentiable> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    const std::string name = ctx->saved_data["backward"].toStringRef();
+    // A gradient of the gradient would be cut off here without a word.
+    TORCH_CHECK(!at::GradMode::is_enabled(), name,
+                ": native operations are differentiable once; backend 'reference' computes gradients of gradients");
     const variable_list saved = ctx->get_saved_variables();
     variable_list result(saved.size() + 2);  // the operation and the values have none
     if (!gradients[0].defined()) return result;
@@ -58,7 +62,7 @@ class Differentiable : public torch::autograd::Function<Differentiable> {
     size_t next = 0;
     visit_tensors(values, [&](const at::Tensor&) { return saved[next++]; });
     stack.insert(stack.end(), values.begin(), values.end());
-    c10::Dispatcher::singleton().findSchemaOrThrow(ctx->saved_data["backward"].toStringRef().c_str(), "").callBoxed(stack);
+    c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), "").callBoxed(stack);
     const std::vector<at::Tensor> found = stack.back().toTensorVector();
     size_t place = 0;
     for (size_t i = 0; i < saved.size(); ++i) {
@@ -79,6 +83,8 @@ void differentiable(const c10::OperatorHandle& op, c10::DispatchKeySet keys, tor
   visit_tensors(values, [&](const at::Tensor& tensor) {
     tensors.push_back(tensor);
     wanted |= tensor.requires_grad();
+    TORCH_CHECK(!tensor._fw_grad(0).defined(), op.schema().name(),
+                ": native operations have no forward-mode gradients; backend 'reference' does");
     return tensor;
   });
   if (!wanted || !at::GradMode::is_enabled()) {

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <stdexcept>
+#include <string_view>
 
 namespace ameir_fast {
 namespace {
@@ -14,9 +16,11 @@ std::atomic<int> chosen{-1};
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names = {"portable"};
 #ifdef AMEIR_FAST_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+  const char* variable = std::getenv("ATEN_CPU_CAPABILITY");  // restricts it as it does PyTorch
+  const std::string_view wanted = variable ? variable : "";
+  if (wanted != "default" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     names.push_back("avx2");
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+    if (wanted != "avx2" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl")) {
       names.push_back("avx512");
     }

@@ -121,6 +121,7 @@ def test_the_installed_form_of_the_command():
         (["search", "--data", "d", "--run", "r", "--set", "nonsense=1"], "unknown setting 'nonsense'"),
         (["search", "--data", "d", "--run", "r", "--set", "dropout=2"], "dropout"),
         (["search", "--data", "d", "--run", "r", "--set", "embedding_dim=x"], "embedding_dim"),
+        (["search", "--data", "d", "--run", "r", "--set", "backend=cuda"], "backend is 'cuda'"),
         (["search", "--data", "d", "--run", "r", "--set", "learning_rate=NaN"], "learning_rate"),
         (["search", "--data", "d", "--run", "r", "--config", "missing.json"], "missing.json: no such file"),
         (["search", "--data", "d", "--run", "r", "--strategy", "annealing"], "unknown strategy 'annealing'"),

@@ -3,7 +3,10 @@ set of this processor."""
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -213,3 +216,51 @@ def test_wrong_arguments_are_named():
     odd = torch.zeros(5, 3)
     with pytest.raises(RuntimeError, match="even width, not 3"):
         torch.ops.ameir_fast.sequence_block(odd, offsets, [], layer_weights(make, "bi_gru", 4), None, "bi_gru", "relu", 3)
+
+
+@pytest.mark.parametrize("op", ["sequence_block_backward", "sequence_pool_backward"])
+def test_opcheck_of_the_backward_operations(op):
+    make = Maker(0, torch.float32, grad=False)
+    if op == "sequence_block_backward":
+        arguments = as_type(block_arguments("target_attn", True, "gelu", 8, [3, 0, 2], 0), torch.float32)
+        grad = make(5, 8)
+    else:
+        arguments = [make(5, 8), offsets_of([3, 0, 2]), make(3, 8), unit(make, 8), 3]
+        grad = make(3, 24)
+    torch.library.opcheck(getattr(torch.ops.ameir_fast, op).default, (grad, *arguments),
+                          test_utils=("test_schema", "test_faketensor"))
+
+
+def test_gradients_of_gradients_are_refused():
+    """Cut off without a word they would be wrong; the reference has them."""
+    x, offsets = torch.randn(5, 4, requires_grad=True), offsets_of([3, 2])
+    arguments = (offsets, [], layer_weights(Maker(0, torch.float32), "conv3", 4), None, "conv3", "gelu", 3)
+    out = ops.sequence_block(x, *arguments, backend="cpp")
+    with pytest.raises(RuntimeError, match="differentiable once; backend 'reference'"):
+        torch.autograd.grad(out.sum(), x, create_graph=True)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward-mode"):
+        ops.sequence_block(torch.autograd.forward_ad.make_dual(x.detach(), torch.ones(5, 4)), *arguments, backend="cpp")
+    out = ops.sequence_block(x, *arguments, backend="reference")
+    grad, = torch.autograd.grad(out.sum(), x, create_graph=True)
+    assert torch.autograd.grad(grad.sum(), x)[0].abs().sum() > 0
+
+
+def test_memory_of_a_thread_is_not_kept_twice():
+    """Ever longer histories leave a block as large as the last ones need, or so."""
+    script = """
+import resource, torch
+from ameir_fast import ops
+torch.set_num_threads(1)
+def peak(lengths):
+    for n in lengths:
+        x = torch.zeros(16 * n, 64, requires_grad=True)
+        out = ops.sequence_block(x, torch.arange(0, 16 * n + 1, n), [], [torch.zeros(192, 64), torch.zeros(192), torch.zeros(64, 64), torch.zeros(64)],
+                                 None, "self_attn2", "relu", n, backend="cpp")
+        out.sum().backward()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+once = peak([1])
+print(peak([600]) - once, peak(range(100, 601, 25)) - once)
+"""
+    once, rising = map(int, subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
+                                           env={**os.environ, "AMEIR_FAST_POISON": ""}).stdout.split())
+    assert rising < 1.5 * once + 20_000

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
+from .. import ops
+from ..errors import InputError
 from ..model import Model
 from ..population import evaluate_population
 from ..schema import FeatureSchema
@@ -97,6 +100,15 @@ class Context:
             if inherit:
                 model.inherit(self.net)
         return model
+
+
+def require_backend(config: SearchConfig, device: str) -> None:
+    """``InputError`` with the reason where the backend that was asked for cannot compute on the device."""
+    try:
+        for name in ops.OPS:
+            ops.resolve(name, config.backend, torch.device(device))
+    except RuntimeError as error:
+        raise InputError(f"config: {error}") from None
 
 
 def fresh_supernet(space: SearchSpace, config: SearchConfig) -> Supernet:

@@ -13,7 +13,7 @@ from ..progress import Progress
 from ..space import Architecture, SearchSpace
 from . import behavior, interactions
 from .config import SearchConfig
-from .context import Context, fresh_supernet
+from .context import Context, fresh_supernet, require_backend
 from .controls import control_rows
 from .environment import describe
 from .fixed import FIXED_POINTS, applicable, fixed_point
@@ -46,6 +46,7 @@ def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, rep
                 "strategy": describe_strategy(strategy or RandomStrategy()), "data": data_identity(data),
                 "device": device}
     space_of(data, config)  # refuses impossible settings before anything is written
+    require_backend(config, device)
     with RunDirectory(run_dir, identity, resume=resume, overwrite=overwrite) as run:
         began = time.perf_counter()
         found = []

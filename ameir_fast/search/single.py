@@ -13,7 +13,7 @@ from ..progress import Progress
 from ..space import Architecture
 from ..space.search_space import validate_for_schema
 from .config import SearchConfig
-from .context import fresh_model, train_model
+from .context import fresh_model, require_backend, train_model
 from .environment import describe
 from .objective import ERROR, make_objective
 from .seeds import seeded_initialization
@@ -34,6 +34,7 @@ def train(data, run_dir: str | Path, architecture: Architecture, config: SearchC
         raise InputError("architecture: no behavior blocks, though the data has behavior fields")
     architecture = validate_for_schema(architecture, data.schema,
                                        data.schema.num_behavior * config.embedding_dim).canonical()
+    require_backend(config, device)
     identity = {"version": 1, "config": config.to_dict(), "architecture": architecture.to_dict(),
                 "data": {"kind": data.kind, "checksum": data.checksum}, "device": device}
     with RunDirectory(run_dir, identity, resume=resume, overwrite=overwrite) as run:

@@ -79,7 +79,7 @@ def trains_by_rows(task: Task, net: nn.Module) -> bool:
 
 class _ByRows:
     """Training steps of the embedding by the rows that each batch reads, with the optimizer's state of it. While it
-    requires no gradient, nothing is done."""
+    requires no gradient, rows are read and left as they are."""
 
     def __init__(self, task: Task, net: nn.Module, optimizer: torch.optim.Adam):
         self.task, self.embedding, self.optimizer = task, net.embedding.weight, optimizer
@@ -87,16 +87,12 @@ class _ByRows:
 
     def look_up(self, batch: Batch) -> Batch:
         """The batch with what it reads of the matrix."""
-        if not self.embedding.requires_grad:
-            self.flush()
-            return batch
         if self.adam is None:
             self.adam = EmbeddingAdam(self.embedding, self.optimizer.state[self.embedding])
         return self.adam.look_up(self.task.data.schema, batch, self.task.objective.items(batch))
 
     def step(self, batch: Batch, learning_rate: float) -> None:
-        # The forward pass may have been the first of those that leave the embedding as it is.
-        if batch.embedded is None or not self.embedding.requires_grad or self.adam.occurrences.grad is None:
+        if not self.embedding.requires_grad or self.adam.occurrences.grad is None:
             return
         add_occurrences_l2(self.adam.occurrences.grad, self.adam.occurrences, self.task.data.schema, batch,
                            self.task.config.embedding_l2)

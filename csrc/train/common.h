@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <limits>
 #include <string_view>
 
@@ -36,10 +37,14 @@ inline plan::Act act_of(std::string_view name) {
   return plan::Act::gelu;
 }
 
-// This thread's memory, kept between calls. What is read before it is written shows in a result as a NaN.
+// This thread's memory, kept between calls. It is NaN when new, and where AMEIR_FAST_POISON is set every time, so that a
+// result that depends on it shows it.
 inline float* scratch(int64_t count) {
   thread_local plan::Floats memory;
   if (static_cast<int64_t>(memory.size()) < count) memory.assign(count, std::numeric_limits<float>::quiet_NaN());
+  static const char* asked = std::getenv("AMEIR_FAST_POISON");
+  const bool poison = asked && *asked;
+  if (poison) std::fill_n(memory.data(), count, std::numeric_limits<float>::quiet_NaN());
   return memory.data();
 }
 

@@ -21,8 +21,6 @@ inline Four totals(vf a, vf b, vf c, vf d) {
 #endif
 }
 
-inline float total(vf x) { return totals(x, vf{}, vf{}, vf{})[0]; }
-
 // add(o, i, Σ_p y[o][p] x[i][p]) for all outputs and inputs.
 constexpr int kOuter = 4, kInner = 4;
 

@@ -3,7 +3,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -135,7 +134,7 @@ class Call {
     const SequenceKernels& kernels = sequence_kernels();
     const int64_t groups = (s.samples + kernels.lanes - 1) / kernels.lanes;
     float* to = out.mutable_data_ptr<float>();
-    const int64_t parts = this->parts(groups);
+    const int64_t parts = std::min<int64_t>(groups, at::get_num_threads());  // nothing is summed up
     at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
         for (int64_t group = part; group < groups; group += parts) kernels.forward(s, group, to);
@@ -200,8 +199,8 @@ void prepare_block(Call& call, const std::string& name, const std::string& activ
   switch (s.layer) {
     case Layer::conv: {
       const float* w = call.weight({d, d, s.taps});
-      pack_both(s.first, s.first_back, d, s.taps * d, call.weight({d}),
-                [&](int64_t o, int64_t at) { return w[(o * d + at % d) * s.taps + at / d]; });
+      pack(s.first, d, s.taps * d, call.weight({d}),
+           [&](int64_t o, int64_t at) { return w[(o * d + at % d) * s.taps + at / d]; });
       // Of the transposed convolution the taps' outputs are the inputs.
       pack(s.first_back, d, s.taps * d, nullptr, [&](int64_t i, int64_t at) { return w[(at % d * d + i) * s.taps + at / d]; });
       break;

@@ -8,7 +8,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <vector>
 #if AMEIR_FAST_LANES > 4
 #include <immintrin.h>
