@@ -1,7 +1,7 @@
 """``ameir-fast bench train``: a supernet's training step against the reference backend, and as the embedding grows.
 
-A step is the search's own (``search.training.Stepper``): one uniformly drawn path forward and backward, and an update of
-every weight by Adam. The reference is PyTorch alone: its operations, a dense gradient of the embedding, a dense step of
+A step is the search's own (``search.stepper.Stepper``): one uniformly drawn path forward and backward, and an update of
+every weight by Adam, the native engine's of the embedding always by the rows that were read. The reference is PyTorch alone: its operations, a dense gradient of the embedding, a dense step of
 the optimizer. Both get the same batches and the same paths in the same order, and take turns.
 
 Growth compares the native step for embeddings of different numbers of rows, also in turn: on ids as frequent as those

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from ameir_fast.search.objective import add_embedding_l2, looked_up
 from ameir_fast.search.store import RunDirectory
 from ameir_fast.search.variants import CONTROLS
 from ameir_fast.space import Architecture
-from ameir_fast.space.architecture import fixed_mlp
+from ameir_fast.space.architecture import ZERO, fixed_mlp
 from ameir_fast.supernet import reads_step1
 
 from . import tiny
@@ -325,3 +326,21 @@ def test_population_equals_one_at_a_time(data):
         alone = torch.stack([torch.cat([net(b, a) for b in batches]) for a in archs])
     torch.testing.assert_close(found.logits, alone, rtol=1e-10, atol=1e-12)
     assert np.isfinite(found.auc).all() and all(math.isfinite(v) for v in found.log_loss)
+
+
+@pytest.mark.parametrize("backend, off", [("triton", False), ("cpp", True)])
+def test_a_backend_that_is_not_there_is_refused_before_anything_is_written(data, backend, off, tmp_path, monkeypatch):
+    if off:
+        monkeypatch.setenv("AMEIR_FAST_NATIVE", "0")
+    config = tiny.CONFIG.changed(backend=backend)
+    arch = Architecture.from_dict({"version": 1, "behavior": [], "interactions": [], "mlp": [{"width": 4, "activation": "relu"}]})
+    for attempt in (lambda: search(data, tmp_path / "run", config),
+                    lambda: train(data, tmp_path / "run", replace(arch, behavior=(ZERO,) * 3), config)):
+        with pytest.raises(InputError, match=f"backend '{backend}'"):
+            attempt()
+        assert not (tmp_path / "run").exists()
+
+
+def test_the_reference_backend_searches_too(data, tmp_path):
+    metrics = search(data, tmp_path / "run", tiny.CONFIG.changed(backend="reference"), variants=["AMEIR-C"])
+    assert metrics["environment"]["backend"] == "reference" and metrics["variants"]["AMEIR-C"]["auc"]["mean"] > 0
