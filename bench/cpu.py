@@ -1,7 +1,7 @@
 """``ameir-fast bench cpu``: throughput and latency of derived models on the CPU, engine by engine.
 
-Every row is checked against the fp64 reference on the same fp32-rounded weights and refused beyond 1e-4 (plans in
-bfloat16, whose numbers have eight bits, beyond 1e-3); it carries the share of the machine's measured limit that was reached. The engines of a case take turns, repeat by
+Every row is checked against the fp64 reference on the same fp32-rounded weights and refused beyond 1e-4; it
+carries the share of the machine's measured limit that was reached. The engines of a case take turns, repeat by
 repeat, so that a busy machine slows all of them.
 """
 
@@ -25,7 +25,7 @@ from .suites import EMBEDDING_DEVIATION, Case, cases, lengths
 
 PLANS = {"plan": "float32", "plan-unfolded": "float32", "plan-bfloat16": "bfloat16"}
 ENGINES = (*PLANS, "eager", "compile", "onnxruntime")
-TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-3
+TOLERANCE = 1e-4
 KINDS = ("full", "ragged", "candidates")
 CANDIDATES = 200
 BATCHES = 4  # inputs in turn, so that the looked-up rows are not the ones just used
@@ -197,10 +197,9 @@ def _start(case: Case, model: Model, engine: str, kind: str, batch: int, inputs:
     row["seconds_to_first_result"] = time.perf_counter() - started
     error = largest_error(model, inputs[0], first)
     row["max_abs_err"] = error
-    tolerance = HALF_TOLERANCE if PLANS.get(engine) == "bfloat16" else TOLERANCE
-    if not error <= tolerance:  # also catches NaN, which the JSON form has no number for
+    if not error <= TOLERANCE:  # also catches NaN, which the JSON form has no number for
         row["max_abs_err"] = error if np.isfinite(error) else None
-        return {**row, "refused": f"max |logit - fp64 reference| is {error:.3g}, more than {tolerance:g}"}, None
+        return {**row, "refused": f"max |logit - fp64 reference| is {error:.3g}, more than {TOLERANCE:g}"}, None
     return row, _Turn(call, [form(one) for one in inputs])
 
 
