@@ -1,0 +1,112 @@
+"""Ahead-of-time compilation of every kernel, without a GPU: registers, spills, shared memory and occupancy from the binary.
+
+``ameir-fast bench kernels --compile-only`` compiles each kernel's default configuration at each of its specimens for
+NVIDIA's sm_80, sm_90 and sm_100 and reads the resource usage out of the machine code with ``cuobjdump``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+
+#: Of one multiprocessor: registers, shared memory in bytes, threads, blocks (CUDA C++ Programming Guide, compute
+#: capabilities).
+LIMITS = {"sm_80": (65536, 164 * 1024, 2048, 32), "sm_90": (65536, 228 * 1024, 2048, 32),
+          "sm_100": (65536, 228 * 1024, 2048, 32)}
+RESERVED_SHARED = 1024  # bytes a block that the system takes
+REGISTER_UNIT = 256     # registers are handed out to a warp in units of this many
+
+
+def load_kernels() -> dict:
+    """Every kernel by name, all modules of ``ameir_fast.kernels`` imported."""
+    import ameir_fast.kernels as package
+    from ameir_fast.kernels._launch import KERNELS
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return KERNELS
+
+
+def compile_rows(architectures=ARCHITECTURES, only: str | None = None) -> Iterator[dict]:
+    """A row for each kernel, specimen and architecture."""
+    for name, kernel in sorted(load_kernels().items()):
+        if only and only not in name:
+            continue
+        for specimen in kernel.specimens:
+            for arch in architectures:
+                yield {"kernel": name, "direction": kernel.direction, "specimen": specimen.label, "arch": arch,
+                       **compile_one(kernel, kernel.configs[0], specimen, arch)}
+
+
+def compile_one(kernel, config, specimen, arch: str) -> dict:
+    """Registers a thread, bytes spilt (local memory) a thread, shared bytes a block, and occupancy."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    constants = {**specimen.constants, **config.blocks}
+    function = kernel.function
+    signature = {name: "constexpr" if name in constants else kernel.signature[name] for name in function.arg_names}
+    # As at a launch: tensors from PyTorch begin at multiples of 16 bytes.
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names)
+               if signature[name].startswith("*")}
+    source = ASTSource(function, signature, constexprs=constants, attrs=aligned)
+    target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    compiled = triton.compile(source, target=target,
+                              options={"num_warps": config.num_warps, "num_stages": config.num_stages})
+    registers, stack = resource_usage(compiled.asm["cubin"])
+    shared = compiled.metadata.shared
+    return {"num_warps": config.num_warps, "num_stages": config.num_stages, "blocks": dict(config.blocks),
+            "registers": registers, "spills": stack, "shared_bytes": shared,
+            "occupancy": occupancy(arch, config.num_warps, registers, shared)}
+
+
+def resource_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and local memory (bytes a thread: spilt registers and indexed arrays) of a binary's one kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([cuobjdump(), "--dump-resource-usage", file.name], capture_output=True, text=True,
+                              check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    if not found:
+        raise RuntimeError(f"cuobjdump's answer has no resource usage: {text!r}")
+    return int(found[1]), int(found[2]) + int(found[3])
+
+
+def cuobjdump() -> str:
+    """The one that triton brings along."""
+    import triton
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return os.environ.get("TRITON_CUOBJDUMP_PATH") or str(path)
+
+
+def occupancy(arch: str, num_warps: int, registers: int, shared: int) -> float:
+    """Share of a multiprocessor's threads that can be resident, by registers, shared memory and blocks."""
+    all_registers, all_shared, threads, blocks = LIMITS[arch]
+    per_warp = -(-registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
+    fits = min(threads // (32 * num_warps), blocks, all_registers // (per_warp * num_warps),
+               all_shared // (shared + RESERVED_SHARED))
+    return fits * num_warps * 32 / threads
+
+
+def main() -> None:
+    """Rows as JSON lines on standard output, for whoever calls this from a process that interprets kernels."""
+    import argparse
+    import json
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--arch", default=",".join(ARCHITECTURES))
+    parser.add_argument("--only", help="kernels with this in their name")
+    args = parser.parse_args()
+    for row in compile_rows(args.arch.split(","), args.only):
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""What all kernels share: the table of them, the choice of a configuration, and launching.
+
+A kernel is declared once, beside its code, as a :class:`Kernel`: the ``@triton.jit`` function, the types of its
+arguments, at most eight configurations whose first is the default, and *specimens*: the constants at which it is
+compiled without a GPU (``ameir-fast bench kernels --compile-only``), so that registers, spills and shared memory of
+what will run are known before it runs.
+
+``AMEIR_FAST_AUTOTUNE=1`` measures all configurations at a kernel's first launch of each bucket of shapes and keeps the
+fastest for the process; ``0``, the default, takes the first.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import triton
+
+MAX_CONFIGS = 8
+
+#: Every kernel by name; filled by the declarations in this folder.
+KERNELS: dict[str, Kernel] = {}
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter, on tensors of the CPU (``TRITON_INTERPRET=1``)."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def autotuning() -> bool:
+    return os.environ.get("AMEIR_FAST_AUTOTUNE", "0").strip().lower() not in ("", "0", "false", "no", "off")
+
+
+@dataclass(frozen=True, init=False)
+class Config:
+    """Block sizes (constexpr arguments of the kernel), warps and pipeline stages."""
+
+    blocks: Mapping[str, int]
+    num_warps: int
+    num_stages: int
+
+    def __init__(self, num_warps: int = 4, num_stages: int = 1, **blocks: int):
+        object.__setattr__(self, "blocks", blocks)
+        object.__setattr__(self, "num_warps", num_warps)
+        object.__setattr__(self, "num_stages", num_stages)
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """Constants of a launch that do not come from the configuration. An argument of the signature that is named here
+    is a constant too: ``None`` for a tensor that is absent."""
+
+    label: str
+    constants: Mapping[str, object]
+
+
+@dataclass
+class Kernel:
+    """A launchable kernel.
+
+    Args:
+        function: the ``@triton.jit`` function.
+        direction: ``"forward"`` or ``"backward"`` (an optimizer's step is ``"update"``).
+        signature: type of each argument that is no constexpr, in Triton's terms (``"*fp32"``, ``"*i64"``, ``"i32"``).
+        configs: the default first, at most :data:`MAX_CONFIGS`.
+        specimens: what is compiled ahead of time.
+        accumulates: arguments that a launch adds to; tuning works on copies of them.
+        occupancy: share of a multiprocessor's threads below which registers and shared memory of the default may not
+            push it (a test compares).
+    """
+
+    function: Callable
+    direction: str
+    signature: Mapping[str, str]
+    configs: Sequence[Config]
+    specimens: Sequence[Specimen]
+    accumulates: Sequence[str] = ()
+    occupancy: float = 0.25
+    _tuned: dict = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        self.name = getattr(self.function, "fn", self.function).__name__
+        if not 1 <= len(self.configs) <= MAX_CONFIGS:
+            raise ValueError(f"{self.name}: {len(self.configs)} configurations; there must be 1 to {MAX_CONFIGS}")
+        if not self.specimens:
+            raise ValueError(f"{self.name}: no specimen to compile")
+        if self.name in KERNELS:
+            raise ValueError(f"two kernels are called {self.name}")
+        KERNELS[self.name] = self
+
+    def __call__(self, grid: Callable[[Mapping[str, int]], tuple[int, ...]], bucket: tuple = (), **arguments) -> None:
+        """Launches over ``grid(blocks)``; shapes in one ``bucket`` share a tuned configuration. A grid with a zero in
+        it launches nothing."""
+        config = self.configs[0]
+        if len(self.configs) > 1 and autotuning() and not interpreting():
+            if bucket not in self._tuned:
+                self._tuned[bucket] = self._measure(grid, arguments)
+            config = self._tuned[bucket]
+        self._launch(config, grid, arguments)
+
+    def _launch(self, config: Config, grid: Callable, arguments: Mapping) -> None:
+        programs = grid(config.blocks)
+        if 0 not in programs:
+            self.function[programs](**arguments, **config.blocks, num_warps=config.num_warps,
+                                    num_stages=config.num_stages)
+
+    def _measure(self, grid: Callable, arguments: Mapping) -> Config:
+        copies = {name: arguments[name].clone() for name in self.accumulates if arguments.get(name) is not None}
+        launch = functools.partial(self._launch, grid=grid, arguments={**arguments, **copies})
+        return min(self.configs, key=lambda c: triton.testing.do_bench(lambda: launch(c), return_mode="median"))
+
+
+def bucket(*sizes: int) -> tuple[int, ...]:
+    """Sizes rounded up to powers of two: what a tuned configuration is remembered by."""
+    return tuple(triton.next_power_of_2(max(1, n)) for n in sizes)
+
+
+def strides(tensor: torch.Tensor | None) -> tuple[int, int]:
+    """Strides of a matrix in elements, for kernels that read slices in place."""
+    return (0, 0) if tensor is None else tensor.stride()
