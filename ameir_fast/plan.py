@@ -37,8 +37,8 @@ class Plan:
 
     Args:
         model: on the CPU.
-        dtype: ``"float32"``, or ``"bfloat16"``: weights and inputs of the MLP's layers are rounded to bfloat16 and summed up in
-            float32, with AMX or AVX512_BF16 where the processor has it; everything else stays float32.
+        dtype: ``"float32"``, or ``"bfloat16"``: weights and inputs of the MLP's first layer are rounded to bfloat16 and
+            summed up in float32, with AMX or AVX512_BF16 where the processor has it; everything else stays float32.
         instruction_set: one of ``instruction_sets()``; None for the best that this processor has.
         fold_bytes: most memory for tables of what ids of small vocabularies add to the sums of the MLP's first layer, which
             are then looked up and not computed (embeddings of 8 and more, the smallest vocabularies first; ``folded``
@@ -230,8 +230,8 @@ def _checked(name: str, tensor: Tensor | None, dtype: torch.dtype, columns: int 
 
 def _compile(model: Model, instruction_set: str, half: bool, products: str = "",
              fold_bytes: int = 0):
-    """The native plan of a float32 model in eval mode, whose embedding matrix it reads in place; with ``half`` its MLP in
-    bfloat16, multiplied by ``products``: ``"amx"``, ``"avx512_bf16"``, ``"none"``, or the best there is."""
+    """The native plan of a float32 model in eval mode, whose embedding matrix it reads in place; with ``half`` the first
+    layer of its MLP in bfloat16, multiplied by ``products``: ``"amx"``, ``"avx512_bf16"``, ``"none"``, or the best there is."""
     schema, weights = model.schema, ModelWeights(model)
 
     def arrays(tensors) -> list:

@@ -232,11 +232,11 @@ def test_bfloat16_is_near_float32_and_depends_on_the_row_alone(seed, isa):
 
 
 @pytest.mark.parametrize("isa", SETS)
-def test_bfloat16_rounds_weights_and_inputs_of_the_mlp(isa):
-    """One identity layer over fields alone: the result from rounded numbers in float64."""
+def test_bfloat16_rounds_weights_and_inputs_of_the_first_layer_alone(isa):
+    """Identity layers over fields alone: the result from rounded numbers in float64."""
     schema = make_schema(fields=4, behavior=0, seed=3)
-    single, exact = pair(schema, arch_of(mlp=[{"width": 40, "activation": "identity"}], interactions=()) | {"shortcut": "none"},
-                         16)
+    layers = [{"width": width, "activation": "identity"} for width in (40, 24)]
+    single, exact = pair(schema, arch_of(mlp=layers, interactions=()) | {"shortcut": "none"}, 16)
     batch = random_batch(schema, 70, 2)
 
     def rounded(t: torch.Tensor) -> torch.Tensor:
@@ -246,7 +246,7 @@ def test_bfloat16_rounds_weights_and_inputs_of_the_mlp(isa):
         rows = batch.fields.long() + torch.tensor(single.schema.field_offsets)
         x = rounded(exact.embedding.weight[rows].flatten(1))
         unit, head = exact.mlp["0"], exact.head
-        want = (x @ rounded(unit.weight).T + unit.bias) @ head.weight.T + head.bias
+        want = exact.mlp["1"](x @ rounded(unit.weight).T + unit.bias) @ head.weight.T + head.bias
         got = single.compile(dtype="bfloat16", instruction_set=isa, fold_bytes=0)(batch)
     torch.testing.assert_close(got.double(), want[:, 0], rtol=1e-5, atol=1e-5)
 

@@ -113,7 +113,7 @@ Block make_block(const std::string& layer, const std::string& act, const Arrays&
 
 class Plan {
  public:
-  // `half`: the MLP in bfloat16; `products`: how it is multiplied (half_products), "" for the best way.
+  // `half`: the MLP's first layer in bfloat16; `products`: how it is multiplied (half_products), "" for the best way.
   Plan(Array embedding, int64_t max_history, const std::string& instruction_set, bool half, const std::string& products)
       : embedding_(std::move(embedding)) {
     static std::atomic<uint64_t> made{0};
@@ -166,9 +166,10 @@ class Plan {
   void add_dense(const std::string& act, const Array& weight, const Array& bias, const Arrays& dice) {
     Dense layer;
     layer.act = act_of(act);
-    if (program_.multiply_half) {
+    layer.rounded = program_.half && program_.mlp.empty();
+    if (layer.rounded && program_.multiply_half) {
       layer.half = pack_half(weight.data(), weight.shape(0), weight.shape(1), bias.data());
-    } else if (program_.half) {
+    } else if (layer.rounded) {
       std::vector<float> rounded(weight.size());
       std::transform(weight.data(), weight.data() + weight.size(), rounded.begin(), rounded_to_half);
       layer.linear = pack(rounded.data(), weight.shape(0), weight.shape(1), weight.shape(1), 1, bias.data());

@@ -195,8 +195,8 @@ void run_dense(const Program& program, const Dense& layer, int64_t count, const 
     }
     store(to + o * TILE + p, s);
   };
-  if (program.multiply_half) return apply_half(program, layer.half, count, at, then);
-  for (int64_t i = 0; program.half && i < layer.linear.inputs; ++i) {
+  if (layer.half.outputs) return apply_half(program, layer.half, count, at, then);
+  for (int64_t i = 0; layer.rounded && i < layer.linear.inputs; ++i) {
     float* rounded = at.rounded + i * TILE;
     for (int64_t p = 0; p < count; p += V) store(rounded + p, (vf)round_half(load(at.rows[i] + p)));
     at.rows[i] = rounded;
