@@ -165,13 +165,20 @@ class Model(nn.Module):
 
     def compile(self, device: str = "cpu", dtype: str = "float32", instruction_set: str | None = None,  # noqa: D417
                 fold_bytes: int | None = None):
-        """A ``Plan`` of the model as it is now, for inference (see there for what is raised).
+        """A plan of the model as it is now, for inference: a ``Plan`` on the CPU, a ``GpuPlan`` on a GPU (see there for
+        what is raised; ``dtype``, ``instruction_set`` and ``fold_bytes`` are the CPU's).
 
         ``torch.compile(model)`` is something else, and works as for any module."""
         from .plan import FOLD_BYTES, Plan
 
+        if torch.device(device).type == "cuda":
+            from .gpu_plan import GpuPlan
+
+            if dtype != "float32" or instruction_set is not None or fold_bytes:
+                raise InputError("plans for GPUs are float32 and know neither instruction_set nor fold_bytes")
+            return GpuPlan(self, device)
         if device != "cpu":
-            raise InputError(f"device {device!r}: there are plans for the CPU only")
+            raise InputError(f"device {device!r}: there are plans for cpu and cuda only")
         return Plan(self, dtype, instruction_set, FOLD_BYTES if fold_bytes is None else fold_bytes)
 
 

@@ -18,6 +18,7 @@ from .batch import Batch
 from .errors import InputError
 from .forward import Items, item_scores
 from .model import Model, ModelWeights
+from .schema import FeatureSchema
 from .space.choices import LAYERS
 from .storage import load_module, save_module
 
@@ -25,6 +26,7 @@ DTYPES = ("float32", "bfloat16")
 FOLD_BYTES = 2 * 2**20  # what stays in a core's second cache
 _FOLDED_WIDTH = 8  # of embeddings, from which on a row of the table costs less than the products it replaces
 _MOST_FOLDED = 64
+_CPU = torch.device("cpu")
 
 
 class Plan:
@@ -90,7 +92,7 @@ class Plan:
         kept, addresses = self._addresses(batch)
         rows = kept[0].shape[0]
         if items is not None:
-            self._check_items(items, rows)
+            check_items(self.schema, items, rows)
         out = torch.empty(rows if self._ctr else (rows, self._outputs), dtype=torch.float32)
         self._call(self._run, rows, *addresses, out.data_ptr())
         del kept
@@ -110,22 +112,8 @@ class Plan:
         Raises ``InputError`` as a call does; for a field that does not exist or is multi-categorical, or a retrieval
         model, which scores items by ``plan(batch, items)``.
         """
-        schema = self.schema
-        if not self._ctr:
-            raise InputError("a retrieval model has no candidates' fields; use plan(batch, items=...)")
-        if fields is None and not schema.target:
-            raise InputError("the schema has no target fields, so `fields` must name the candidates' fields")
-        names = list(schema.target) if fields is None else [fields] if isinstance(fields, str) else list(fields)
-        known = {f.name: i for i, f in enumerate(schema.fields) if i not in schema.multi_fields}
-        for name in names:
-            if name not in known:
-                raise InputError(f"candidates: {name!r} is no categorical field; there are {', '.join(known)}")
-        if not names or len(set(names)) < len(names):
-            raise InputError(f"candidates: fields {names} are not one or more different fields")
+        names, columns = candidates_columns(self.schema, fields)
         candidates = _checked("candidates", candidates, torch.int32, len(names))
-        columns = [-1] * self._fields
-        for column, name in enumerate(names):
-            columns[known[name]] = column
         own = _checked("fields", user.fields, torch.int32, self._fields)
         if own.shape[0] != 1:
             raise InputError(f"the user is one row, not {own.shape[0]}")
@@ -136,19 +124,6 @@ class Plan:
                    out.data_ptr())
         del kept
         return out
-
-    def _check_items(self, items: Items, rows: int) -> None:
-        if self._ctr:
-            raise InputError("items are of retrieval; this model scores clicks")
-        if not isinstance(items, Tensor):
-            return
-        _checked("items", items, items.dtype if items.dtype in (torch.int32, torch.int64) else torch.int64, items.shape[-1]
-                 if items.dim() else 0, rows)
-        limit = self.schema.size(self.schema.item_vocabulary)
-        bad = (items < 0) | (items >= limit)
-        if bool(bad.any()):
-            row, column = (int(i) for i in bad.nonzero()[0])
-            raise InputError(f"items, row {row}: id {int(items[row, column])} is outside 0..{limit - 1}")
 
     def __reduce__(self):
         return Plan, (self._model, self.dtype, self.instruction_set, self.fold_bytes)
@@ -212,14 +187,50 @@ def instruction_sets() -> list[str]:
     return module.instruction_sets()
 
 
-def _checked(name: str, tensor: Tensor | None, dtype: torch.dtype, columns: int | None, entries: int | None = None) -> Tensor:
-    """A tensor on the CPU of ``entries`` (None: any number of them), or of rows of ``columns``; contiguous."""
+def check_items(schema: FeatureSchema, items: Items, rows: int) -> None:
+    """``InputError`` for what is not items of ``rows`` rows to be scored; a function is taken as it is."""
+    if schema.task == "ctr":
+        raise InputError("items are of retrieval; this model scores clicks")
+    if not isinstance(items, Tensor):
+        return
+    _checked("items", items, items.dtype if items.dtype in (torch.int32, torch.int64) else torch.int64, items.shape[-1]
+             if items.dim() else 0, rows, items.device)
+    limit = schema.size(schema.item_vocabulary)
+    bad = (items < 0) | (items >= limit)
+    if bool(bad.any()):
+        row, column = (int(i) for i in bad.nonzero()[0])
+        raise InputError(f"items, row {row}: id {int(items[row, column])} is outside 0..{limit - 1}")
+
+
+def candidates_columns(schema: FeatureSchema, fields: Sequence[str] | None) -> tuple[list[str], list[int]]:
+    """Names of the candidates' fields, by default the target, and of every field which column of the candidates holds it,
+    or -1."""
+    if schema.task != "ctr":
+        raise InputError("a retrieval model has no candidates' fields; use plan(batch, items=...)")
+    if fields is None and not schema.target:
+        raise InputError("the schema has no target fields, so `fields` must name the candidates' fields")
+    names = list(schema.target) if fields is None else [fields] if isinstance(fields, str) else list(fields)
+    known = {f.name: i for i, f in enumerate(schema.fields) if i not in schema.multi_fields}
+    for name in names:
+        if name not in known:
+            raise InputError(f"candidates: {name!r} is no categorical field; there are {', '.join(known)}")
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"candidates: fields {names} are not one or more different fields")
+    columns = [-1] * schema.num_fields
+    for column, name in enumerate(names):
+        columns[known[name]] = column
+    return names, columns
+
+
+def _checked(name: str, tensor: Tensor | None, dtype: torch.dtype, columns: int | None, entries: int | None = None,
+             device: torch.device = _CPU) -> Tensor:
+    """A tensor on ``device`` of ``entries`` (None: any number of them), or of rows of ``columns``; contiguous."""
     dims = 1 if columns is None else 2
     if tensor is None:
         raise InputError(f"{name} is missing, though the schema needs it")
-    if tensor.dtype is not dtype or tensor.dim() != dims or not tensor.is_cpu:
+    if tensor.dtype is not dtype or tensor.dim() != dims or tensor.device.type != device.type:
         raise InputError(f"{name} is {tensor.dtype} with {tensor.dim()} dimensions on {tensor.device}, not {dtype} "
-                         f"with {dims} on the CPU")
+                         f"with {dims} on {'the CPU' if device.type == 'cpu' else device}")
     shape = tensor.shape
     if columns is not None and shape[1] != columns:
         raise InputError(f"{name} has {shape[1]} columns, not {columns}")

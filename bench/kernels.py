@@ -34,6 +34,38 @@ def load_kernels() -> dict:
     return KERNELS
 
 
+def run(architectures: list[str] | None = None, only: str | None = None) -> Iterator[dict]:
+    """The rows of :func:`compile_rows` with versions; ``InputError`` for an architecture that is not known, or where
+    kernels are interpreted and not compiled."""
+    import triton
+
+    from ..errors import InputError
+    from ..kernels._launch import interpreting
+    from ..search.environment import describe
+    for arch in architectures or ():
+        if arch not in LIMITS:
+            raise InputError(f"architecture {arch!r} is unknown; known: {', '.join(LIMITS)}")
+    if interpreting():
+        raise InputError("TRITON_INTERPRET is set, so kernels are interpreted and cannot be compiled")
+    about = describe("cpu")
+    for row in compile_rows(architectures or ARCHITECTURES, only):
+        yield {**row, "versions": {"triton": triton.__version__}, **{name: about[name] for name in ("git", "date")}}
+
+
+def line(row: dict) -> str:
+    return (f"{row['kernel']:<34} {row['specimen']:<26} {row['arch']:<7} {row['registers']:>3} registers  {row['spills']:>3} spilt  "
+            f"{row['shared_bytes']:>6} B shared  {100 * row['occupancy']:>3.0f}% of threads resident")
+
+
+def summary(rows: list[dict]) -> list[str]:
+    if not rows:
+        return ["no kernel"]
+    spilt = sum(row["spills"] > 0 for row in rows)
+    least = min(rows, key=lambda row: row["occupancy"])
+    return [f"{len({row['kernel'] for row in rows})} kernels, {len(rows)} binaries: "
+            f"{spilt or 'none'} with spills; least occupancy {100 * least['occupancy']:.0f}% ({least['kernel']}, {least['arch']})"]
+
+
 def compile_rows(architectures=ARCHITECTURES, only: str | None = None) -> Iterator[dict]:
     """A row for each kernel, specimen and architecture."""
     for name, kernel in sorted(load_kernels().items()):

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import torch
 
-from ..space.choices import LAYERS, width
+from ..cost import forward_work
 from .suites import Case
 
 GEMM_SIZE = 1536
@@ -35,47 +35,8 @@ def copy_rate() -> float:
 
 
 def flops(case: Case, lengths: np.ndarray) -> int:
-    """Floating point operations of one batch with these history lengths, two per multiply-add.
-
-    Linear parts count Σ T elements, attention Σ T². Norms, activations and pools are left out.
-    """
-    schema, arch, k = case.schema, case.architecture, case.embedding_dim
-    rows = len(lengths)
-    d = schema.num_behavior * k
-    elements = int(lengths.sum()) if d else 0
-    pairs = int((lengths.astype(np.int64) ** 2).sum()) if d else 0
-    unit = 36 * 4 * d + 36  # the local activation unit, multiply-adds per element
-    total = 0
-    for block in arch.behavior:
-        layer = LAYERS[block.layer]
-        if layer.kernel:
-            total += elements * d * d * layer.kernel
-        elif block.layer == "bi_gru":
-            half = d // 2
-            total += elements * 2 * 3 * half * (d + half)
-        elif block.layer.startswith("self_attn"):
-            total += elements * 4 * d * d + pairs * 2 * d
-        elif block.layer == "target_attn":
-            total += elements * unit
-    if schema.target:
-        total += elements * (unit + d)
-    count = schema.num_fields + len(arch.interactions)
-    k0 = history_width(case) + count * k
-    inputs = k0
-    for entry in arch.mlp:
-        outputs = entry.width or width(entry.ratio, k0)
-        total += rows * inputs * outputs
-        inputs = outputs
-    total += rows * sum(len(fields) - 1 for fields in arch.interactions) * k // 2
-    if count and arch.shortcut == "se":
-        squeezed = max(1, count // 2)
-        total += rows * (2 * count * k + 2 * count * squeezed)
-        inputs += k
-    if schema.task == "retrieval":
-        total += rows * (inputs * k + k * schema.size(schema.item_vocabulary))
-    else:
-        total += rows * inputs
-    return 2 * total
+    """Floating point operations of one batch with these history lengths (``ameir_fast.cost``)."""
+    return sum(work.flops for work in forward_work(case.schema, case.architecture, case.embedding_dim, lengths))
 
 
 def bytes_moved(case: Case, lengths: np.ndarray, weights: int) -> int:
@@ -90,11 +51,6 @@ def bytes_moved(case: Case, lengths: np.ndarray, weights: int) -> int:
         items = schema.size(schema.item_vocabulary)
         return total + 4 * items * case.embedding_dim + 4 * rows * items
     return total + 4 * rows
-
-
-def history_width(case: Case) -> int:
-    """Width of h_a."""
-    return (3 if case.schema.target else 2) * case.schema.num_behavior * case.embedding_dim
 
 
 def shortest(flop: int, moved: int, gemm: float, copy: float) -> float:

@@ -11,9 +11,10 @@ fastest for the process; ``0``, the default, takes the first.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -32,6 +33,25 @@ def interpreting() -> bool:
 
 def autotuning() -> bool:
     return os.environ.get("AMEIR_FAST_AUTOTUNE", "0").strip().lower() not in ("", "0", "false", "no", "off")
+
+
+_record: list[str] | None = None
+
+
+@contextlib.contextmanager
+def recording(names: list[str]) -> Iterator[None]:
+    """Launches are noted by name and not made: what would run, without a GPU, on tensors without memory (device
+    ``meta``)."""
+    global _record
+    before, _record = _record, names
+    try:
+        yield
+    finally:
+        _record = before
+
+
+def is_recording() -> bool:
+    return _record is not None
 
 
 @dataclass(frozen=True, init=False)
@@ -95,7 +115,7 @@ class Kernel:
         """Launches over ``grid(blocks)``; shapes in one ``bucket`` share a tuned configuration. A grid with a zero in
         it launches nothing."""
         config = self.configs[0]
-        if len(self.configs) > 1 and autotuning() and not interpreting():
+        if len(self.configs) > 1 and autotuning() and not interpreting() and not is_recording():
             if bucket not in self._tuned:
                 self._tuned[bucket] = self._measure(grid, arguments)
             config = self._tuned[bucket]
@@ -103,7 +123,11 @@ class Kernel:
 
     def _launch(self, config: Config, grid: Callable, arguments: Mapping) -> None:
         programs = grid(config.blocks)
-        if 0 not in programs:
+        if 0 in programs:
+            return
+        if is_recording():
+            _record.append(self.name)
+        else:
             self.function[programs](**arguments, **config.blocks, num_warps=config.num_warps,
                                     num_stages=config.num_stages)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ameir_fast.bench import cpu, limits, suites
+from ameir_fast.space.search_space import history_width
 
 from ameir_fast import native
 from ameir_fast.profile import random_batch
@@ -54,7 +55,7 @@ def test_alimama_is_as_specified():
     for one in found:
         assert one.embedding_dim == 4
         assert one.architecture == one.architecture.canonical()
-        k0 = limits.history_width(one) + (12 + 5) * 4
+        k0 = history_width(one.schema, one.embedding_dim) + (12 + 5) * 4
         assert k0 == 92 and [layer.units(k0) for layer in one.architecture.mlp] == [55, 28]
         expected = "swish" if one.name == "attn" else "relu"
         assert {b.activation for b in one.architecture.behavior if b.layer != "zero"} <= {expected}
@@ -68,7 +69,7 @@ def test_criteo_and_beauty_are_as_specified():
     assert {len(one) for one in criteo.architecture.interactions} == {2, 3, 4}
     assert beauty.schema.num_embeddings == 54_543 and beauty.embedding_dim == 64
     assert [b.layer for b in beauty.architecture.behavior] == ["self_attn2", "self_attn4", "conv1"]
-    assert limits.history_width(beauty) == 128
+    assert history_width(beauty.schema, beauty.embedding_dim) == 128
 
 
 def test_lengths():

@@ -378,10 +378,14 @@ def test_tensors_of_a_wrong_kind_are_named(checked, name, value, says):
 
 def test_what_there_is_no_plan_for(monkeypatch):
     model = pair(make_schema(seed=5), arch_of("conv1"), 4)[0]
-    for arguments, says in (({"device": "cuda"}, "for the CPU only"), ({"dtype": "float16"}, "dtype 'float16'"),
+    for arguments, says in (({"device": "meta"}, "for cpu and cuda only"), ({"dtype": "float16"}, "dtype 'float16'"),
+                            ({"device": "cuda", "dtype": "bfloat16"}, "plans for GPUs are float32"),
                             ({"instruction_set": "sse9"}, "instruction set 'sse9'")):
         with pytest.raises(af.InputError, match=says):
             model.compile(**arguments)
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="plans for GPUs need one: no CUDA device"):
+            model.compile(device="cuda")
     monkeypatch.setenv("AMEIR_FAST_NATIVE", "0")
     with pytest.raises(RuntimeError, match="turned off by AMEIR_FAST_NATIVE=0"):
         model.compile()

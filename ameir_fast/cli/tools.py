@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
@@ -49,17 +50,28 @@ def doctor(json_file: JsonFile = None) -> None:
 
 def profile(
     run: Annotated[
-        str, typer.Option("--run", metavar="DIR", help="Run directory whose derived model is timed.")
-    ],
+        str | None, typer.Option("--run", metavar="DIR", help="Run directory whose derived model is timed.")
+    ] = None,
     batch: Annotated[
         str, typer.Option("--batch", metavar="N,…", help="Batch sizes, separated by commas.")
     ] = "1,64,1024",
     threads: Threads = None,
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    device: Annotated[
+        str, typer.Option("--device", help="cpu or cuda; with --predict a card: a100, h100, h200, b200, l4, l40s.")
+    ] = "cpu",
     engine: Engine = "model",
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.01, help="Time spent on each batch size.")
     ] = 2.0,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="Measure nothing: what a GPU would need at least, from bytes and operations.")
+    ] = False,
+    case: Annotated[
+        str | None, typer.Option("--case", metavar="SUITE/CASE", help="With --predict: a shape of bench cpu, such as alimama/din.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option("--precision", help="With --predict: of matrix products, ieee, tf32 or bf16.")
+    ] = "ieee",
     json_file: JsonFile = None,
 ) -> None:
     """Time the derived model of a run: p50 and p99 of one call, and samples per second, by batch size.
@@ -71,9 +83,15 @@ def profile(
     ameir-fast profile --run runs/first
     ameir-fast profile --run runs/first --engine plan
     ameir-fast profile --run runs/first --batch 1,8 --threads 1 --json latency.json
+    ameir-fast profile --run runs/first --predict --device h100 --batch 4096
     """
     check_json_file(json_file)
     sizes = whole_numbers("--batch", batch)
+    if predict:
+        _predict(run, case, device, sizes, precision, json_file)
+        return
+    if run is None or case is not None:
+        raise InputError("--run names what is timed; --case is for --predict alone")
     from ..profile import profile_run
 
     set_threads(threads)
@@ -99,6 +117,43 @@ def profile(
     write_result(json_file, {"version": 1, "run": run, "rows": rows})
 
 
+def _predict(run: str | None, case: str | None, device: str, sizes: list[int], precision: str,
+             json_file: str | None) -> None:
+    from .. import cost
+
+    if (run is None) == (case is None):
+        raise InputError("--predict takes a model from --run or from --case, one of them")
+    if precision not in cost.PRECISIONS:
+        raise InputError(f"precision {precision!r}: known are {', '.join(cost.PRECISIONS)}")
+    gpu, found = cost.gpu_of(device), []
+    if run is not None:
+        from ..model import Model
+
+        model = Model.load(Path(run) / "model")
+        schema, arch, embedding_dim = model.schema, model.arch, model.embedding_dim
+    else:
+        schema, arch, embedding_dim = _shape_of(case)
+    for size in sizes:
+        prediction = cost.predict(schema, arch, embedding_dim, size, gpu, precision)
+        found.append(prediction)
+        show_table(json_file, f"PREDICTION, nothing was measured: {run or case}, batch {size:,}, full histories, on {gpu.name} "
+                   f"({precision} products)", ["part", "MFLOP", "MB", "least µs", "bound by"],
+                   [[p["part"], f"{p['flops'] / 1e6:,.2f}", f"{p['bytes'] / 1e6:,.3f}", f"{1e6 * p['seconds']:,.2f}", p["bound"]]
+                    for p in (*prediction["parts"], prediction["total"])])
+        kernels = prediction["launches"]
+        say(json_file, f"  {len(kernels)} launches in one graph: {', '.join(kernels)}\n"
+            f"  prediction: at most {prediction['samples_per_s']:,.0f} samples/s at the card's peak rates; launches come on top")
+    write_result(json_file, {"version": 1, "prediction": True, "model": run or case, "predictions": found})
+
+
+def _shape_of(case: str) -> tuple:
+    suite, _, name = case.partition("/")
+    chosen = bench_module("suites").cases([suite], [name] if name else None)
+    if len(chosen) != 1:
+        raise InputError(f"--case {case}: name one of {', '.join(f'{c.suite}/{c.name}' for c in chosen)}")
+    return chosen[0].schema, chosen[0].architecture, chosen[0].embedding_dim
+
+
 def export(
     run: Annotated[str, typer.Option("--run", metavar="DIR", help="Run directory whose derived model is exported.")],
     output: Annotated[str, typer.Option("--output", metavar="DIR", help="Gets plan.safetensors and plan.json.")],
@@ -121,8 +176,6 @@ def export(
     ameir-fast export --run runs/first --output plans/first
     """
     check_json_file(json_file)
-    from pathlib import Path
-
     from ..model import Model
     from ..profile import compiled
 
@@ -141,8 +194,8 @@ def export(
 
 bench = typer.Typer(
     help=(
-        "Measure speed: cpu (whole models), native (the C++ host code against NumPy), prepare (reading data against "
-        "pandas), batches (feeding).\n\n"
+        "Measure speed: cpu and gpu (whole models), train (a supernet's step), kernels (the Triton kernels' machine code), "
+        "native (the C++ host code against NumPy), prepare (reading data against pandas), batches (feeding).\n\n"
         "Each row says what was compared with what, and how far the result is from the machine's own limit."
     ),
     rich_markup_mode=None,
@@ -302,6 +355,38 @@ def bench_batches(
     suite_module = bench_module("batches")
     found = suite_module.run(rows, quick, work, on_row=lambda row: say(json_file, suite_module.line(row)))
     write_rows(json_file, found)
+
+
+@bench.command("kernels")
+def bench_kernels(
+    compile_only: Annotated[
+        bool, typer.Option("--compile-only", help="Compile and read the machine code; needs no GPU.")
+    ] = False,
+    arch: Annotated[
+        str, typer.Option("--arch", metavar="A,…", help="sm_80, sm_90, sm_100.")
+    ] = "sm_80,sm_90,sm_100",
+    only: Annotated[str | None, typer.Option("--only", metavar="PART", help="Kernels with this in their name.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """The Triton kernels: registers, spills, shared memory and occupancy of each, from its machine code.
+
+    Each kernel's default configuration is compiled at its specimens, the shapes of the benches among them.
+
+    \b
+    ameir-fast bench kernels --compile-only
+    ameir-fast bench kernels --compile-only --arch sm_90 --only attention --json rows.jsonl
+    """
+    check_json_file(json_file)
+    if not compile_only:
+        raise InputError("bench kernels: only --compile-only can be asked for; `ameir-fast bench gpu` measures on a GPU")
+    suite_module = bench_module("kernels")
+    rows = []
+    for row in suite_module.run(listed(arch), only):
+        rows.append(row)
+        say(json_file, suite_module.line(row))
+    for line in suite_module.summary(rows):
+        say(json_file, line)
+    write_rows(json_file, rows)
 
 
 @bench.command("train")

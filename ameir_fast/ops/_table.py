@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import native, reference
+from . import _triton
 
 NAMESPACE = "ameir_fast"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -142,10 +143,26 @@ def _setup_context(arguments: str) -> Callable:
     return setup
 
 
-def _recompute_backward(function: Callable) -> Callable:
-    """Gradients by running the reference again under autograd: what a backend replaces with its own."""
+def _backward(name: str, function: Callable) -> Callable:
+    """Gradients by the backend's own backward pass where the device has one under autograd's key for all devices
+    (the CPU's has a key of its own, csrc/autograd.cpp), else by running the reference again under autograd."""
+
+    def own(ctx, gradient):
+        if torch.is_grad_enabled():
+            raise RuntimeError(f"{NAMESPACE}::{name}: kernels are differentiable once; backend 'reference' computes "
+                               "gradients of gradients")
+        saved = list(ctx.saved_tensors)
+        arguments = [saved[value] if kind == "tensor" else saved[value[0]:sum(value)] if kind == "list" else value
+                     for kind, value in ctx.plan]
+        found = iter(getattr(getattr(torch.ops, NAMESPACE), f"{name}_backward")(gradient, *arguments))
+        flat = [next(found) if t.is_floating_point() else None for t in saved]
+        return tuple(flat[value] if kind == "tensor" else flat[value[0]:sum(value)] if kind == "list" else None
+                     for kind, value in ctx.plan)
 
     def backward(ctx, *gradients):
+        first = gradients[0]
+        if first is not None and first.is_cuda and has_kernel(name, Backend.TRITON):
+            return own(ctx, first)
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in ctx.saved_tensors]
             arguments = []
@@ -193,9 +210,11 @@ for _op in OPS.values():
     _library.impl(_op.name, _op.reference, "CompositeExplicitAutograd")
     torch.library.register_fake(_name, _op.fake, lib=_library)
     if _op.differentiable:
-        torch.library.register_autograd(_name, _recompute_backward(_op.reference),
+        torch.library.register_autograd(_name, _backward(_op.name, _op.reference),
                                         setup_context=_setup_context(_op.arguments), lib=_library)
 
+
+_DIFFERENTIABLE = tuple(op.name for op in OPS.values() if op.differentiable)
 
 # ---- which backend computes --------------------------------------------------------------------
 
@@ -210,8 +229,12 @@ def has_kernel(op: str, backend: Backend) -> bool:
         return True
     if backend is Backend.CPP and not native.ops_loaded():
         return False
+    if backend is Backend.TRITON and (_triton.interpreting() or _triton.recording()):
+        return True
     if (op, backend) in _found:
         return True
+    if backend is Backend.TRITON and not _triton.register(_library, tuple(OPS), _DIFFERENTIABLE):
+        return False
     found = torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", _DISPATCH_KEY[backend])
     if found:
         _found.add((op, backend))
@@ -229,7 +252,11 @@ def why_not(op: str, backend: Backend, device: str, dtype: torch.dtype = torch.f
         return None
     if dtype != torch.float32:
         return f"backend {backend.value!r} computes in float32, and the tensors are {str(dtype).removeprefix('torch.')}"
-    if device != _DEVICE[backend]:
+    if backend is Backend.TRITON and _triton.why_not():
+        return f"backend {backend.value!r}: {_triton.why_not()}"
+    elsewhere = backend is Backend.TRITON and (device == "cpu" and _triton.interpreting()
+                                               or device == "meta" and _triton.recording())
+    if device != _DEVICE[backend] and not elsewhere:
         return f"backend {backend.value!r} runs on {_DEVICE[backend]}, and the tensors are on {device}"
     if not has_kernel(op, backend):
         return f"backend {backend.value!r} has no kernel for operation {op!r} in this installation"

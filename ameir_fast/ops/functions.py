@@ -6,13 +6,17 @@ import torch
 from torch import Tensor
 
 from ..reference import embedding_update as _embedding_update_reference
+from . import _triton
 from ._table import NAMESPACE, OPS, Backend, resolve
 
 
 def _call(name: str, backend, of: Tensor, *arguments):
-    if resolve(name, backend, of.device, of.dtype) is Backend.REFERENCE:
+    chosen = resolve(name, backend, of.device, of.dtype)
+    if chosen is Backend.REFERENCE:
         # Called as it is, so that autograd and torch.compile see through it.
         return OPS[name].reference(*arguments)
+    if chosen is Backend.TRITON and not of.is_cuda:
+        return _triton.interpreted(name, arguments, OPS[name].differentiable)
     return getattr(getattr(torch.ops, NAMESPACE), name)(*arguments)
 
 
@@ -67,7 +71,7 @@ def embedding_update(embedding: Tensor, state: list[Tensor], rows: Tensor, gradi
         _embedding_update_reference(embedding, list(state), *rest)
     else:
         first, second = (*state, None, None)[:2]
-        torch.ops.ameir_fast.embedding_update(embedding, first, second, *rest)
+        _call("embedding_update", backend, embedding, embedding, first, second, *rest)
 
 
 def embedding_catch_up(embedding: Tensor, first: Tensor, second: Tensor, last_step: Tensor, rows: Tensor | None,
