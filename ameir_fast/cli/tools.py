@@ -357,6 +357,38 @@ def bench_batches(
     write_rows(json_file, found)
 
 
+@bench.command("gpu")
+def bench_gpu(
+    suite: Annotated[str | None, typer.Option("--suite", metavar="S,…", help="alimama, criteo, beauty. Default: all.")] = None,
+    names: Annotated[str | None, typer.Option("--cases", metavar="C,…", help="As of bench cpu. Default: all.")] = None,
+    kinds: Annotated[str | None, typer.Option("--lengths", metavar="L", help="full or ragged. Default: both.")] = None,
+    batch: Annotated[
+        str | None, typer.Option("--batch", metavar="N,…", help="Rows of a batch. Default: 1 to 65,536.")
+    ] = None,
+    engines: Annotated[
+        str | None, typer.Option("--engines", metavar="E,…", help="plan, eager, compile (max-autotune), graph (eager in CUDA graphs).")
+    ] = None,
+    quick: Quick = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Throughput and latency of whole models on a GPU, and of a supernet's training.
+
+    Outputs are compared with an fp64 reference on the same weights, and a row is refused beyond 1e-4. --json writes one
+    object a line.
+
+    \b
+    ameir-fast bench gpu --quick
+    ameir-fast bench gpu --suite alimama --batch 256,4096 --json rows.jsonl
+    """
+    check_json_file(json_file)
+    suite_module = bench_module("gpu")
+    rows = suite_module.run(listed(suite), listed(names), listed(kinds), whole_numbers("--batch", batch) if batch else None,
+                            listed(engines), quick, on_row=lambda row: say(json_file, suite_module.line(row)))
+    for line in suite_module.summary(rows):
+        say(json_file, line)
+    write_rows(json_file, rows)
+
+
 @bench.command("kernels")
 def bench_kernels(
     compile_only: Annotated[
@@ -416,7 +448,7 @@ def bench_train(
 
 def _not_available(name: str) -> None:
     def refuse(context: typer.Context) -> None:
-        raise InputError(f"bench {name} is not available yet; available: batches, cpu, native, prepare, train")
+        raise InputError(f"bench {name} is not available yet; available: batches, cpu, gpu, kernels, native, prepare, train")
 
     refuse.__doc__ = "Not available yet."
     bench.command(
@@ -424,8 +456,7 @@ def _not_available(name: str) -> None:
     )(refuse)
 
 
-for _name in ("population", "kernels"):
-    _not_available(_name)
+_not_available("population")
 
 
 def bench_module(name: str) -> ModuleType:
