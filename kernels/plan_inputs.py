@@ -31,17 +31,15 @@ def field_rows_kernel(ids, sizes, offsets, rows, fault, count, COLUMNS: tl.const
 
 @triton.jit
 def embed_history_kernel(ids, sizes, offsets, embedding, x, fault, count, COLUMNS: tl.constexpr, K: tl.constexpr,
-                         WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]
-    d = tl.arange(0, WIDTH)[None, :]
-    inside = (element < count) & (d < COLUMNS * K)
-    column = tl.minimum(d // K, COLUMNS - 1)
-    local = tl.load(ids + element * COLUMNS + column, mask=inside, other=0)
+                         BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # of x
+    inside = place < count
+    column = (place // K % COLUMNS).to(tl.int32)
+    local = tl.load(ids + place // K, mask=inside, other=0)
     bad = (local < 0) | (local >= tl.load(sizes + column))
     row = tl.load(offsets + column) + tl.where(bad, 0, local)
-    value = tl.load(embedding + row * K + d % K, mask=inside, other=0.0)
-    tl.store(x + element * (COLUMNS * K) + d, value, mask=inside)
-    found = tl.max(tl.max((bad & inside).to(tl.int32), 1), 0)
+    tl.store(x + place, tl.load(embedding + row * K + place % K, mask=inside), mask=inside)
+    found = tl.max((bad & inside).to(tl.int32), 0)
     tl.atomic_max(fault, found, mask=found > 0)
 
 
@@ -49,8 +47,8 @@ _TABLES = {"ids": "*i32", "sizes": "*i32", "offsets": "*i64", "fault": "*i32"}
 _rows = Kernel(field_rows_kernel, "forward", {**_TABLES, "rows": "*i64", "count": "i64"}, [Config(BLOCK=1024)],
                [Specimen("12 fields", {"COLUMNS": 12}), Specimen("39 fields", {"COLUMNS": 39})])
 _embed = Kernel(embed_history_kernel, "forward", {**_TABLES, "embedding": "*fp32", "x": "*fp32", "count": "i64"},
-                [Config(BLOCK=64)],
-                [Specimen("D 8", {"COLUMNS": 2, "K": 4, "WIDTH": 8}), Specimen("D 64", {"COLUMNS": 1, "K": 64, "WIDTH": 64})])
+                [Config(BLOCK=1024)],
+                [Specimen("D 8", {"COLUMNS": 2, "K": 4}), Specimen("D 64", {"COLUMNS": 1, "K": 64})])
 
 
 def field_rows(ids: Tensor, sizes: Tensor, offsets: Tensor, rows: Tensor, fault: Tensor) -> None:
@@ -66,6 +64,6 @@ def embed_history(ids: Tensor, sizes: Tensor, offsets: Tensor, embedding: Tensor
     count, columns = ids.shape
     k = embedding.shape[1]
     x = torch.empty(count, columns * k, dtype=embedding.dtype, device=embedding.device)
-    _embed(lambda b: (triton.cdiv(count, b["BLOCK"]),), ids=ids, sizes=sizes, offsets=offsets, embedding=embedding, x=x,
-           fault=fault, count=count, COLUMNS=columns, K=k, WIDTH=triton.next_power_of_2(columns * k))
+    _embed(lambda b: (triton.cdiv(x.numel(), b["BLOCK"]),), ids=ids, sizes=sizes, offsets=offsets, embedding=embedding,
+           x=x, fault=fault, count=x.numel(), COLUMNS=columns, K=k)
     return x

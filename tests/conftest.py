@@ -9,6 +9,9 @@ os.environ.setdefault("AMEIR_FAST_POISON", "1")  # native scratch memory is NaN 
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels on the CPU; read when they are first imported
+
 # Small tensors everywhere: more threads would only wait for each other. Tests of threads set their own
 # number.
 torch.set_num_threads(1)

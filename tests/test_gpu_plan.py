@@ -1,0 +1,146 @@
+"""Plans for GPUs: on a GPU as they are, elsewhere their kernels interpreted and without graphs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ameir_fast as af
+from ameir_fast import gpu_plan
+from ameir_fast.gpu_plan import GpuPlan, rounded_up
+from ameir_fast.kernels._launch import interpreting
+from tests.helpers import make_schema, random_batch
+from tests.test_plan import arch_of, pair
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.skipif(DEVICE == "cpu" and not interpreting(), reason="needs a GPU, or TRITON_INTERPRET=1")
+
+
+def exact(twin: af.Model, batch: af.Batch, items=None) -> torch.Tensor:
+    with torch.no_grad():
+        return twin(batch, items)
+
+
+def assert_near(got: torch.Tensor, want: torch.Tensor) -> None:
+    torch.testing.assert_close(got.double(), want, rtol=2e-4, atol=2e-5)
+
+
+CASES = {
+    "zero": (dict(fields=4, behavior=2), ("zero", "zero"), {}),
+    "layers": (dict(fields=4, behavior=2), ("conv3", "bi_gru"), {}),
+    "attention": (dict(fields=5, behavior=2), ("self_attn2", "target_attn"), {}),
+    "no target": (dict(fields=3, behavior=2, target=False), ("dconv3", "max_pool3"), {}),
+    "bags": (dict(fields=5, multi=2, behavior=2), ("avg_pool3",), {}),
+    "no history": (dict(fields=5, behavior=0), (), {}),
+    "dice first": (dict(fields=4, behavior=2), ("zero",), {"mlp": [{"width": 9, "activation": "dice"}, {"width": 5, "activation": "swish"}]}),
+    "dice later": (dict(fields=4, behavior=2), ("zero",), {"mlp": [{"width": 9, "activation": "relu"}, {"width": 5, "activation": "dice"}]}),
+    "one layer": (dict(fields=4, behavior=0), (), {"mlp": [{"width": 7, "activation": "identity"}], "interactions": []}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_plan_gives_what_the_model_gives(name):
+    about, layers, more = CASES[name]
+    schema = make_schema(**about, max_history=6, seed=3)
+    arch = arch_of(*layers) | more
+    model, twin = pair(schema, arch, 4)
+    plan = GpuPlan(model, DEVICE)
+    for rows, seed in ((1, 0), (7, 1), (19, 2), (7, 3)):
+        batch = random_batch(schema, rows, seed)
+        assert_near(plan(batch), exact(twin, batch))
+    lengths = [0] * 5
+    empty = random_batch(schema, 5, 4, lengths=lengths if schema["behavior"] else None)
+    assert_near(plan(empty), exact(twin, empty))
+    assert plan(random_batch(schema, 0, 5)).shape == (0,)
+    assert len(plan._states) == 3 or name in ("bags",)  # a bucket each, used again
+
+
+def test_retrieval_scores_items():
+    schema = make_schema(task="retrieval", fields=0, behavior=2, max_history=6, seed=2)
+    model, twin = pair(schema, arch_of("conv1") | {"interactions": [], "shortcut": "none"}, 4)
+    plan, batch = GpuPlan(model, DEVICE), random_batch(schema, 6, 1)
+    items = torch.randint(2, (6, 3), dtype=torch.int32)
+    assert_near(plan(batch), exact(twin, batch))
+    assert_near(plan(batch, items), exact(twin, batch, items))
+    with pytest.raises(af.InputError, match="items, row 0: id 99"):
+        plan(batch, torch.full((6, 1), 99))
+
+
+@pytest.mark.parametrize("layers, target, multi", [(("conv3", "target_attn"), True, 0), (("bi_gru",), True, 1), (("conv3",), False, 0)])
+def test_candidates_of_one_user(layers, target, multi):
+    schema = make_schema(fields=4 + multi, multi=multi, behavior=2, target=target, max_history=6, seed=3)
+    model, twin = pair(schema, arch_of(*layers), 4)
+    plan, fields = GpuPlan(model, DEVICE), ["f1", "f0"]
+    sizes = {v["name"]: v["size"] for v in schema["vocabularies"]}
+    for length in (5, 0):
+        user = random_batch(schema, 1, 2, lengths=[length])
+        candidates = torch.stack([torch.randint(sizes[f], (11,), dtype=torch.int32) for f in fields], 1)
+        rows = [af.Batch(user.fields.clone(), user.history, user.history_offsets, None, user.bag_ids, user.bag_offsets)
+                for _ in candidates]
+        for row, candidate in zip(rows, candidates, strict=True):
+            row.fields[0, 1], row.fields[0, 0] = candidate[0], candidate[1]
+        want = torch.cat([exact(twin, row) for row in rows])
+        assert_near(plan.score(user, candidates, fields), want)
+    candidates[3, 0] = 999
+    with pytest.raises(af.InputError, match="field 'f1', row 3: id 999"):
+        plan.score(user, candidates, fields)
+
+
+def test_bad_input_is_named_and_nothing_is_read_outside():
+    schema = make_schema(fields=4, multi=1, behavior=2, max_history=6, seed=3)
+    plan, batch = GpuPlan(pair(schema, arch_of("conv1"), 4)[0], DEVICE), random_batch(schema, 9, 1)
+    good = plan(batch)
+    for change, says in (({"fields": (4, 1)}, "field 'f1', row 4"), ({"history": (2, 0)}, "field 'history0'"),
+                         ({"bag_ids": (1,)}, "field 'f3'")):
+        (name, place), = change.items()
+        values = getattr(batch, name).clone()
+        for wrong in (-1, 2**31 - 1):
+            values[place] = wrong
+            bad = af.Batch(**{**vars(batch), name: values})
+            with pytest.raises(af.InputError, match=says):
+                plan(bad)
+    offsets = batch.history_offsets.clone()
+    offsets[3] = 10**6
+    with pytest.raises(af.InputError, match="history_offsets"):
+        plan(af.Batch(**{**vars(batch), "history_offsets": offsets}))
+    assert torch.equal(plan(batch), good)
+
+
+def test_larger_batches_go_in_parts_and_old_graphs_are_forgotten(monkeypatch):
+    monkeypatch.setattr(gpu_plan, "LARGEST", 8)
+    schema = make_schema(fields=3, behavior=2, max_history=4, seed=1)
+    model, twin = pair(schema, arch_of("avg_pool3"), 4)
+    plan, batch = GpuPlan(model, DEVICE, graphs=2), random_batch(schema, 21, 1)
+    assert_near(plan(batch), exact(twin, batch))
+    for rows in (1, 2, 3, 5):
+        plan(random_batch(schema, rows, rows))
+    assert len(plan._states) <= 2
+
+
+def test_saved_plans_are_those_of_the_cpu(tmp_path):
+    schema = make_schema(fields=4, behavior=2, max_history=4, seed=1)
+    model, twin = pair(schema, arch_of("conv1"), 4)
+    plan, batch = GpuPlan(model, DEVICE), random_batch(schema, 5, 1)
+    plan.save(tmp_path)
+    assert torch.equal(GpuPlan.load(tmp_path, DEVICE)(batch), plan(batch))
+    if af.native.plan() is not None:
+        assert_near(af.Plan.load(tmp_path)(batch), exact(twin, batch))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 16, 17, 100, 1000, 1025, 65536])
+def test_buckets(count):
+    up = rounded_up(count)
+    assert count <= up <= max(2 * count, 1.25 * count) and (count <= 16 or up <= 1.25 * count + 1)
+    assert rounded_up(up) == up
+
+
+@pytest.mark.gpu
+def test_graphs_are_replayed_and_agree_with_launches():
+    schema = make_schema(fields=4, behavior=2, max_history=6, seed=3)
+    model, twin = pair(schema, arch_of("conv3", "bi_gru"), 4)
+    captured, launched = GpuPlan(model, "cuda"), GpuPlan(model, "cuda", graphs=0)
+    for rows in (1, 40, 40, 333):
+        batch = random_batch(schema, rows, rows)
+        assert torch.equal(captured(batch), launched(batch))
+        assert torch.equal(captured(batch.to("cuda")).cpu(), captured(batch))
+    assert all(state.graph is not None for state in captured._states.values())
