@@ -16,6 +16,7 @@ import torch
 import ameir_fast as af
 from ameir_fast.data import Dataset
 from ameir_fast.errors import InputError
+from ameir_fast.ops import _triton
 from ameir_fast.progress import Progress
 from ameir_fast.search import EvolutionStrategy, RandomStrategy, SearchConfig, evaluate, search, train
 from ameir_fast.search.driver import make_context
@@ -332,6 +333,7 @@ def test_population_equals_one_at_a_time(data):
 def test_a_backend_that_is_not_there_is_refused_before_anything_is_written(data, backend, off, tmp_path, monkeypatch):
     if off:
         monkeypatch.setenv("AMEIR_FAST_NATIVE", "0")
+    monkeypatch.setattr(_triton, "interpreting", lambda: False)
     config = tiny.CONFIG.changed(backend=backend)
     arch = Architecture.from_dict({"version": 1, "behavior": [], "interactions": [], "mlp": [{"width": 4, "activation": "relu"}]})
     for attempt in (lambda: search(data, tmp_path / "run", config),
