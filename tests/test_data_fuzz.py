@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 import ameir_fast as af
@@ -82,6 +83,27 @@ def plain_table(folder: Path) -> None:
         "target": ["item"]}))
 
 
+def as_parquet(path: Path) -> None:
+    """Most of the file is a column that no one reads, so that there is damage that no one sees."""
+    frame = pl.read_csv(path).with_columns(pl.col(pl.String).fill_null(""))
+    frame = frame.with_columns(note=pl.Series([f"{k * 7919 % 100_003:x}" * 20 for k in range(frame.height)]))
+    frame.write_parquet(path.with_suffix(".parquet"), compression="uncompressed")
+    path.unlink()
+
+
+def parquet_table(folder: Path) -> None:
+    plain_table(folder)
+    as_parquet(folder / "clicks.csv")
+
+
+def parquet_fuxictr(folder: Path) -> None:
+    test_data_fuxictr.write(folder)
+    config = folder / "dataset_config.yaml"
+    config.write_text(config.read_text().replace("data_format: csv", "data_format: parquet").replace(".csv", ".parquet"))
+    for path in (folder / "data").glob("*.csv"):
+        as_parquet(path)
+
+
 reviews = test_data_reviews
 CASES: dict[str, tuple[Callable[[Path], object], Callable[[Path, Path], object]]] = {
     "criteo": (one("train.txt", test_data_criteo.tsv(test_data_criteo.make_rows(80))),
@@ -101,7 +123,9 @@ CASES: dict[str, tuple[Callable[[Path], object], Callable[[Path, Path], object]]
     "recbole": (lambda folder: test_data_recbole.write(folder, rows=80),
                 lambda i, o: readers.prepare_recbole(i, o, Meaning(threshold=("rating", 3.0)))),
     "fuxictr": (test_data_fuxictr.write, lambda i, o: readers.prepare_fuxictr(i, o, dataset_id="tiny", root=i)),
+    "fuxictr parquet": (parquet_fuxictr, lambda i, o: readers.prepare_fuxictr(i, o, dataset_id="tiny", root=i)),
     "table": (plain_table, lambda i, o: readers.prepare_table(i / "clicks.csv", o, i / "schema.json")),
+    "table parquet": (parquet_table, lambda i, o: readers.prepare_table(i / "clicks.parquet", o, i / "schema.json")),
 }
 
 

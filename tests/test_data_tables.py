@@ -416,3 +416,14 @@ def test_numbers_with_a_fraction_are_no_categories(log, tmp_path):
     refused(
         tmp_path / "bad.parquet", tmp_path, helpers.CLICKS_SCHEMA, r"bad\.parquet.*row 3.*shop_name.*1\.5"
     )
+
+
+def test_a_panic_over_a_damaged_file_is_one_error_too(log, tmp_path, monkeypatch):
+    """Polars panics over some damaged parquet files, which is no Exception; tests/test_data_fuzz.py has real ones."""
+    pl.DataFrame(log).write_parquet(tmp_path / "bad.parquet")
+
+    def collect(*arguments, **options):
+        raise pl.exceptions.PanicException("assertion failed: offset + length <= self.length")
+
+    monkeypatch.setattr(pl.LazyFrame, "collect", collect)
+    refused(tmp_path / "bad.parquet", tmp_path, helpers.CLICKS_SCHEMA, r"bad\.parquet: cannot be read \(damaged, or")
