@@ -103,7 +103,8 @@ def parquet_table(folder: Path) -> None:
 def parquet_fuxictr(folder: Path) -> None:
     test_data_fuxictr.write(folder)
     config = folder / "dataset_config.yaml"
-    config.write_text(config.read_text().replace("data_format: csv", "data_format: parquet").replace(".csv", ".parquet"))
+    text = config.read_text().replace("data_format: csv", "data_format: parquet")
+    config.write_text(text.replace(".csv", ".parquet"))
     for path in (folder / "data").glob("*.csv"):
         as_parquet(path)
 
@@ -162,8 +163,8 @@ def damage(data: bytes, rng: random.Random) -> bytes:
 
 @contextmanager
 def no_longer_than(seconds: float, stderr: int) -> Iterator[None]:
-    """Ends the process, with every thread's traceback on ``stderr``, if what is inside doesn't end: threads that wait for
-    each other take no time of a CPU, and no exception can reach them.
+    """Ends the process, with every thread's traceback on ``stderr``, if what is inside doesn't end: threads that wait
+    for each other take no time of a CPU, and no exception can reach them.
     """
     faulthandler.dump_traceback_later(seconds, exit=True, file=stderr)
     try:
@@ -242,6 +243,6 @@ with no_longer_than(60, 2):
 with no_longer_than(0.2, 2):
     threading.Event().wait()
 """
-    ended = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, capture_output=True, text=True,
-                           timeout=300)
+    root = Path(__file__).parent.parent
+    ended = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 1 and "line 7 in <module>" in ended.stderr, ended.stderr

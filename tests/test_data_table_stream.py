@@ -1,4 +1,4 @@
-"""Tables read in pieces: the same bytes as in one go, line numbers over pieces and files, times that change their kind."""
+"""Tables read in pieces: the same bytes as in one go, lines over pieces and files, times that change their kind."""
 
 from __future__ import annotations
 

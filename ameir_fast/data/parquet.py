@@ -45,7 +45,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except pl.exceptions.PanicException:  # what some damaged files come to; no Exception, so it would pass every handler
+    except pl.exceptions.PanicException:  # some damaged files; it is no Exception and would pass every handler
         raise InputError(f"{path}: cannot be read (damaged, or of a form that polars doesn't know)") from None
     except (pl.exceptions.PolarsError, OSError) as error:
         lines = str(error).strip().splitlines()
