@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -254,6 +255,16 @@ def test_train_and_evaluate(data, tmp_path):
     assert not reads_step1(arch)
     with pytest.raises(InputError, match="another schema"):
         evaluate(tmp_path / "run", data.select(behavior=False))
+    other = tmp_path / "other"  # of the same schema, and another content
+    shutil.copytree(data.directory, other)
+    about = json.loads((other / "dataset.json").read_text())
+    for changes, fits in (({"options": {}}, False), ({"options": {}, "like": data.checksum}, True)):
+        (other / "dataset.json").write_text(json.dumps(about | changes))
+        if fits:
+            assert evaluate(tmp_path / "run", Dataset.open(other))["auc"] == result["variants"]["model"]["auc"]["mean"]
+            continue
+        with pytest.raises(InputError, match="other: is not the data of .* ids mean other values; .* --like"):
+            evaluate(tmp_path / "run", Dataset.open(other))
     with pytest.raises(InputError, match="split 'future'"):
         evaluate(tmp_path / "run", data, split="future")
     with pytest.raises(InputError, match="field index 99"):
