@@ -10,10 +10,14 @@ beside those of the others; :func:`summed` adds the shares up. No atomics, so re
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ._launch import Specimen
 
 NORM_EPS = tl.constexpr(1e-5)  # as in ameir_fast.reference.sequence_block
 
@@ -86,3 +90,8 @@ def layer_norm_backward(dh, x, weight, inside, WIDTH: tl.constexpr):
     mean = tl.sum(scaled, axis=AXIS, keep_dims=True) / WIDTH
     along = tl.sum(scaled * hat, axis=AXIS, keep_dims=True) / WIDTH
     return tl.where(inside, (scaled - mean - hat * along) * rstd, 0.0), hat
+
+
+def specimen(function: Callable, label: str, constants: Mapping[str, object]) -> Specimen:
+    """A specimen of those of the constants that are arguments of ``function``."""
+    return Specimen(label, {name: value for name, value in constants.items() if name in function.arg_names})
