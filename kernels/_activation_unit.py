@@ -1,16 +1,18 @@
-"""The local activation unit (DIN) of one history in registers: the weight ``a_t = MLP([x_t, t, x_t − t, x_t ⊙ t])`` of each of
-its elements for the target t, one hidden layer of PReLU.
+"""The local activation unit (DIN) of a history: the weight ``a_t = MLP([x_t, t, x_t − t, x_t ⊙ t])`` of each of its elements
+for the target t, one hidden layer of H units and PReLU.
 
 The first layer is folded by its four inputs, and over a history the target is constant, so that what is left is one
 matrix a history: ``W x' = M x + m`` with ``M = W₁ + W₃ + W₄ diag(t)`` and ``m = b + (W₂ − W₃) t``; 2 T D H operations
-instead of the 8 T D H of the concatenation, and nothing of width 4D.
+instead of the 8 T D H of the concatenation, and nothing of width 4D. The hidden units are computed GROUP at a time, which
+keeps products small (registers) and pads 36 units to 48.
 
-Backward keeps the history's ``Q = Σ_t x_t ⊗ dhidden_t`` and ``s = Σ_t dhidden_t`` only. From these follow all gradients of
-the first layer, ``dW₁ = Q``, ``dW₂ = t ⊗ s``, ``dW₃ = Q − t ⊗ s``, ``dW₄ = diag(t) Q``, ``db = s``, and the target's,
-``W₄ ⊙ Q + (W₂ − W₃) s`` summed over the hidden units.
+Backward recomputes them. With ``dhidden = da w₂ᵀ ⊙ PReLU'`` the gradient of x is ``(W₁ + W₃)ᵀ dhidden + t ⊙ r`` with
+``r = W₄ᵀ dhidden``, and that of the target ``Σ_t x_t ⊙ r_t + (W₂ − W₃)ᵀ Σ_t dhidden_t``; these are found by the kernel of the
+operation, in which the unit stands. The weights' gradients are a kernel here: with ``Q = Σ_t x_t ⊗ dhidden_t`` and
+``s = Σ_t dhidden_t`` of a history ``dW₁ = Q``, ``dW₂ = t ⊗ s``, ``dW₃ = Q − t ⊗ s``, ``dW₄ = diag(t) Q`` and ``db = s``, summed over
+histories in registers. It reads da, four bytes an element, which the operation's kernel leaves in scratch.
 
-Matrices here are [CHUNK channels, UNITS hidden units], zero in the padding. Of histories wider than CHUNK the hidden layer
-is a sum over chunks of channels, and in backward a program has one chunk of the gradients and all of the hidden layer.
+Matrices here are [channels, hidden units], zero in the padding.
 """
 
 from __future__ import annotations
@@ -20,11 +22,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import Config, Kernel
-from ._precision import dot
-from ._sequence import normalised, padded, specimen
+from ._launch import Config, Kernel, bucket
+from ._precision import dot, precision
+from ._sequence import norm_tensors, normalised, padded, shares, specimen, summed
 
-WIDEST = 64  # channels that a program has gradients of
+GROUP = tl.constexpr(16)  # hidden units of a product
+WIDEST = 64               # channels of which a program has the gradients
+PROGRAMS = 512            # of the weights' gradient, about
+
+
+@triton.jit
+def vector(pointer, start, stride, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
+    """Numbers ``start``… of a vector of WIDTH, zeros beyond."""
+    column = start + tl.arange(0, CHUNK)
+    return tl.load(pointer + column * stride, mask=column < WIDTH, other=0.0)
 
 
 @triton.jit
@@ -56,10 +67,55 @@ def chunk_of(x, element, exists, start, mean, rstd, norm_weight, norm_bias, x_ro
 
 
 @triton.jit
-def vector(pointer, start, stride, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
-    """Numbers ``start``… of a vector of WIDTH, zeros beyond."""
-    column = start + tl.arange(0, CHUNK)
-    return tl.load(pointer + column * stride, mask=column < WIDTH, other=0.0)
+def first_layer(folds, part: tl.constexpr, start, first, PADDED: tl.constexpr, CHUNK: tl.constexpr, UNITS: tl.constexpr):
+    """Channels ``start``… and units ``first``… of W₁ + W₃ (part 0), W₂ − W₃ (1) or W₄ (2)."""
+    channel, unit = start + tl.arange(0, CHUNK)[:, None], first + tl.arange(0, GROUP)[None, :]
+    return tl.load(folds + part * PADDED * UNITS + channel * UNITS + unit)
+
+
+@triton.jit
+def hidden_units(x, element, exists, mean, rstd, norm_weight, norm_bias, target, folds, bias, first, x_row, x_column,
+                 norm_weight_stride, norm_bias_stride, target_column, bias_stride, WIDTH: tl.constexpr,
+                 HIDDEN: tl.constexpr, PADDED: tl.constexpr, PART: tl.constexpr, UNITS: tl.constexpr, NORM: tl.constexpr,
+                 PRECISION: tl.constexpr):
+    """Units ``first``… before PReLU [elements, GROUP], summed up over parts of the channels."""
+    unit = first + tl.arange(0, GROUP)
+    constant = tl.load(bias + unit * bias_stride, mask=unit < HIDDEN, other=0.0)
+    hidden = tl.zeros((element.shape[0], GROUP), tl.float32)
+    for start in range(0, PADDED, PART):
+        t = vector(target, start, target_column, WIDTH, PART)[:, None]
+        h = chunk_of(x, element, exists, start, mean, rstd, norm_weight, norm_bias, x_row, x_column, norm_weight_stride,
+                     norm_bias_stride, WIDTH, PART, NORM)
+        matrix = first_layer(folds, 0, start, first, PADDED, PART, UNITS)
+        matrix += first_layer(folds, 2, start, first, PADDED, PART, UNITS) * t
+        constant += tl.sum(first_layer(folds, 1, start, first, PADDED, PART, UNITS) * t, axis=0)
+        hidden += dot(h, matrix, PRECISION)
+    return hidden + constant[None, :]
+
+
+@triton.jit
+def units_score(hidden, first, alpha, second, second_stride, HIDDEN: tl.constexpr):
+    """What the units ``first``… add to the elements' weights."""
+    w = vector(second, first, second_stride, HIDDEN, GROUP)[None, :]
+    return tl.sum(tl.where(hidden > 0, hidden, alpha * hidden) * w, axis=1)
+
+
+@triton.jit
+def hidden_gradient(da, hidden, first, alpha, second, second_stride, HIDDEN: tl.constexpr):
+    """Of the hidden units before PReLU from that of the elements' weights (zero for elements that do not exist)."""
+    dactive = da[:, None] * vector(second, first, second_stride, HIDDEN, GROUP)[None, :]
+    return tl.where(hidden > 0, dactive, alpha * dactive)
+
+
+@triton.jit
+def add_gradients(dh, r, dt, dhidden, folds, own, first, PADDED: tl.constexpr, CHUNK: tl.constexpr, UNITS: tl.constexpr,
+                  PRECISION: tl.constexpr):
+    """``dh``, ``r`` [elements, CHUNK] and the target's ``dt`` [CHUNK] with what the units ``first``… add, but for t ⊙ r
+    and x ⊙ r."""
+    dh += dot(dhidden, tl.trans(first_layer(folds, 0, own, first, PADDED, CHUNK, UNITS)), PRECISION)
+    r += dot(dhidden, tl.trans(first_layer(folds, 2, own, first, PADDED, CHUNK, UNITS)), PRECISION)
+    s = tl.sum(dhidden, axis=0)[None, :]
+    return dh, r, dt + tl.sum(first_layer(folds, 1, own, first, PADDED, CHUNK, UNITS) * s, axis=1)
 
 
 @triton.jit
@@ -68,7 +124,7 @@ def unit_fold_kernel(weight, folds, row_stride, column_stride, WIDTH: tl.constex
     """``W₁ + W₃``, ``W₂ − W₃`` and ``W₄`` of the first layer's weight [HIDDEN, 4 WIDTH], turned and with zeros for
     padding: [3, PADDED, UNITS], which each history's program reads with no mask."""
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[:, None]
-    unit = tl.arange(0, UNITS)[None, :]
+    unit = tl.program_id(1) * GROUP + tl.arange(0, GROUP)[None, :]
     known = (channel < WIDTH) & (unit < HIDDEN)
     place = weight + unit * row_stride + channel * column_stride
     difference = tl.load(place + 2 * WIDTH * column_stride, mask=known, other=0.0)
@@ -79,102 +135,76 @@ def unit_fold_kernel(weight, folds, row_stride, column_stride, WIDTH: tl.constex
 
 
 @triton.jit
-def first_layer(folds, part: tl.constexpr, start, PADDED: tl.constexpr, CHUNK: tl.constexpr, UNITS: tl.constexpr):
-    """Channels ``start``… of W₁ + W₃ (part 0), W₂ − W₃ (1) or W₄ (2)."""
-    channel, unit = start + tl.arange(0, CHUNK)[:, None], tl.arange(0, UNITS)[None, :]
-    return tl.load(folds + part * PADDED * UNITS + channel * UNITS + unit)
-
-
-@triton.jit
-def folded(target, folds, start, target_column, WIDTH: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr,
-           UNITS: tl.constexpr):
-    """M of a history's target."""
-    t = vector(target, start, target_column, WIDTH, CHUNK)
-    return first_layer(folds, 0, start, PADDED, CHUNK, UNITS) + first_layer(folds, 2, start, PADDED, CHUNK, UNITS) * t[:, None]
-
-
-@triton.jit
-def constant_of(target, folds, bias, target_column, bias_stride, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
-                PADDED: tl.constexpr, CHUNK: tl.constexpr, UNITS: tl.constexpr):
-    """m [UNITS] of a history's target."""
-    m = vector(bias, 0, bias_stride, HIDDEN, UNITS)
-    for start in range(0, PADDED, CHUNK):
-        t = vector(target, start, target_column, WIDTH, CHUNK)
-        m += tl.sum(first_layer(folds, 1, start, PADDED, CHUNK, UNITS) * t[:, None], axis=0)
-    return m
-
-
-@triton.jit
-def hidden_of(x, element, exists, mean, rstd, norm_weight, norm_bias, target, folds, matrix, constant, x_row, x_column,
-              norm_weight_stride, norm_bias_stride, target_column, WIDTH: tl.constexpr, PADDED: tl.constexpr,
-              CHUNK: tl.constexpr, UNITS: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr):
-    """The hidden layer before PReLU [elements, UNITS]. ``matrix`` is M where one chunk holds all channels, and not read
-    where it does not."""
-    if CHUNK == PADDED:
-        h = chunk_of(x, element, exists, 0, mean, rstd, norm_weight, norm_bias, x_row, x_column, norm_weight_stride,
-                     norm_bias_stride, WIDTH, CHUNK, NORM)
-        hidden = dot(h, matrix, PRECISION)
-    else:
-        hidden = tl.zeros((element.shape[0], UNITS), tl.float32)
-        for start in range(0, PADDED, CHUNK):
-            h = chunk_of(x, element, exists, start, mean, rstd, norm_weight, norm_bias, x_row, x_column,
-                         norm_weight_stride, norm_bias_stride, WIDTH, CHUNK, NORM)
-            hidden += dot(h, folded(target, folds, start, target_column, WIDTH, PADDED, CHUNK, UNITS), PRECISION)
-    return hidden + constant[None, :]
-
-
-@triton.jit
-def scored(hidden, slope, second, second_bias):
-    """The weights of the elements."""
-    return tl.sum(tl.where(hidden > 0, hidden, slope * hidden) * second[None, :], axis=1) + second_bias
-
-
-@triton.jit
-def hidden_gradient(da, hidden, slope, second):
-    """Of the hidden layer before PReLU from that of the elements' weights (zero for elements that do not exist), and
-    what these elements add to the gradients of PReLU's slope and the second layer's weight, both [UNITS]."""
-    positive = hidden > 0
-    dactive = da[:, None] * second[None, :]
-    dslope = tl.sum(tl.where(positive, 0.0, dactive * hidden), axis=0)
-    dsecond = tl.sum(da[:, None] * tl.where(positive, hidden, slope * hidden), axis=0)
-    return tl.where(positive, dactive, slope * dactive), dslope, dsecond
-
-
-@triton.jit
-def target_gradient(q, s, folds, start, PADDED: tl.constexpr, CHUNK: tl.constexpr, UNITS: tl.constexpr):
-    """Of a history's target [CHUNK], from its Q and s."""
-    return tl.sum(first_layer(folds, 2, start, PADDED, CHUNK, UNITS) * q
-                  + first_layer(folds, 1, start, PADDED, CHUNK, UNITS) * s[None, :], axis=1)
-
-
-@triton.jit
-def store_share(place, start, direct, alone, product, dbias, dslope, dsecond, dsecond_bias, WIDTH: tl.constexpr,
-                HIDDEN: tl.constexpr, CHUNK: tl.constexpr, UNITS: tl.constexpr):
-    """A program's sums over its histories (of Q, t ⊗ s, diag(t) Q, s; of PReLU's slope by unit, of the second layer's
-    weight, of its bias by step) in the order of the unit's five tensors. What is not by channel the first chunk stores."""
-    channel, unit = start + tl.arange(0, CHUNK)[:, None], tl.arange(0, UNITS)
-    first = place + unit[None, :] * (4 * WIDTH) + channel
+def unit_weight_kernel(x, offsets, norm_weight, norm_bias, target, folds, bias, prelu, second, da, share, rows, x_row,
+                       x_column, norm_weight_stride, norm_bias_stride, target_row, target_column, bias_stride,
+                       second_stride, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, PADDED: tl.constexpr, PART: tl.constexpr,
+                       CHUNK: tl.constexpr, UNITS: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr,
+                       STEPS: tl.constexpr):
+    """A share of the weights' gradients, of every so many-th history. The grid's second axis goes over groups of units,
+    the third over chunks of channels."""
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    first, own = tl.program_id(1) * GROUP, tl.program_id(2) * CHUNK
+    alpha = tl.load(prelu)
+    w = vector(second, first, second_stride, HIDDEN, GROUP)
+    direct = tl.zeros((CHUNK, GROUP), tl.float32)
+    alone = tl.zeros((CHUNK, GROUP), tl.float32)
+    product = tl.zeros((CHUNK, GROUP), tl.float32)
+    dbias = tl.zeros((GROUP,), tl.float32)
+    dalpha = tl.zeros((GROUP,), tl.float32)
+    dsecond = tl.zeros((GROUP,), tl.float32)
+    dsecond_bias = tl.zeros((STEPS,), tl.float32)
+    for row in range(program, rows, programs):
+        history = tl.cast(row, tl.int64)
+        begin, end = tl.load(offsets + history), tl.load(offsets + history + 1)
+        t_row = target + history * target_row
+        q = tl.zeros((CHUNK, GROUP), tl.float32)
+        s = tl.zeros((GROUP,), tl.float32)
+        for start in range(begin, end, STEPS):
+            element = start + tl.arange(0, STEPS)
+            exists = element < end
+            mean, rstd = row_statistics(x, element, exists, x_row, x_column, WIDTH, PADDED, NORM)
+            hidden = hidden_units(x, element, exists, mean, rstd, norm_weight, norm_bias, t_row, folds, bias, first, x_row,
+                                  x_column, norm_weight_stride, norm_bias_stride, target_column, bias_stride, WIDTH,
+                                  HIDDEN, PADDED, PART, UNITS, NORM, PRECISION)
+            d = tl.load(da + element, mask=exists, other=0.0)
+            dactive = d[:, None] * w[None, :]
+            positive = hidden > 0
+            dalpha += tl.sum(tl.where(positive, 0.0, dactive * hidden), axis=0)
+            dsecond += tl.sum(d[:, None] * tl.where(positive, hidden, alpha * hidden), axis=0)
+            dsecond_bias += d
+            dhidden = tl.where(positive, dactive, alpha * dactive)
+            h = chunk_of(x, element, exists, own, mean, rstd, norm_weight, norm_bias, x_row, x_column, norm_weight_stride,
+                         norm_bias_stride, WIDTH, CHUNK, NORM)
+            q += dot(tl.trans(h), dhidden, PRECISION)
+            s += tl.sum(dhidden, axis=0)
+        t = vector(t_row, own, target_column, WIDTH, CHUNK)[:, None]
+        direct += q
+        alone += t * s[None, :]
+        product += t * q
+        dbias += s
+    groups: tl.constexpr = UNITS // GROUP
+    place = share + tl.cast(program, tl.int64) * (HIDDEN * (4 * WIDTH + 2) + groups + 1)
+    channel, unit = own + tl.arange(0, CHUNK)[:, None], first + tl.arange(0, GROUP)
     known = (channel < WIDTH) & (unit < HIDDEN)[None, :]
-    tl.store(first, direct, mask=known)
-    tl.store(first + WIDTH, alone, mask=known)
-    tl.store(first + 2 * WIDTH, direct - alone, mask=known)
-    tl.store(first + 3 * WIDTH, product, mask=known)
-    if start == 0:
+    matrix = place + unit[None, :] * (4 * WIDTH) + channel
+    tl.store(matrix, direct, mask=known)
+    tl.store(matrix + WIDTH, alone, mask=known)
+    tl.store(matrix + 2 * WIDTH, direct - alone, mask=known)
+    tl.store(matrix + 3 * WIDTH, product, mask=known)
+    if own == 0:
         place += HIDDEN * 4 * WIDTH
         tl.store(place + unit, dbias, mask=unit < HIDDEN)
-        tl.store(place + HIDDEN, tl.sum(dslope, axis=0))
-        tl.store(place + HIDDEN + 1 + unit, dsecond, mask=unit < HIDDEN)
-        tl.store(place + 2 * HIDDEN + 1, tl.sum(dsecond_bias, axis=0))
-
-
-def unit_sizes(width: int, hidden: int) -> list[int]:
-    """Numbers of the five tensors, as :func:`store_share` lays them."""
-    return [hidden * 4 * width, hidden, 1, hidden, 1]
+        tl.store(place + HIDDEN + unit, dsecond, mask=unit < HIDDEN)
+        tl.store(place + 2 * HIDDEN + tl.program_id(1), tl.sum(dalpha, axis=0))
+        if first == 0:
+            tl.store(place + 2 * HIDDEN + groups, tl.sum(dsecond_bias, axis=0))
 
 
 def unit_constants(width: int, hidden: int) -> dict[str, int]:
+    """Padded sizes: all channels, of a product, of a program's gradients; all hidden units."""
     channels = padded(width, 16)
-    return {"WIDTH": width, "HIDDEN": hidden, "PADDED": channels, "CHUNK": min(channels, WIDEST), "UNITS": padded(hidden, 16)}
+    return {"WIDTH": width, "HIDDEN": hidden, "PADDED": channels, "PART": min(channels, 32), "CHUNK": min(channels, WIDEST),
+            "UNITS": triton.cdiv(hidden, GROUP.value) * GROUP.value}
 
 
 FOLD = Kernel(unit_fold_kernel, "forward",
@@ -182,20 +212,45 @@ FOLD = Kernel(unit_fold_kernel, "forward",
               [Config(num_warps=4, CHANNELS=16)],
               [specimen(unit_fold_kernel, label, {**unit_constants(width, 36), "column_stride": 1})
                for label, width in (("alimama", 8), ("beauty", 64))])
+WEIGHT = Kernel(unit_weight_kernel, "backward",
+                {**dict.fromkeys(("x", "norm_weight", "norm_bias", "target", "folds", "bias", "prelu", "second", "da", "share"),
+                                 "*fp32"), "offsets": "*i64",
+                 **dict.fromkeys(("rows", "x_row", "x_column", "norm_weight_stride", "norm_bias_stride", "target_row",
+                                  "target_column", "bias_stride", "second_stride"), "i32")},
+                [Config(STEPS=16, num_warps=4), Config(STEPS=16, num_warps=2), Config(STEPS=32, num_warps=4)],
+                [specimen(unit_weight_kernel, label, {
+                    **unit_constants(width, 36), "NORM": True, "PRECISION": "ieee", **dict.fromkeys(
+                        ("x_column", "norm_weight_stride", "norm_bias_stride", "target_column", "bias_stride",
+                         "second_stride"), 1)}) for label, width in (("alimama", 8), ("beauty", 64), ("256", 256))])
 
 
 def unit_arguments(weights: list[Tensor], constants: dict[str, int]) -> dict:
     """The kernels' arguments of the unit's five tensors, the first one folded."""
     first, bias, prelu, second, second_bias = weights
     folds = torch.empty((3, constants["PADDED"], constants["UNITS"]), dtype=first.dtype, device=first.device)
-    shape = {name: constants[name] for name in ("WIDTH", "HIDDEN", "PADDED", "UNITS")}
-    FOLD(lambda blocks: (constants["PADDED"] // blocks["CHANNELS"],), weight=first, folds=folds,
-         row_stride=first.stride(0), column_stride=first.stride(1), **shape)
+    FOLD(lambda blocks: (constants["PADDED"] // blocks["CHANNELS"], constants["UNITS"] // GROUP.value), weight=first,
+         folds=folds, row_stride=first.stride(0), column_stride=first.stride(1),
+         **{name: constants[name] for name in ("WIDTH", "HIDDEN", "PADDED", "UNITS")})
     return dict(folds=folds, bias=bias, prelu=prelu, second=second, second_bias=second_bias, bias_stride=bias.stride(0),
                 second_stride=second.stride(1))
 
 
-def programs_of(rows: int, channels: int) -> int:
-    """Programs of a backward pass, each over every so many-th history: enough for the machine, few enough that their
-    shares of the weights' gradients weigh little against the histories."""
-    return min(rows, max(256, min(1024, 16384 // channels)))
+def unit_gradients(x: Tensor, offsets: Tensor, norm: list[Tensor], target: Tensor, weights: list[Tensor], unit: dict,
+                   da: Tensor) -> list[Tensor]:
+    """Gradients of the five tensors from that of the elements' weights ``da`` [ΣT]; ``unit`` is what
+    :func:`unit_arguments` gave."""
+    norm_weight, norm_bias, norm_weight_stride, norm_bias_stride = norm_tensors(norm)
+    rows, (hidden, width) = offsets.shape[0] - 1, (weights[0].shape[0], x.shape[1])
+    constants = unit_constants(width, hidden)
+    groups, chunks = constants["UNITS"] // GROUP.value, constants["PADDED"] // constants["CHUNK"]
+    programs = min(rows, max(1, PROGRAMS // chunks))
+    sizes = [hidden * 4 * width, hidden, hidden, groups, 1]
+    share = shares(programs, sum(sizes), like=x)
+    WEIGHT(lambda _: (programs, groups, chunks), bucket(rows, width), x=x, offsets=offsets, norm_weight=norm_weight,
+           norm_bias=norm_bias, target=target, da=da, share=share, rows=rows, x_row=x.stride(0), x_column=x.stride(1),
+           norm_weight_stride=norm_weight_stride, norm_bias_stride=norm_bias_stride, target_row=target.stride(0),
+           target_column=target.stride(1), NORM=bool(norm), PRECISION=precision(), **constants,
+           **{name: value for name, value in unit.items() if name != "second_bias"})
+    first, bias, second, alpha, second_bias = summed(share).split(sizes)
+    found = [first, bias, alpha.sum(), second, second_bias]
+    return [part.view(t.shape) for part, t in zip(found, weights, strict=True)]
