@@ -159,8 +159,8 @@ def unit_weight_kernel(x, offsets, norm_weight, norm_bias, target, folds, bias, 
         t_row = target + history * target_row
         q = tl.zeros((CHUNK, GROUP), tl.float32)
         s = tl.zeros((GROUP,), tl.float32)
-        for start in range(begin, end, STEPS):
-            element = start + tl.arange(0, STEPS)
+        for step in range(0, (end - begin).to(tl.int32), STEPS):
+            element = begin + step + tl.arange(0, STEPS)
             exists = element < end
             mean, rstd = row_statistics(x, element, exists, x_row, x_column, WIDTH, PADDED, NORM)
             hidden = hidden_units(x, element, exists, mean, rstd, norm_weight, norm_bias, t_row, folds, bias, first, x_row,

@@ -37,8 +37,8 @@ def sequence_pool_kernel(x, offsets, target, folds, bias, prelu, second, second_
     if target is not None:
         target += history * target_row
         alpha, b = tl.load(prelu), tl.load(second_bias)
-    for start in range(begin, end, STEPS):
-        element = start + tl.arange(0, STEPS)
+    for step in range(0, (end - begin).to(tl.int32), STEPS):
+        element = begin + step + tl.arange(0, STEPS)
         exists = element < end
         h = tl.load(x + element[:, None] * x_row + column[None, :] * x_column, mask=exists[:, None] & known[None, :],
                     other=0.0)
@@ -75,8 +75,8 @@ def sequence_pool_backward_kernel(x, offsets, target, folds, bias, prelu, second
     t = vector(target, own, target_column, WIDTH, CHUNK)
     dt = tl.zeros((CHUNK,), tl.float32)
     column = own + tl.arange(0, CHUNK)
-    for start in range(begin, end, STEPS):
-        element = start + tl.arange(0, STEPS)
+    for step in range(0, (end - begin).to(tl.int32), STEPS):
+        element = begin + step + tl.arange(0, STEPS)
         exists = element < end
         d = tl.zeros((STEPS,), tl.float32)
         for part in range(0, PADDED, PART):
@@ -113,8 +113,8 @@ def sequence_spread_kernel(offsets, gradient, dx, gradient_row, gradient_column,
     g = gradient + history * gradient_row + column * gradient_column
     g_sum = tl.load(g, mask=known, other=0.0)
     g_last = tl.load(g + WIDTH * gradient_column, mask=known, other=0.0)
-    for start in range(begin, end, STEPS):
-        element = start + tl.arange(0, STEPS)
+    for step in range(0, (end - begin).to(tl.int32), STEPS):
+        element = begin + step + tl.arange(0, STEPS)
         dh = g_sum[None, :] + tl.where((element == end - 1)[:, None], g_last[None, :], 0.0)
         tl.store(dx + element[:, None] * WIDTH + column[None, :], dh, mask=(element < end)[:, None] & known[None, :])
 
@@ -144,10 +144,11 @@ POOL = Kernel(sequence_pool_kernel, "forward", _SIGNATURE,
               [Config(STEPS=16, num_warps=4), Config(STEPS=16, num_warps=2), Config(STEPS=32, num_warps=4),
                Config(STEPS=16, num_warps=8), Config(STEPS=32, num_warps=8)],
               [*_specimens(sequence_pool_kernel, _WIDTHS),
-               *_specimens(sequence_pool_kernel, {"beauty without target": 64}, **dict.fromkeys(_TARGET))])
+               *_specimens(sequence_pool_kernel, {"beauty without target": 64}, **dict.fromkeys(_TARGET))],
+              occupancy=0.1875)
 BACKWARD = Kernel(sequence_pool_backward_kernel, "backward", _SIGNATURE,
                   [Config(STEPS=16, num_warps=4), Config(STEPS=16, num_warps=2), Config(STEPS=32, num_warps=4),
-                   Config(STEPS=16, num_warps=8)], _specimens(sequence_pool_backward_kernel, _WIDTHS))
+                   Config(STEPS=16, num_warps=8)], _specimens(sequence_pool_backward_kernel, _WIDTHS), occupancy=0.125)
 SPREAD = Kernel(sequence_spread_kernel, "backward", _SIGNATURE,
                 [Config(STEPS=16, num_warps=1), Config(STEPS=16, num_warps=2), Config(STEPS=16, num_warps=4)],
                 _specimens(sequence_spread_kernel, _WIDTHS, target=None))
