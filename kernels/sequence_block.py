@@ -56,6 +56,7 @@ def forward(x: Tensor, offsets: Tensor, norm: list[Tensor], weights: list[Tensor
     """Gives [ΣT, D]."""
     if layer == "zero" or x.numel() == 0:
         return x.clone(memory_format=torch.contiguous_format)
+    offsets = offsets.contiguous()
     if layer == "target_attn":
         from . import _target_attention
         return _target_attention.forward(x, offsets, norm, weights, target, activation, max_length)
@@ -69,6 +70,7 @@ def backward(gradient: Tensor, x: Tensor, offsets: Tensor, norm: list[Tensor], w
     if layer == "zero" or x.numel() == 0:
         dx = gradient.clone(memory_format=torch.contiguous_format)
         return [dx, *_zeros([*norm, *weights, *_present(target)])]
+    offsets = offsets.contiguous()
     if layer == "target_attn":
         from . import _target_attention
         return _target_attention.backward(gradient, x, offsets, norm, weights, target, activation, max_length)

@@ -159,7 +159,7 @@ def _common(x: Tensor, offsets: Tensor, target: Tensor | None, attention: list[T
     constants = _constants(x.shape[1], 0 if target is None else attention[0].shape[0])
     unit = {**dict.fromkeys(_TARGET[1:]), "bias_stride": 0, "second_stride": 0} if target is None else \
         unit_arguments(attention, constants)
-    return dict(x=x, offsets=offsets, target=target, x_row=x.stride(0), x_column=x.stride(1),
+    return dict(x=x, offsets=offsets.contiguous(), target=target, x_row=x.stride(0), x_column=x.stride(1),
                 target_row=0 if target is None else target.stride(0),
                 target_column=0 if target is None else target.stride(1), **unit, **constants, PRECISION=precision()), unit
 
@@ -185,7 +185,7 @@ def backward(gradient: Tensor, x: Tensor, offsets: Tensor, target: Tensor | None
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.numel() == 0 or target is None:
         if x.numel():
-            SPREAD(lambda _: (rows,), bucket(rows, width), offsets=offsets, gradient=gradient, dx=dx,
+            SPREAD(lambda _: (rows,), bucket(rows, width), offsets=offsets.contiguous(), gradient=gradient, dx=dx,
                    gradient_row=gradient.stride(0), gradient_column=gradient.stride(1), WIDTH=width, PADDED=padded(width))
         return [dx, *(torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in others)]
     common, unit = _common(x, offsets, target, attention)
@@ -193,4 +193,4 @@ def backward(gradient: Tensor, x: Tensor, offsets: Tensor, target: Tensor | None
     da = torch.empty(x.shape[0], dtype=x.dtype, device=x.device)
     BACKWARD(lambda _: (rows, common["PADDED"] // common["CHUNK"]), bucket(rows, width), gradient=gradient, dx=dx,
              dtarget=dtarget, da=da, gradient_row=gradient.stride(0), gradient_column=gradient.stride(1), **common)
-    return [dx, dtarget, *unit_gradients(x, offsets, [], target, attention, unit, da)]
+    return [dx, dtarget, *unit_gradients(x, common["offsets"], [], target, attention, unit, da)]
