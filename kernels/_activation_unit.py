@@ -74,6 +74,20 @@ def first_layer(folds, part: tl.constexpr, start, first, PADDED: tl.constexpr, C
 
 
 @triton.jit
+def add_part(hidden, constant, x, element, exists, mean, rstd, norm_weight, norm_bias, target, folds, start, first, x_row,
+             x_column, norm_weight_stride, norm_bias_stride, target_column, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+             PART: tl.constexpr, UNITS: tl.constexpr, NORM: tl.constexpr, PRECISION: tl.constexpr):
+    """What channels ``start``… add to ``M x`` and to m of the units ``first``…"""
+    t = vector(target, start, target_column, WIDTH, PART)[:, None]
+    h = chunk_of(x, element, exists, start, mean, rstd, norm_weight, norm_bias, x_row, x_column, norm_weight_stride,
+                 norm_bias_stride, WIDTH, PART, NORM)
+    matrix = first_layer(folds, 0, start, first, PADDED, PART, UNITS)
+    matrix += first_layer(folds, 2, start, first, PADDED, PART, UNITS) * t
+    constant += tl.sum(first_layer(folds, 1, start, first, PADDED, PART, UNITS) * t, axis=0)
+    return hidden + dot(h, matrix, PRECISION), constant
+
+
+@triton.jit
 def hidden_units(x, element, exists, mean, rstd, norm_weight, norm_bias, target, folds, bias, first, x_row, x_column,
                  norm_weight_stride, norm_bias_stride, target_column, bias_stride, WIDTH: tl.constexpr,
                  HIDDEN: tl.constexpr, PADDED: tl.constexpr, PART: tl.constexpr, UNITS: tl.constexpr, NORM: tl.constexpr,
@@ -82,14 +96,16 @@ def hidden_units(x, element, exists, mean, rstd, norm_weight, norm_bias, target,
     unit = first + tl.arange(0, GROUP)
     constant = tl.load(bias + unit * bias_stride, mask=unit < HIDDEN, other=0.0)
     hidden = tl.zeros((element.shape[0], GROUP), tl.float32)
-    for start in range(0, PADDED, PART):
-        t = vector(target, start, target_column, WIDTH, PART)[:, None]
-        h = chunk_of(x, element, exists, start, mean, rstd, norm_weight, norm_bias, x_row, x_column, norm_weight_stride,
-                     norm_bias_stride, WIDTH, PART, NORM)
-        matrix = first_layer(folds, 0, start, first, PADDED, PART, UNITS)
-        matrix += first_layer(folds, 2, start, first, PADDED, PART, UNITS) * t
-        constant += tl.sum(first_layer(folds, 1, start, first, PADDED, PART, UNITS) * t, axis=0)
-        hidden += dot(h, matrix, PRECISION)
+    if PADDED <= 2 * PART:
+        for start in tl.static_range(0, PADDED, PART):
+            hidden, constant = add_part(hidden, constant, x, element, exists, mean, rstd, norm_weight, norm_bias, target,
+                                        folds, start, first, x_row, x_column, norm_weight_stride, norm_bias_stride,
+                                        target_column, WIDTH, PADDED, PART, UNITS, NORM, PRECISION)
+    else:  # unrolled, this many parts would not stay in registers
+        for start in range(0, PADDED, PART):
+            hidden, constant = add_part(hidden, constant, x, element, exists, mean, rstd, norm_weight, norm_bias, target,
+                                        folds, start, first, x_row, x_column, norm_weight_stride, norm_bias_stride,
+                                        target_column, WIDTH, PADDED, PART, UNITS, NORM, PRECISION)
     return hidden + constant[None, :]
 
 
@@ -200,28 +216,32 @@ def unit_weight_kernel(x, offsets, norm_weight, norm_bias, target, folds, bias, 
             tl.store(place + 2 * HIDDEN + groups, tl.sum(dsecond_bias, axis=0))
 
 
-def unit_constants(width: int, hidden: int) -> dict[str, int]:
-    """Padded sizes: all channels, of a product, of a program's gradients; all hidden units."""
+def unit_constants(width: int, hidden: int, direction: str) -> dict[str, int]:
+    """Padded sizes: all channels, of a part of the hidden units' sum, in backward of a program's gradients; all units. How
+    wide parts may be is what registers hold beside the rest (measured, ``ameir-fast bench kernels --compile-only``)."""
     channels = padded(width, 16)
-    return {"WIDTH": width, "HIDDEN": hidden, "PADDED": channels, "PART": min(channels, 32), "CHUNK": min(channels, WIDEST),
-            "UNITS": triton.cdiv(hidden, GROUP.value) * GROUP.value}
+    constants = {"WIDTH": width, "HIDDEN": hidden, "PADDED": channels, "UNITS": triton.cdiv(hidden, GROUP.value) * GROUP.value}
+    if direction == "backward":
+        return {**constants, "PART": 16, "CHUNK": min(channels, WIDEST)}
+    return {**constants, "PART": 32 if channels in (32, 64) else 16}
 
 
 FOLD = Kernel(unit_fold_kernel, "forward",
               {"weight": "*fp32", "folds": "*fp32", "row_stride": "i32", "column_stride": "i32"},
               [Config(num_warps=4, CHANNELS=16)],
-              [specimen(unit_fold_kernel, label, {**unit_constants(width, 36), "column_stride": 1})
+              [specimen(unit_fold_kernel, label, {**unit_constants(width, 36, "forward"), "column_stride": 1})
                for label, width in (("alimama", 8), ("beauty", 64))])
 WEIGHT = Kernel(unit_weight_kernel, "backward",
                 {**dict.fromkeys(("x", "norm_weight", "norm_bias", "target", "folds", "bias", "prelu", "second", "da", "share"),
                                  "*fp32"), "offsets": "*i64",
                  **dict.fromkeys(("rows", "x_row", "x_column", "norm_weight_stride", "norm_bias_stride", "target_row",
                                   "target_column", "bias_stride", "second_stride"), "i32")},
-                [Config(STEPS=16, num_warps=4), Config(STEPS=16, num_warps=2), Config(STEPS=32, num_warps=4)],
+                [Config(STEPS=16, num_warps=8), Config(STEPS=16, num_warps=4), Config(STEPS=16, num_warps=2),
+                 Config(STEPS=32, num_warps=8)],
                 [specimen(unit_weight_kernel, label, {
-                    **unit_constants(width, 36), "NORM": True, "PRECISION": "ieee", **dict.fromkeys(
+                    **unit_constants(width, 36, "backward"), "NORM": True, "PRECISION": "ieee", **dict.fromkeys(
                         ("x_column", "norm_weight_stride", "norm_bias_stride", "target_column", "bias_stride",
-                         "second_stride"), 1)}) for label, width in (("alimama", 8), ("beauty", 64), ("256", 256))])
+                         "second_stride"), 1)}) for label, width in (("alimama", 8), ("beauty", 64), ("256", 256))], occupancy=0.125)
 
 
 def unit_arguments(weights: list[Tensor], constants: dict[str, int]) -> dict:
@@ -241,7 +261,7 @@ def unit_gradients(x: Tensor, offsets: Tensor, norm: list[Tensor], target: Tenso
     :func:`unit_arguments` gave."""
     norm_weight, norm_bias, norm_weight_stride, norm_bias_stride = norm_tensors(norm)
     rows, (hidden, width) = offsets.shape[0] - 1, (weights[0].shape[0], x.shape[1])
-    constants = unit_constants(width, hidden)
+    constants = unit_constants(width, hidden, "backward")
     groups, chunks = constants["UNITS"] // GROUP.value, constants["PADDED"] // constants["CHUNK"]
     programs = min(rows, max(1, PROGRAMS // chunks))
     sizes = [hidden * 4 * width, hidden, hidden, groups, 1]

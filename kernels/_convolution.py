@@ -111,7 +111,7 @@ def window_product(source, norm_weight, norm_bias, weight, element, left, right,
         mean, rstd = 0.0, 0.0
         if NORM and CHUNK < CHANNELS:
             mean, rstd = statistics(row, there, source_column, WIDTH, CHANNELS)
-        for start in range(0, CHANNELS, CHUNK):
+        for start in tl.static_range(0, CHANNELS, CHUNK):
             h = gathered(row, there, mean, rstd, norm_weight, norm_bias, start, source_column, norm_weight_stride,
                          norm_bias_stride, WIDTH, CHANNELS, CHUNK, NORM)
             channel = (start + tl.arange(0, CHUNK))[None, :, None]
@@ -228,8 +228,8 @@ def _specimens(prefix: str = "", **more) -> list[Specimen]:
     found = []
     for label, width, taps, dilation in (("alimama conv3", 8, 3, 1), ("alimama dconv7", 8, 7, 2), ("beauty conv1", 64, 1, 1),
                                          ("beauty dconv5", 64, 5, 2), ("256 dconv3", 256, 3, 2)):
-        found.append(Specimen(prefix + label, {**_constants(width, taps), "DILATION": dilation, "NORM": True, "PRECISION": "ieee",
-                                      **more}))
+        found.append(Specimen(prefix + label, {**_constants(width, taps), "DILATION": dilation, "NORM": True,
+                                               "PRECISION": "ieee", **more}))
     return found
 
 
@@ -248,7 +248,7 @@ CONVOLUTION = Kernel(convolution_kernel, "forward", _POINTERS | _SIZES,
 # One tile size in all configurations: the norm's shares are by tile.
 INPUT = Kernel(convolution_input_kernel, "backward", _POINTERS | _SIZES,
                [Config(AREA=4096, num_warps=8), Config(AREA=4096, num_warps=4), Config(AREA=4096, num_warps=16)],
-               _specimens())
+               _specimens(), occupancy=0.125)
 
 
 def _weight_constants(width: int, taps: int) -> dict[str, int]:

@@ -131,25 +131,25 @@ _CONTIGUOUS = dict.fromkeys(("x_column", "norm_weight_stride", "norm_bias_stride
                              "second_stride", "gradient_column"), 1)
 
 
-def _specimens(function) -> list:
-    return [specimen(function, label, {**unit_constants(width, 36), **_CONTIGUOUS, "NORM": True, "ACTIVATION": 1,
+def _specimens(function, direction: str) -> list:
+    return [specimen(function, label, {**unit_constants(width, 36, direction), **_CONTIGUOUS, "NORM": True, "ACTIVATION": 1,
                                        "PRECISION": "ieee"})
             for label, width in (("alimama", 8), ("beauty", 64), ("256", 256))]
 
 
 FORWARD = Kernel(target_attention_kernel, "forward", _SIGNATURE,
                  [Config(STEPS=16, num_warps=4), Config(STEPS=16, num_warps=2), Config(STEPS=32, num_warps=4),
-                  Config(STEPS=16, num_warps=8), Config(STEPS=32, num_warps=8)], _specimens(target_attention_kernel))
+                  Config(STEPS=16, num_warps=8), Config(STEPS=32, num_warps=8)], _specimens(target_attention_kernel, "forward"))
 BACKWARD = Kernel(target_attention_backward_kernel, "backward", _SIGNATURE,
                   [Config(STEPS=16, num_warps=4), Config(STEPS=16, num_warps=2), Config(STEPS=32, num_warps=4),
-                   Config(STEPS=16, num_warps=8)], _specimens(target_attention_backward_kernel), occupancy=0.125)
+                   Config(STEPS=16, num_warps=8)], _specimens(target_attention_backward_kernel, "backward"), occupancy=0.125)
 
 
 def _common(x: Tensor, offsets: Tensor, norm: list[Tensor], weights: list[Tensor], target: Tensor,
-            activation: str) -> tuple[dict, dict]:
+            activation: str, direction: str) -> tuple[dict, dict]:
     """Arguments of forward and backward, and those of them that are the unit's."""
     norm_weight, norm_bias, norm_weight_stride, norm_bias_stride = norm_tensors(norm)
-    constants = unit_constants(x.shape[1], weights[0].shape[0])
+    constants = unit_constants(x.shape[1], weights[0].shape[0], direction)
     unit = unit_arguments(weights, constants)
     return dict(x=x, offsets=offsets, norm_weight=norm_weight, norm_bias=norm_bias, target=target, x_row=x.stride(0),
                 x_column=x.stride(1), norm_weight_stride=norm_weight_stride, norm_bias_stride=norm_bias_stride,
@@ -161,8 +161,7 @@ def forward(x: Tensor, offsets: Tensor, norm: list[Tensor], weights: list[Tensor
             max_length: int) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows = offsets.shape[0] - 1
-    common, _ = _common(x, offsets, norm, weights, target, activation)
-    del common["CHUNK"]
+    common, _ = _common(x, offsets, norm, weights, target, activation, "forward")
     FORWARD(lambda _: (rows,), bucket(rows, x.shape[1]), out=out, **common)
     return out
 
@@ -171,7 +170,7 @@ def backward(gradient: Tensor, x: Tensor, offsets: Tensor, norm: list[Tensor], w
              activation: str, max_length: int) -> list[Tensor]:
     """Gradients of x, norm, the unit's tensors and the target."""
     rows, width = offsets.shape[0] - 1, x.shape[1]
-    common, unit = _common(x, offsets, norm, weights, target, activation)
+    common, unit = _common(x, offsets, norm, weights, target, activation, "backward")
     chunks = common["PADDED"] // common["CHUNK"]
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dtarget = torch.empty(target.shape, dtype=x.dtype, device=x.device)

@@ -127,36 +127,38 @@ _CONTIGUOUS = dict.fromkeys(("x_column", "target_column", "bias_stride", "second
 _TARGET = ("target", "folds", "bias", "prelu", "second", "second_bias")
 
 
-def _constants(width: int, hidden: int) -> dict:
+def _constants(width: int, hidden: int, direction: str) -> dict:
     if hidden:
-        return unit_constants(width, hidden)
+        return unit_constants(width, hidden, direction)
     channels = padded(width)
-    return {"WIDTH": width, "HIDDEN": 0, "PADDED": channels, "PART": channels, "CHUNK": channels, "UNITS": 16}
+    return {"WIDTH": width, "HIDDEN": 0, "PADDED": channels, "PART": channels, "UNITS": 16}
 
 
-def _specimens(function, labels: dict[str, int], **absent) -> list[Specimen]:
-    return [specimen(function, label, {**_constants(width, 0 if absent else 36), **_CONTIGUOUS, **absent, "PRECISION": "ieee"})
-            for label, width in labels.items()]
+def _specimens(function, labels: dict[str, int], direction: str, **absent) -> list[Specimen]:
+    return [specimen(function, label, {**_constants(width, 0 if absent else 36, direction), **_CONTIGUOUS, **absent,
+                                       "PRECISION": "ieee"}) for label, width in labels.items()]
 
 
 _WIDTHS = {"alimama": 8, "beauty": 64, "256": 256}
 POOL = Kernel(sequence_pool_kernel, "forward", _SIGNATURE,
               [Config(STEPS=16, num_warps=4), Config(STEPS=16, num_warps=2), Config(STEPS=32, num_warps=4),
                Config(STEPS=16, num_warps=8), Config(STEPS=32, num_warps=8)],
-              [*_specimens(sequence_pool_kernel, _WIDTHS),
-               *_specimens(sequence_pool_kernel, {"beauty without target": 64}, **dict.fromkeys(_TARGET))],
+              [*_specimens(sequence_pool_kernel, _WIDTHS, "forward"),
+               *_specimens(sequence_pool_kernel, {"beauty without target": 64}, "forward",
+                            **dict.fromkeys(_TARGET))],
               occupancy=0.1875)
 BACKWARD = Kernel(sequence_pool_backward_kernel, "backward", _SIGNATURE,
                   [Config(STEPS=16, num_warps=4), Config(STEPS=16, num_warps=2), Config(STEPS=32, num_warps=4),
-                   Config(STEPS=16, num_warps=8)], _specimens(sequence_pool_backward_kernel, _WIDTHS), occupancy=0.125)
+                   Config(STEPS=16, num_warps=8)], _specimens(sequence_pool_backward_kernel, _WIDTHS, "backward"), occupancy=0.125)
 SPREAD = Kernel(sequence_spread_kernel, "backward", _SIGNATURE,
                 [Config(STEPS=16, num_warps=1), Config(STEPS=16, num_warps=2), Config(STEPS=16, num_warps=4)],
-                _specimens(sequence_spread_kernel, _WIDTHS, target=None))
+                _specimens(sequence_spread_kernel, _WIDTHS, "backward", target=None), occupancy=0.1875)
 
 
-def _common(x: Tensor, offsets: Tensor, target: Tensor | None, attention: list[Tensor]) -> tuple[dict, dict]:
+def _common(x: Tensor, offsets: Tensor, target: Tensor | None, attention: list[Tensor],
+            direction: str) -> tuple[dict, dict]:
     """Arguments of forward and backward, and those of them that are the unit's."""
-    constants = _constants(x.shape[1], 0 if target is None else attention[0].shape[0])
+    constants = _constants(x.shape[1], 0 if target is None else attention[0].shape[0], direction)
     unit = {**dict.fromkeys(_TARGET[1:]), "bias_stride": 0, "second_stride": 0} if target is None else \
         unit_arguments(attention, constants)
     return dict(x=x, offsets=offsets.contiguous(), target=target, x_row=x.stride(0), x_column=x.stride(1),
@@ -171,8 +173,7 @@ def forward(x: Tensor, offsets: Tensor, target: Tensor | None, attention: list[T
     if x.numel() == 0:
         return torch.zeros(shape, dtype=x.dtype, device=x.device)
     out = torch.empty(shape, dtype=x.dtype, device=x.device)
-    common, _ = _common(x, offsets, target, attention)
-    del common["CHUNK"]
+    common, _ = _common(x, offsets, target, attention, "forward")
     POOL(lambda _: (rows,), (target is None, *bucket(rows, width)), out=out, **common)
     return out
 
@@ -188,7 +189,7 @@ def backward(gradient: Tensor, x: Tensor, offsets: Tensor, target: Tensor | None
             SPREAD(lambda _: (rows,), bucket(rows, width), offsets=offsets.contiguous(), gradient=gradient, dx=dx,
                    gradient_row=gradient.stride(0), gradient_column=gradient.stride(1), WIDTH=width, PADDED=padded(width))
         return [dx, *(torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in others)]
-    common, unit = _common(x, offsets, target, attention)
+    common, unit = _common(x, offsets, target, attention, "backward")
     dtarget = torch.empty(target.shape, dtype=x.dtype, device=x.device)
     da = torch.empty(x.shape[0], dtype=x.dtype, device=x.device)
     BACKWARD(lambda _: (rows, common["PADDED"] // common["CHUNK"]), bucket(rows, width), gradient=gradient, dx=dx,
