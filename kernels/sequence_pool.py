@@ -121,7 +121,8 @@ def sequence_spread_kernel(offsets, gradient, dx, gradient_row, gradient_column,
 
 _SIGNATURE = {**dict.fromkeys(("x", "target", "folds", "bias", "prelu", "second", "second_bias", "out", "gradient", "dx",
                                "dtarget", "da"), "*fp32"), "offsets": "*i64",
-              **dict.fromkeys(("x_row", "x_column", "target_row", "target_column", "bias_stride", "second_stride", "gradient_row", "gradient_column"), "i32")}
+              **dict.fromkeys(("x_row", "x_column", "target_row", "target_column", "bias_stride", "second_stride",
+                               "gradient_row", "gradient_column"), "i32")}
 _CONTIGUOUS = dict.fromkeys(("x_column", "target_column", "bias_stride", "second_stride",
                              "gradient_column"), 1)
 _TARGET = ("target", "folds", "bias", "prelu", "second", "second_bias")
@@ -149,7 +150,8 @@ POOL = Kernel(sequence_pool_kernel, "forward", _SIGNATURE,
               occupancy=0.1875)
 BACKWARD = Kernel(sequence_pool_backward_kernel, "backward", _SIGNATURE,
                   [Config(STEPS=16, num_warps=4), Config(STEPS=16, num_warps=2), Config(STEPS=32, num_warps=4),
-                   Config(STEPS=16, num_warps=8)], _specimens(sequence_pool_backward_kernel, _WIDTHS, "backward"), occupancy=0.125)
+                   Config(STEPS=16, num_warps=8)],
+                  _specimens(sequence_pool_backward_kernel, _WIDTHS, "backward"), occupancy=0.125)
 SPREAD = Kernel(sequence_spread_kernel, "backward", _SIGNATURE,
                 [Config(STEPS=16, num_warps=1), Config(STEPS=16, num_warps=2), Config(STEPS=16, num_warps=4)],
                 _specimens(sequence_spread_kernel, _WIDTHS, "backward", target=None), occupancy=0.1875)
@@ -161,7 +163,8 @@ def _common(x: Tensor, offsets: Tensor, target: Tensor | None, attention: list[T
     constants = _constants(x.shape[1], 0 if target is None else attention[0].shape[0], direction)
     unit = {**dict.fromkeys(_TARGET[1:]), "bias_stride": 0, "second_stride": 0} if target is None else \
         unit_arguments(attention, constants)
-    return dict(x=x, offsets=offsets.contiguous(), target=target, x_row=x.stride(0), x_column=x.stride(1),
+    return dict(x=x, offsets=offsets.contiguous(), target=target, x_row=x.stride(0),
+                x_column=x.stride(1),
                 target_row=0 if target is None else target.stride(0),
                 target_column=0 if target is None else target.stride(1), **unit, **constants, PRECISION=precision()), unit
 
