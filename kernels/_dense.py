@@ -133,12 +133,14 @@ def store_weight_gradient(partial, bias_partial, total, bias_total, part, n, beg
 
 
 @triton.jit
-def sum_parts_kernel(out, parts, count, size, BLOCK: tl.constexpr):
+def sum_parts_kernel(out, parts, count, size, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr):
     """out[i] = Σ_p parts[p, i]."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
-    for p in range(count):
-        total += tl.load(parts + p * size + i, i < size, other=0.0)
+    for begin in range(0, count, BLOCK_P):
+        p = begin + tl.arange(0, BLOCK_P)
+        total += tl.sum(tl.load(parts + p[:, None].to(tl.int64) * size + i[None, :],
+                                (p < count)[:, None] & (i < size)[None, :], other=0.0), 0)
     tl.store(out + i, total, i < size)
 
 
@@ -175,7 +177,7 @@ WEIGHT_GRADIENT = Kernel(
 
 SUM_PARTS = Kernel(
     sum_parts_kernel, "backward", {"out": "*fp32", "parts": "*fp32", "count": "i32", "size": "i32"},
-    [Config(BLOCK=256), Config(BLOCK=512), Config(BLOCK=1024)], [Specimen("any", {})])
+    [Config(BLOCK=32, BLOCK_P=32), Config(BLOCK=256, BLOCK_P=4), Config(BLOCK=32, BLOCK_P=128)], [Specimen("any", {})])
 
 
 def output_block(outputs: int) -> int:

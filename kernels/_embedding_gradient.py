@@ -46,8 +46,9 @@ def product_gradients_kernel(gradients, involved, starts, entries, embedding, ro
         for factor in range(order):
             field = tl.load(factors + number * order + factor)
             if (field >= 0) & (factor != entry % order):
-                term *= lookup(embedding, rows, pooled, slots, sample, field + k * 0, k, present, wanted, 1.0,
-                               embedding_row, embedding_column, rows_row, rows_column, K, MULTI)
+                term *= lookup(embedding, rows, pooled, slots, sample, tl.full([1, 1], 0, tl.int32) + field, k, present,
+                               tl.full([1, 1], 1, tl.int1), wanted, 1.0, embedding_row, embedding_column, rows_row,
+                               rows_column, K, MULTI)
         total += term
     tl.store(own, total, present & wanted)
 

@@ -20,37 +20,40 @@ from ._plan import Plan
 
 
 @triton.jit
-def lookup(embedding, rows, pooled, slots, samples, fields, components, present, wanted, other: tl.constexpr,
+def lookup(embedding, rows, pooled, slots, samples, fields, components, present, wanted, inside, other: tl.constexpr,
            embedding_row, embedding_column, rows_row, rows_column, K: tl.constexpr, MULTI: tl.constexpr):
-    """``e_field[component]``, [B, C], of int64 samples [B, 1] that are ``present`` and fields, components [1, C] that are
-    ``wanted``; ``other`` elsewhere."""
-    mask = present & wanted
+    """``e_field[component]`` of int64 samples that are ``present``, fields that are ``wanted`` and components that are
+    ``inside``; ``other`` elsewhere. Shapes broadcast; an id is read once for each place of samples and fields."""
+    chosen = present & wanted
     if MULTI > 0:
         slot = tl.load(slots + fields, wanted, other=0)
-        single, in_bag = present & (wanted & (slot < 0)), present & (wanted & (slot >= 0))
-        ids = tl.load(rows + samples * rows_row + fields.to(tl.int64) * rows_column, single, other=0)
-        value = tl.load(embedding + ids * embedding_row + components * embedding_column, single, other=other)
-        mean = tl.load(pooled + (samples * MULTI + slot) * K + components, in_bag, other=other)
+        single, in_bag = chosen & (slot < 0), chosen & (slot >= 0)
+        ids = tl.load(rows + (samples * rows_row + fields.to(tl.int64) * rows_column), single, other=0)
+        value = tl.load(embedding + (ids * embedding_row + components * embedding_column), single & inside,
+                        other=other)
+        mean = tl.load(pooled + ((samples * MULTI + slot) * K + components), in_bag & inside, other=other)
         value = tl.where(slot >= 0, mean, value)
     else:
-        ids = tl.load(rows + samples * rows_row + fields.to(tl.int64) * rows_column, mask, other=0)
-        value = tl.load(embedding + ids * embedding_row + components * embedding_column, mask, other=other)
+        ids = tl.load(rows + (samples * rows_row + fields.to(tl.int64) * rows_column), chosen, other=0)
+        value = tl.load(embedding + (ids * embedding_row + components * embedding_column), chosen & inside,
+                        other=other)
     return value
 
 
 @triton.jit
-def parts_block(embedding, rows, pooled, slots, factors, samples, parts, components, present, wanted, last, fields,
-                order, embedding_row, embedding_column, rows_row, rows_column, K: tl.constexpr, MULTI: tl.constexpr):
+def parts_block(embedding, rows, pooled, slots, factors, samples, parts, components, present, wanted, inside, last,
+                fields, order, embedding_row, embedding_column, rows_row, rows_column, K: tl.constexpr,
+                MULTI: tl.constexpr):
     """Components of parts: fields, or products of up to ``order`` of them; 0 beyond the masks. ``last`` is the last part:
     where it is a field, products are not looked at."""
     of_product = wanted & (parts >= fields)
     table = factors + (parts - fields) * order
     first = tl.where(of_product, tl.load(table, of_product, other=0), parts)
-    values = lookup(embedding, rows, pooled, slots, samples, first, components, present, wanted, 0.0, embedding_row,
-                    embedding_column, rows_row, rows_column, K, MULTI)
+    values = lookup(embedding, rows, pooled, slots, samples, first, components, present, wanted, inside, 0.0,
+                    embedding_row, embedding_column, rows_row, rows_column, K, MULTI)
     for place in range(1, tl.where(last >= fields, order, 1)):
         field = tl.load(table + place, of_product, other=-1)
-        values *= lookup(embedding, rows, pooled, slots, samples, field, components, present, field >= 0, 1.0,
+        values *= lookup(embedding, rows, pooled, slots, samples, field, components, present, field >= 0, inside, 1.0,
                          embedding_row, embedding_column, rows_row, rows_column, K, MULTI)
     return values
 
@@ -62,8 +65,9 @@ def columns_block(begin, samples, present, embedding, rows, pooled, slots, facto
     """[e, p][samples, begin : begin + BLOCK_C] of ``columns``; samples int64 [BLOCK_B] of which ``present`` exist."""
     column = begin + tl.arange(0, BLOCK_C)[None, :]
     return parts_block(embedding, rows, pooled, slots, factors, samples[:, None], column // K, column % K,
-                       present[:, None], column < columns, (tl.minimum(begin + BLOCK_C, columns) - 1) // K, fields,
-                       order, embedding_row, embedding_column, rows_row, rows_column, K, MULTI)
+                       present[:, None], column < columns, column < columns,
+                       (tl.minimum(begin + BLOCK_C, columns) - 1) // K, fields, order, embedding_row,
+                       embedding_column, rows_row, rows_column, K, MULTI)
 
 
 @triton.jit
