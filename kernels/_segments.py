@@ -132,7 +132,7 @@ def segment_joins_kernel(target, first, second, heads, tails, keys, count, limit
 
 def places_block(block_k: int) -> int:
     """Places of a program, so that a thread holds few of their numbers."""
-    return min(256, max(16, 2048 // block_k))
+    return min(256, max(8, 1024 // block_k))
 
 
 _NUMBERS = dict.fromkeys(("learning_rate", "beta1", "beta2", "rest1", "rest2", "correction1", "correction2", "eps"),

@@ -66,9 +66,9 @@ def embedding_interactions_kernel(out, weight, bias, other, embedding, rows, poo
             z += dot(h, tl.trans(w), PRECISION)
         weight += dense_width.to(tl.int64) * weight_column
     for begin in range(0, columns, BLOCK_C):
+        w = weight_block(weight, n, wanted, begin, columns, weight_row, weight_column, BLOCK_C)
         h = columns_block(begin, sample, present, embedding, rows, pooled, slots, factors, fields, columns,
                           order, embedding_row, embedding_column, rows_row, rows_column, K, MULTI, BLOCK_C)
-        w = weight_block(weight, n, wanted, begin, columns, weight_row, weight_column, BLOCK_C)
         z += dot(h, tl.trans(w), PRECISION)
     z += tl.load(bias + n, wanted, other=0.0)[None, :]
     mask = present[:, None] & wanted[None, :]

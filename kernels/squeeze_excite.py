@@ -86,11 +86,12 @@ def squeeze_excite_kernel(out, project, squeeze, excite, embedding, rows, pooled
                           rows_column, K, MULTI, BLOCK_K, BLOCK_S, BLOCK_B, BLOCK_P)
     total = tl.zeros([BLOCK_B, BLOCK_K], tl.float32)
     for begin in range(0, parts, BLOCK_P):
-        q = some_parts(begin, first_sample, embedding, rows, pooled, slots, factors, samples, parts, fields, order,
-                       embedding_row, embedding_column, rows_row, rows_column, K, MULTI, BLOCK_K, BLOCK_B, BLOCK_P)
         w = small_block(excite, begin + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_S), parts, hidden_size, excite_row,
                         excite_column)
-        total += tl.sum(excitations(hidden, w)[:, :, None] * q, 1)
+        a = excitations(hidden, w)
+        q = some_parts(begin, first_sample, embedding, rows, pooled, slots, factors, samples, parts, fields, order,
+                       embedding_row, embedding_column, rows_row, rows_column, K, MULTI, BLOCK_K, BLOCK_B, BLOCK_P)
+        total += tl.sum(a[:, :, None] * q, 1)
     sample = first_sample + tl.arange(0, BLOCK_B)
     tl.store(out + sample[:, None] * K + k[None, :], total, (sample < samples)[:, None] & (k < K)[None, :])
 
@@ -116,10 +117,10 @@ def squeeze_excite_backward_kernel(d_parts, d_project, d_raw, projected, d_hidde
     dh = tl.zeros([BLOCK_B, BLOCK_S], tl.float32)
     for begin in range(0, parts, BLOCK_P):
         part = begin + tl.arange(0, BLOCK_P)
-        q = some_parts(begin, first_sample, embedding, rows, pooled, slots, factors, samples, parts, fields, order,
-                       embedding_row, embedding_column, rows_row, rows_column, K, MULTI, BLOCK_K, BLOCK_B, BLOCK_P)
         w = small_block(excite, part, s, parts, hidden_size, excite_row, excite_column)
         a = excitations(hidden, w)
+        q = some_parts(begin, first_sample, embedding, rows, pooled, slots, factors, samples, parts, fields, order,
+                       embedding_row, embedding_column, rows_row, rows_column, K, MULTI, BLOCK_K, BLOCK_B, BLOCK_P)
         dt = tl.sum(q * g[:, None, :], 2) * a * (1.0 - a)
         dh += tl.sum(dt[:, :, None] * w[None, :, :], 1)
         mask = present & (part < parts)[None, :]
@@ -131,11 +132,11 @@ def squeeze_excite_backward_kernel(d_parts, d_project, d_raw, projected, d_hidde
     dv = tl.zeros([BLOCK_K], tl.float32)
     for begin in range(0, parts, BLOCK_P):
         part = begin + tl.arange(0, BLOCK_P)
-        q = some_parts(begin, first_sample, embedding, rows, pooled, slots, factors, samples, parts, fields, order,
-                       embedding_row, embedding_column, rows_row, rows_column, K, MULTI, BLOCK_K, BLOCK_B, BLOCK_P)
         a = excitations(hidden, small_block(excite, part, s, parts, hidden_size, excite_row, excite_column))
         w = small_block(squeeze, s, part, hidden_size, parts, squeeze_row, squeeze_column)
         ds = tl.sum(dh[:, :, None] * w[None, :, :], 1)
+        q = some_parts(begin, first_sample, embedding, rows, pooled, slots, factors, samples, parts, fields, order,
+                       embedding_row, embedding_column, rows_row, rows_column, K, MULTI, BLOCK_K, BLOCK_B, BLOCK_P)
         dv += tl.sum(tl.sum(ds[:, :, None] * q, 1), 0)
         at = (sample[:, None] * parts + part[None, :])[:, :, None] * K + k[None, None, :]
         tl.store(d_parts + at, a[:, :, None] * g[:, None, :] + ds[:, :, None] * v[None, None, :],
@@ -150,7 +151,7 @@ def _blocks(k: int, hidden: int) -> dict:
     """Samples of a program, so that a thread holds few numbers of the largest block."""
     block_k, block_s = triton.next_power_of_2(k), triton.next_power_of_2(hidden)
     return {"BLOCK_K": block_k, "BLOCK_S": block_s, "BLOCK_P": BLOCK_P,
-            "BLOCK_B": min(32, max(1, 4096 // (BLOCK_P * max(block_k, block_s))))}
+            "BLOCK_B": min(32, max(1, 1024 // (BLOCK_P * max(block_k, block_s))))}
 
 
 _INTS = dict.fromkeys(("samples", "parts", "hidden_size", "project_column", "squeeze_row", "squeeze_column",

@@ -187,3 +187,146 @@ def test_no_inputs_at_all():
     assert torch.equal(forward(*arguments), bias.relu().expand(5, 2))
     d_embedding, d_weight, d_bias = backward(torch.ones(5, 2, device=DEVICE), *arguments)
     assert not d_embedding.any() and d_weight.shape == (2, 0) and torch.equal(d_bias, 5.0 * (bias > 0))
+
+
+# ---- memory traffic -----------------------------------------------------------------------------
+
+
+class Counter:
+    """Bytes that kernels load and store in the interpreter: each address once for all programs that ``group`` puts together
+    (a program's own rereading, and its neighbours', is the caches' work), by the tensor it lies in."""
+
+    def __init__(self, monkeypatch, group):
+        from triton.runtime import interpreter
+        self.group, self.at = group, (0, 0, 0)
+        self.loaded, self.stored = {}, {}
+        builder = interpreter.InterpreterBuilder
+        place, load, store = builder.set_grid_idx, builder.create_masked_load, builder.create_masked_store
+
+        def set_grid_idx(this, *at):
+            self.at = at
+            place(this, *at)
+
+        def create_masked_load(this, ptrs, mask, *rest):
+            self._count(self.loaded, ptrs, mask)
+            return load(this, ptrs, mask, *rest)
+
+        def create_masked_store(this, ptrs, value, mask, *rest):
+            self._count(self.stored, ptrs, mask)
+            return store(this, ptrs, value, mask, *rest)
+
+        for function in (set_grid_idx, create_masked_load, create_masked_store):
+            monkeypatch.setattr(builder, function.__name__, function)
+
+    def _count(self, seen: dict, ptrs, mask) -> None:
+        width = max(8, ptrs.get_element_ty().primitive_bitwidth) // 8
+        addresses = seen.setdefault((self.group(*self.at), width), set())
+        addresses.update(ptrs.data[mask.data].tolist())
+
+    def bytes(self, seen: dict) -> int:
+        return sum(width * len(addresses) for (_, width), addresses in seen.items())
+
+
+CRITEO_FACTORS, CRITEO_ORDERS = [0, 13, 5, 20, 2, 17, 25, 13, 14, 30, 8, 19, 26, 33], [2, 2, 3, 3, 4]
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="counted in the interpreter")
+def test_device_memory_traffic(monkeypatch):
+    """The first layer and what follows, at the shapes of Criteo but for the batch: at most 1.15 of the least."""
+    from ameir_fast.kernels import _dense, embedding_interactions, sliced_mlp
+    g = torch.Generator().manual_seed(0)
+    samples, fields, k, outputs, last = 96, 39, 16, 422, 211
+    columns = (fields + len(CRITEO_ORDERS)) * k
+    embedding = torch.randn(20_000, k, generator=g)
+    rows = torch.randint(20_000, (samples, fields), generator=g)
+    largest = torch.randn(columns, columns, generator=g) * columns ** -0.5
+    first, second, bias = largest[:outputs, :columns], largest[:last, :outputs], torch.randn(columns, generator=g)
+    arguments = (embedding, rows, None, None, [], CRITEO_FACTORS, CRITEO_ORDERS, None, first, bias[:outputs], "relu")
+
+    with monkeypatch.context() as patch:
+        block_b = embedding_interactions.INTERACTIONS.configs[0].blocks["BLOCK_B"]
+        tiles = -(-outputs // _dense.output_block(outputs))
+        counter = Counter(patch, lambda x, y, z: x // tiles)
+        h1 = embedding_interactions.forward(*arguments)
+        loaded, stored = counter.bytes(counter.loaded), counter.bytes(counter.stored)
+        distinct = sum(len(part.unique()) for part in rows.split(block_b))
+        said = embedding_interactions.traffic(samples, fields, columns, outputs, 0, k, distinct,
+                                              len(CRITEO_ORDERS) * max(CRITEO_ORDERS))
+        assert (loaded, stored) == (said["loaded"], said["stored"])
+        assert loaded + stored <= 1.15 * said["minimum"]
+    with monkeypatch.context() as patch:
+        block_b = _dense.LINEAR.configs[0].blocks["BLOCK_B"]
+        tiles = -(-last // _dense.output_block(last))
+        counter = Counter(patch, lambda x, y, z: x // tiles)
+        out, _ = sliced_mlp.forward(h1, [second], [bias[:last]], ["identity", "relu"], [])
+        loaded, stored = counter.bytes(counter.loaded), counter.bytes(counter.stored)
+        row_tiles = -(-samples // block_b)
+        least = 4 * (samples * (outputs + last) + row_tiles * last * (outputs + 1))
+        assert loaded + stored <= 1.15 * least, (loaded + stored, least)
+    want = ops.OPS["embedding_interactions"].reference(*arguments)
+    want = (want @ second.t() + bias[:last]).relu()
+    assert error(out, want.double()) <= 1e-4
+
+
+# ---- determinism, precision, slices -------------------------------------------------------------
+
+
+def usual(seed: int = 0, samples: int = 70) -> list:
+    """Six fields, one of them a bag, with hot ids; from the middle of a larger matrix."""
+    draw = Draw(seed, torch.float32)
+    rows = draw.ids(6, samples, 6)
+    sizes = draw.ids(4, samples)
+    offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    weight = draw(60, 130, scale=0.1).detach()[5:50, 20:20 + 7 + 8 * 8].requires_grad_()
+    return [draw(40, 8), rows, draw.ids(40, int(sizes.sum())), offsets, [4], [0, 1, 3, 4, 5], [2, 3], draw(samples, 7),
+            weight, draw(45), "swish"]
+
+
+def test_equal_bits_every_time():
+    first, second = (by_kernels("embedding_interactions", usual()) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_atomics_add_up_to_the_same(monkeypatch):
+    want = by_kernels("embedding_interactions", usual())
+    monkeypatch.setenv("AMEIR_FAST_TRITON_ATOMICS", "1")
+    got = by_kernels("embedding_interactions", usual())
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sample_is_the_same_in_any_batch():
+    from ameir_fast.kernels import embedding_interactions, squeeze_excite
+    embedding, rows, _, _, _, factors, orders, dense, weight, bias, _ = detached(usual())
+    v, w1, w2 = detached([Draw(1, torch.float32)(*shape) for shape in ((1, 8), (4, 8), (8, 4))])
+    for begin, end in ((0, 1), (5, 12), (30, 70)):
+        few = rows[begin:end]
+        lookup = ([], factors, orders)
+        whole = embedding_interactions.forward(embedding, rows, None, None, *lookup, dense, weight, bias, "swish")
+        part = embedding_interactions.forward(embedding, few, None, None, *lookup, dense[begin:end], weight, bias,
+                                              "swish")
+        assert torch.equal(part, whole[begin:end])
+        whole = squeeze_excite.forward(embedding, rows, None, None, *lookup, v, w1, w2)
+        assert torch.equal(squeeze_excite.forward(embedding, few, None, None, *lookup, v, w1, w2), whole[begin:end])
+
+
+@pytest.mark.parametrize("precision, tolerance", [("tf32", 0.02), ("bf16", 0.1)])
+def test_lower_precision(monkeypatch, precision, tolerance):
+    """Chosen by the environment, for all matrix products; near enough to the exact ones."""
+    want = by_kernels("embedding_interactions", usual())
+    monkeypatch.setenv("AMEIR_FAST_TRITON_PRECISION", precision)
+    for a, b in zip(by_kernels("embedding_interactions", usual()), want, strict=True):
+        assert error(a, b.double()) <= tolerance * max(1.0, float(b.abs().max()))
+    monkeypatch.setenv("AMEIR_FAST_TRITON_PRECISION", "fp8")
+    with pytest.raises(ValueError, match="fp8"):
+        by_kernels("embedding_interactions", usual())
+
+
+def test_plans_are_made_once():
+    from ameir_fast.kernels._plan import plan_of
+    rows = torch.zeros(3, 4, dtype=torch.int64, device=DEVICE)
+    plan = plan_of(rows, [2], [0, 1, 1, 2, 3], [2, 3])
+    assert plan_of(rows[:1], [2], [0, 1, 1, 2, 3], [2, 3]) is plan
+    assert plan.parts == 6 and plan.factors.tolist() == [[0, 1, -1], [1, 2, 3]] and plan.slots.tolist() == [-1, -1, 0, -1]
+    assert plan.involved.tolist() == [0, 1, 2, 3] and plan.entries.tolist() == [0, 1, 3, 4, 5]
+    assert plan.starts.tolist() == [0, 1, 3, 4, 5]
