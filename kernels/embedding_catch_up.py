@@ -82,15 +82,15 @@ def catch_up_kernel(embedding, first, second, last_step, rows, sums, logs, count
 
 
 def _block(block_k: int) -> int:
-    """Rows of a program: eight numbers a thread of each tensor."""
-    return min(128, max(1, 512 // block_k))
+    """Rows of a program: two numbers a thread of each tensor."""
+    return min(64, max(1, 256 // block_k))
 
 
 CATCH_UP = Kernel(
     catch_up_kernel, "update",
     {**dict.fromkeys(("embedding", "first", "second"), "*fp32"), "last_step": "*i32", "rows": "*i32", "sums": "*fp64",
      "logs": "*fp64", **dict.fromkeys(("count", "limit", "base", "step", "exact", "window"), "i32"), "eps": "fp32"},
-    [Config(num_warps=2), Config(num_warps=4), Config(num_warps=1)],
+    [Config(num_warps=4), Config(num_warps=2), Config(num_warps=1)],
     [Specimen(f"K{k}{label}", {"K": k, "BLOCK_K": k, "BLOCK": _block(k), **rows})
      for k, label, rows in ((4, "", {}), (16, "", {}), (16, " all rows", {"rows": None}), (64, "", {}), (128, "", {}))],
     accumulates=("embedding", "first", "second", "last_step"))

@@ -114,6 +114,7 @@ def squeeze_excite_backward_kernel(d_parts, d_project, d_raw, projected, d_hidde
     hidden = hidden_units(first_sample, v, squeeze, squeeze_row, squeeze_column, hidden_size, embedding, rows, pooled,
                           slots, factors, samples, parts, fields, order, embedding_row, embedding_column, rows_row,
                           rows_column, K, MULTI, BLOCK_K, BLOCK_S, BLOCK_B, BLOCK_P)
+    tl.store(hidden_out + sample[:, None] * hidden_size + s[None, :], hidden, present & (s < hidden_size)[None, :])
     dh = tl.zeros([BLOCK_B, BLOCK_S], tl.float32)
     for begin in range(0, parts, BLOCK_P):
         part = begin + tl.arange(0, BLOCK_P)
@@ -128,7 +129,6 @@ def squeeze_excite_backward_kernel(d_parts, d_project, d_raw, projected, d_hidde
         tl.store(projected + sample[:, None] * parts + part[None, :], tl.sum(q * v[None, None, :], 2), mask)
     dh = tl.where(hidden > 0, dh, 0.0)
     tl.store(d_hidden + sample[:, None] * hidden_size + s[None, :], dh, present & (s < hidden_size)[None, :])
-    tl.store(hidden_out + sample[:, None] * hidden_size + s[None, :], hidden, present & (s < hidden_size)[None, :])
     dv = tl.zeros([BLOCK_K], tl.float32)
     for begin in range(0, parts, BLOCK_P):
         part = begin + tl.arange(0, BLOCK_P)
@@ -147,42 +147,46 @@ def squeeze_excite_backward_kernel(d_parts, d_project, d_raw, projected, d_hidde
 BLOCK_P = 8
 
 
-def _blocks(k: int, hidden: int) -> dict:
-    """Samples of a program, so that a thread holds few numbers of the largest block."""
+def _blocks(k: int, hidden: int, backwards: bool) -> dict:
+    """Samples of a program, by compiling: as many as registers have room for on every architecture."""
     block_k, block_s = triton.next_power_of_2(k), triton.next_power_of_2(hidden)
-    return {"BLOCK_K": block_k, "BLOCK_S": block_s, "BLOCK_P": BLOCK_P,
-            "BLOCK_B": min(32, max(1, 1024 // (BLOCK_P * max(block_k, block_s))))}
+    widest = max(block_k, block_s)
+    if backwards:
+        samples = min(8, (2048 if widest >= 64 else 1024) // (BLOCK_P * widest))
+    else:
+        samples = min(32, (2048 if widest <= 16 else 1024) // (BLOCK_P * widest))
+    return {"BLOCK_K": block_k, "BLOCK_S": block_s, "BLOCK_P": BLOCK_P, "BLOCK_B": max(1, samples)}
 
 
 _INTS = dict.fromkeys(("samples", "parts", "hidden_size", "project_column", "squeeze_row", "squeeze_column",
                        "excite_row", "excite_column"), "i32")
 _WEIGHTS = dict.fromkeys(("project", "squeeze", "excite"), "*fp32")
-_CONFIGS = [Config(num_warps=4), Config(num_warps=8), Config(num_warps=2)]
+_CONFIGS = [Config(num_warps=8), Config(num_warps=4)]
 
 
-def _specimens(**more) -> list[Specimen]:
+def _specimens(backwards: bool, **more) -> list[Specimen]:
     plain = {"project_column": 1, "squeeze_column": 1, "excite_column": 1, **more}
-    return [Specimen(name, {**lookup_constants(k, multi), **_blocks(k, hidden), **plain})
+    return [Specimen(name, {**lookup_constants(k, multi), **_blocks(k, hidden, backwards), **plain})
             for name, k, hidden, multi in (("alimama", 4, 8, 0), ("criteo", 16, 22, 0), ("K64", 64, 8, 0),
                                            ("K128", 128, 8, 0), ("bags", 4, 8, 2))]
 
 
 EXCITE = Kernel(squeeze_excite_kernel, "forward", {"out": "*fp32", **_WEIGHTS, **LOOKUP_SIGNATURE, **_INTS}, _CONFIGS,
-                _specimens())
+                _specimens(False))
 EXCITE_BACKWARD = Kernel(
     squeeze_excite_backward_kernel, "backward",
     {**dict.fromkeys(("d_parts", "d_project", "d_raw", "projected", "d_hidden", "hidden_out", "gradient"), "*fp32"),
      **_WEIGHTS, **LOOKUP_SIGNATURE, **_INTS, "gradient_row": "i32", "gradient_column": "i32"},
-    _CONFIGS, _specimens(gradient_column=1))
+    _CONFIGS, _specimens(True, gradient_column=1))
 
 
 def _arguments(embedding: Tensor, rows: Tensor, pooled: Tensor | None, plan: Plan, project: Tensor, squeeze: Tensor,
-               excite: Tensor) -> dict:
+               excite: Tensor, backwards: bool) -> dict:
     return {**lookup_arguments(embedding, rows, pooled, plan), "project": project, "squeeze": squeeze,
             "excite": excite, "samples": rows.shape[0], "parts": plan.parts, "hidden_size": squeeze.shape[0],
             "project_column": project.stride(1), "squeeze_row": squeeze.stride(0), "squeeze_column": squeeze.stride(1),
             "excite_row": excite.stride(0), "excite_column": excite.stride(1),
-            **_blocks(embedding.shape[1], squeeze.shape[0])}
+            **_blocks(embedding.shape[1], squeeze.shape[0], backwards)}
 
 
 def forward(embedding: Tensor, rows: Tensor, bag_rows: Tensor | None, bag_offsets: Tensor | None,
@@ -191,7 +195,7 @@ def forward(embedding: Tensor, rows: Tensor, bag_rows: Tensor | None, bag_offset
     plan = plan_of(rows, multi_fields, interaction_fields, orders)
     samples, k = rows.shape[0], embedding.shape[1]
     pooled = means_of_bags(embedding, bag_rows, bag_offsets, samples, plan)
-    arguments = _arguments(embedding, rows, pooled, plan, project, squeeze, excite)
+    arguments = _arguments(embedding, rows, pooled, plan, project, squeeze, excite, backwards=False)
     out = embedding.new_empty(samples, k)
     EXCITE(lambda _: (triton.cdiv(samples, arguments["BLOCK_B"]),), bucket(samples, plan.parts, k), out=out,
            **arguments)
@@ -204,7 +208,7 @@ def backward(gradient: Tensor, embedding: Tensor, rows: Tensor, bag_rows: Tensor
     plan = plan_of(rows, multi_fields, interaction_fields, orders)
     samples, k, hidden = rows.shape[0], embedding.shape[1], squeeze.shape[0]
     pooled = means_of_bags(embedding, bag_rows, bag_offsets, samples, plan)
-    arguments = _arguments(embedding, rows, pooled, plan, project, squeeze, excite)
+    arguments = _arguments(embedding, rows, pooled, plan, project, squeeze, excite, backwards=True)
     programs = triton.cdiv(samples, arguments["BLOCK_B"])
     d_parts, d_project = embedding.new_empty(samples, plan.parts, k), embedding.new_empty(programs, 1, k)
     d_raw, projected = (embedding.new_empty(samples, plan.parts) for _ in range(2))

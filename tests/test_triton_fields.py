@@ -6,6 +6,7 @@ import importlib
 import itertools
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -96,7 +97,7 @@ def draw_mlp(draw: Draw) -> list:
 
 
 DRAWN = {"embedding_interactions": draw_interactions, "squeeze_excite": draw_excite, "sliced_mlp": draw_mlp}
-CASES = {"embedding_interactions": range(36), "squeeze_excite": range(24), "sliced_mlp": range(30)}
+CASES = {"embedding_interactions": range(26), "squeeze_excite": range(16), "sliced_mlp": range(24)}
 
 
 def leaves(arguments: list) -> list[Tensor]:
@@ -221,7 +222,7 @@ class Counter:
     def _count(self, seen: dict, ptrs, mask) -> None:
         width = max(8, ptrs.get_element_ty().primitive_bitwidth) // 8
         addresses = seen.setdefault((self.group(*self.at), width), set())
-        addresses.update(ptrs.data[mask.data].tolist())
+        addresses.update(np.unique(ptrs.data[mask.data]).tolist())
 
     def bytes(self, seen: dict) -> int:
         return sum(width * len(addresses) for (_, width), addresses in seen.items())
@@ -235,7 +236,7 @@ def test_device_memory_traffic(monkeypatch):
     """The first layer and what follows, at the shapes of Criteo but for the batch: at most 1.15 of the least."""
     from ameir_fast.kernels import _dense, embedding_interactions, sliced_mlp
     g = torch.Generator().manual_seed(0)
-    samples, fields, k, outputs, last = 96, 39, 16, 422, 211
+    samples, fields, k, outputs, last = 70, 39, 16, 422, 211
     columns = (fields + len(CRITEO_ORDERS)) * k
     embedding = torch.randn(20_000, k, generator=g)
     rows = torch.randint(20_000, (samples, fields), generator=g)
@@ -313,6 +314,8 @@ def test_a_sample_is_the_same_in_any_batch():
 @pytest.mark.parametrize("precision, tolerance", [("tf32", 0.02), ("bf16", 0.1)])
 def test_lower_precision(monkeypatch, precision, tolerance):
     """Chosen by the environment, for all matrix products; near enough to the exact ones."""
+    if precision == "bf16" and interpreting():
+        pytest.skip("the interpreter has no products of bfloat16")
     want = by_kernels("embedding_interactions", usual())
     monkeypatch.setenv("AMEIR_FAST_TRITON_PRECISION", precision)
     for a, b in zip(by_kernels("embedding_interactions", usual()), want, strict=True):
