@@ -1,17 +1,19 @@
 """Linear layers between activations, and their gradients.
 
-``linear``: ``z = act_in(x) Wᵀ + b`` of one tile of rows and one of outputs a program, tiles of the same rows side by side in
-time, so that x comes from device memory once and from the L2 cache afterwards. What follows is chosen by ``EPILOGUE``:
+``linear``: ``z = act_in(x) Wᵀ + b`` of one tile of rows and one of outputs a program, tiles of the same rows side by
+side in time, so that x comes from device memory once and from the L2 cache afterwards. What follows is chosen by
+``EPILOGUE``:
 
     ACTIVATE   y = act(z)
     SLOPE      y = other ⊙ act'(z): a gradient before the activation, from one behind it, with z never stored
     TIMES      y = z ⊙ act'(other): the same for the layer below, where ``other`` is its pre-activation
 
-The input's activation is applied as x is read. Bytes of ``linear`` [B, C] to [B, O]: 4 (B C + ⌈B / BLOCK_B⌉ O C + B O), the
-weights' again from L2; 2 B C O operations.
+The input's activation is applied as x is read. Bytes of ``linear`` [B, C] to [B, O]: 4 (B C + ⌈B / BLOCK_B⌉ O C + B
+O), the weights' again from L2; 2 B C O operations.
 
-``weight_gradient``: ``dW = dzᵀ act_in(x)``, ``db = Σ_rows dz``. A program sums a share of the rows of one tile of dW; where there
-is more than one share, a second kernel adds them, in the same order always. The shares depend on the shapes alone.
+``weight_gradient``: ``dW = dzᵀ act_in(x)``, ``db = Σ_rows dz``. A program sums a share of the rows of one tile of dW;
+where there is more than one share, a second kernel adds them, in the same order always. The shares depend on the
+shapes alone.
 """
 
 from __future__ import annotations
@@ -29,7 +31,6 @@ from ._precision import dot, precision
 ACTIVATE, SLOPE, TIMES = 0, 1, 2
 DICE = 4  # as a code of the input's activation
 INPUT_CODES = {**CODES, "dice": DICE}
-DICE_EPS = 1e-8
 
 
 @triton.jit
@@ -117,7 +118,8 @@ def weight_gradient_kernel(partial, bias_partial, dz, x, alpha, mean, variance, 
         block = input_block(x, row, present, begin, width, x_row, x_column, alpha, mean, variance, IN, BLOCK_C)
         total += dot(tl.trans(d), block, PRECISION)
         bias_total += tl.sum(d, 0)
-    store_weight_gradient(partial, bias_partial, total, bias_total, part, n, begin, outputs, width, partial_row, BLOCK_C)
+    store_weight_gradient(partial, bias_partial, total, bias_total, part, n, begin, outputs, width, partial_row,
+                          BLOCK_C)
 
 
 @triton.jit
@@ -128,8 +130,7 @@ def store_weight_gradient(partial, bias_partial, total, bias_total, part, n, beg
     tl.store(partial + (part * outputs + n)[:, None] * partial_row + column[None, :], total,
              (n < outputs)[:, None] & (column < width)[None, :])
     if bias_partial is not None:
-        if begin == 0:
-            tl.store(bias_partial + part * outputs + n, bias_total, n < outputs)
+        tl.store(bias_partial + part * outputs + n, bias_total, (n < outputs) & (begin == 0))
 
 
 @triton.jit
@@ -188,8 +189,8 @@ def output_block(outputs: int) -> int:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str = "identity", before: str = "identity",
            dice: tuple = (None, None, None), epilogue: int = ACTIVATE, other: Tensor | None = None,
            out: Tensor | None = None) -> Tensor:
-    """See the module; ``before`` is the activation of x. ``weight`` [O, C] in any strides: ``w.t()`` for the way back. ``out``
-    may have rows farther apart."""
+    """See the module; ``before`` is the activation of x. ``weight`` [O, C] in any strides: ``w.t()`` for the way
+    back. ``out`` may have rows farther apart."""
     (rows, width), outputs = x.shape, weight.shape[0]
     out = x.new_empty(rows, outputs) if out is None else out
     block_n = output_block(outputs)
@@ -209,8 +210,8 @@ LEAST_ROWS = 128  # of a share
 
 
 def sum_shares(rows: int, outputs: int, width: int, like: Tensor, launch) -> tuple[Tensor, Tensor]:
-    """dW [outputs, width] and db from ``launch(partial, bias_partial, share, shares)``, which fills the sums of each share of
-    rows, [shares, outputs, width] and [shares, outputs]."""
+    """dW [outputs, width] and db from ``launch(partial, bias_partial, share, shares)``, which fills the sums of each
+    share of rows, [shares, outputs, width] and [shares, outputs]."""
     if rows == 0 or outputs == 0:
         return like.new_zeros(outputs, width), like.new_zeros(outputs)
     tiles = triton.cdiv(outputs, 64) * triton.cdiv(max(width, 1), 64)

@@ -2,9 +2,9 @@
 
     y = s (α + p (1 − α)),   p = σ((s − μ) r),   r = 1 / √(σ² + 1e-8)
 
-``statistics``: mean and biased variance of each column, in one reading: a program has a share of the rows of some columns and
-keeps their count, mean and sum of squared deviations, block by block joined by Chan's formula; a second kernel joins
-the shares, in order. Bytes: 4 B n.
+``statistics``: mean and biased variance of each column, in one reading: a program has a share of the rows of some
+columns and keeps their count, mean and sum of squared deviations, block by block joined by Chan's formula; a second
+kernel joins the shares, in order. Bytes: 4 B n.
 
 Gradients, from g = dL/dy, with ``u = g s (1 − α) p (1 − p)``:
 

@@ -2,13 +2,13 @@
 
 1. ``product_gradients_kernel`` adds to a field's gradient those of the products it is in, times their other factors,
    looked up again. Only fields that are in a product are touched.
-2. ``occurrence_keys_kernel`` and ``bag_members_kernel`` list the occurrences of rows: of each sample's fields, and of the
-   members of bags, which get their bag's gradient divided by its size.
+2. ``occurrence_keys_kernel`` and ``bag_members_kernel`` list the occurrences of rows: of each sample's fields, and of
+   the members of bags, which get their bag's gradient divided by its size.
 3. They are sorted stably by row, and summed by ``_segments``: the same bits every time. With
    ``AMEIR_FAST_TRITON_ATOMICS=1`` they are not sorted but added in any order, by atomics.
 
-Bytes moved beside the sort: 12 K for each sample and factor of step 1, 12 for each occurrence of 2, and see ``_segments``;
-the dense gradient itself is 4 F K of zeros.
+Bytes moved beside the sort: 12 K for each sample and factor of step 1, 12 for each occurrence of 2, and see
+``_segments``; the dense gradient itself is 4 F K of zeros.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ PRODUCT_GRADIENTS = Kernel(
     [Config(num_warps=4), Config(num_warps=2), Config(num_warps=8)],
     [Specimen(f"K{k}", {**lookup_constants(k), "BLOCK_K": k, "BLOCK_B": places_block(k)})
      for k in (4, 16, 64, 128)]
-    + [Specimen("K4 bags", {**lookup_constants(4, 2), "BLOCK_K": 4, "BLOCK_B": places_block(4)})])
+    + [Specimen("K4 bags", {**lookup_constants(4, 2), "BLOCK_K": 4, "BLOCK_B": places_block(4)})],
+    accumulates=("gradients",))
 
 OCCURRENCE_KEYS = Kernel(
     occurrence_keys_kernel, "backward",

@@ -10,7 +10,6 @@ product it is in.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -44,8 +43,8 @@ def lookup(embedding, rows, pooled, slots, samples, fields, components, present,
 def parts_block(embedding, rows, pooled, slots, factors, samples, parts, components, present, wanted, inside, last,
                 fields, order, embedding_row, embedding_column, rows_row, rows_column, K: tl.constexpr,
                 MULTI: tl.constexpr):
-    """Components of parts: fields, or products of up to ``order`` of them; 0 beyond the masks. ``last`` is the last part:
-    where it is a field, products are not looked at."""
+    """Components of parts: fields, or products of up to ``order`` of them; 0 beyond the masks. ``last`` is the last
+    part: where it is a field, products are not looked at."""
     of_product = wanted & (parts >= fields)
     table = factors + (parts - fields) * order
     first = tl.where(of_product, tl.load(table, of_product, other=0), parts)

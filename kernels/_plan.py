@@ -1,4 +1,5 @@
-"""Which fields make up which columns, as small integer tensors on the device, made once for each set of interactions."""
+"""Which fields make up which columns, as small integer tensors on the device, made once for each set of
+interactions."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Sums over equal keys of a sorted list, without atomics and always in the same order, and what becomes of them.
 
-The list of n occurrences is sorted stably by key (row of the embedding); ``order`` says where each one's values are. A chunk is
-CHUNK sorted places. ``segment_sums_kernel``: every place where a segment or a chunk begins walks to the end of both,
-at most CHUNK steps; rows that occur once, most of a large vocabulary, take one step, all side by side. A segment
-within one chunk is done then; of one that runs over an edge, the chunk's share is kept, in ``heads`` if it began
-earlier and in ``tails`` if it begins here. ``segment_joins_kernel``: the chunk where such a segment begins adds
+The list of n occurrences is sorted stably by key (row of the embedding); ``order`` says where each one's values are.
+A chunk is CHUNK sorted places. ``segment_sums_kernel``: every place where a segment or a chunk begins walks to the
+end of both, at most CHUNK steps; rows that occur once, most of a large vocabulary, take one step, all side by side. A
+segment within one chunk is done then; of one that runs over an edge, the chunk's share is kept, in ``heads`` if it
+began earlier and in ``tails`` if it begins here. ``segment_joins_kernel``: the chunk where such a segment begins adds
 the others' shares, JOIN chunks at a time, so that an id which is in every sample does not take n steps.
 
 A finished sum is stored in ``target`` [F, K] (``SUM``), or goes into a step of sgd, Adagrad or Adam on that row.
@@ -14,7 +14,6 @@ Bytes moved: 12 n of keys and order, 4 n K of values, for each distinct row 4 K,
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -154,11 +153,12 @@ SEGMENT_SUMS = Kernel(
     [Config(num_warps=4), Config(num_warps=2), Config(num_warps=8)],
     _specimens(lambda k: {"values_column": 1, "source": None, "share": None, "BLOCK": places_block(k)})
     + [Specimen("sum K4 bags", {"K": 4, "BLOCK_K": 4, "CHUNK": CHUNK, **_SUM, "values_column": 1,
-                                "BLOCK": places_block(4)})])
+                                "BLOCK": places_block(4)})], accumulates=("target", "first", "second"))
 
 SEGMENT_JOINS = Kernel(
     segment_joins_kernel, "backward", {**_TENSORS, "keys": "*i32", "count": "i32", "limit": "i32", **_NUMBERS},
-    [Config(JOIN=32, num_warps=1), Config(JOIN=16, num_warps=1), Config(JOIN=64, num_warps=4)], _specimens())
+    [Config(JOIN=32, num_warps=1), Config(JOIN=16, num_warps=1), Config(JOIN=64, num_warps=4)], _specimens(),
+    accumulates=("target", "first", "second"))
 
 _NOTHING = dict.fromkeys(_NUMBERS, 0.0)
 
@@ -167,8 +167,8 @@ def reduce_sorted(target: Tensor, keys: Tensor, order: Tensor, values: Tensor, *
                   first: Tensor | None = None, second: Tensor | None = None, numbers: dict | None = None,
                   singles: int | None = None, fields: int = 1, parts: int = 1, source: Tensor | None = None,
                   share: Tensor | None = None) -> None:
-    """Sums of ``values`` [*, K] over equal ``keys`` int32 [n], sorted, into rows of ``target`` [F, K]; keys of F and more
-    are left out. ``order`` int64 [n]: see ``occurrence``."""
+    """Sums of ``values`` [*, K] over equal ``keys`` int32 [n], sorted, into rows of ``target`` [F, K]; keys of F and
+    more are left out. ``order`` int64 [n]: see ``occurrence``."""
     count, k = keys.shape[0], target.shape[1]
     if not count:
         return

@@ -1,16 +1,17 @@
-"""embedding_catch_up: rows of E [F, K] brought, in place, to where dense Adam has them after ``step`` steps in which their
-gradients were zero.
+"""embedding_catch_up: rows of E [F, K] brought, in place, to where dense Adam has them after ``step`` steps in which
+their gradients were zero.
 
-A row that was current at step s (``last_step``) with moments m, v moves by ``m / D · Σ_p (−z)^p N_p(s)`` with ``D = √v + ε H(s)``
-and ``z = ε / D``; H and N_0 … N_4 of each step are columns of ``sums`` float64. Rows from before step ``exact`` are followed
-step by step, at most ``window`` of them: ``Σ_j η_(s+j) β1^j / (1 − β1^(s+j)) / (√v / h_j + ε)``, ``h_j = √((1 − β2^(s+j)) / β2^j)``. Then
-m ← β1^d m and v ← β2^d v with d = step − s, and ``last_step`` = step. What belongs to a step and not to a component, the
-table, powers and their quotients, is computed in float64 and rounded once; components are float32.
+A row that was current at step s (``last_step``) with moments m, v moves by ``m / D · Σ_p (−z)^p N_p(s)`` with ``D =
+√v + ε H(s)`` and ``z = ε / D``; H and N_0 … N_4 of each step are columns of ``sums`` float64. Rows from before step
+``exact`` are followed step by step, at most ``window`` of them: ``Σ_j η_(s+j) β1^j / (1 − β1^(s+j)) / (√v / h_j +
+ε)``, ``h_j = √((1 − β2^(s+j)) / β2^j)``. Then m ← β1^d m and v ← β2^d v with d = step − s, and ``last_step`` = step.
+What belongs to a step and not to a component, the table, powers and their quotients, is computed in float64 and
+rounded once; components are float32.
 
-A program has a few rows, each by its first occurrence only: ``rows`` are sorted, equal ones stand side by side, and all but the
-first are masked, so that no count of distinct rows comes back to the host. Nor does an error: a row from before ``base``, where
-the reference raises, stays as it is. Bytes moved: 12 for each occurrence and its sort,
-24 K + 8 + 56 (or 8 for each step followed) for each distinct row that is behind; 4 for each one that is not.
+A program has a few rows, each by its first occurrence only: ``rows`` are sorted, equal ones stand side by side, and
+all but the first are masked, so that no count of distinct rows comes back to the host. Nor does an error: a row from
+before ``base``, where the reference raises, stays as it is. Bytes moved: 12 for each occurrence and its sort, 24 K +
+8 + 56 (or 8 for each step followed) for each distinct row that is behind; 4 for each one that is not.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ def catch_up_kernel(embedding, first, second, last_step, rows, sums, logs, count
 
         present = present & ((m != 0.0) | (v != 0.0))  # of rows that never had a gradient nothing is stored
         value = tl.load(embedding + at, present, other=0.0)
+        # Threads that share a row's numbers have all read when it was last current before one writes that.
+        tl.debug_barrier()
         tl.store(embedding + at, value - m * total, present)
         tl.store(first + at, m * power(log1, step - since).to(tl.float32)[:, None], present)
         tl.store(second + at, v * power(log2, step - since).to(tl.float32)[:, None], present)
@@ -115,6 +118,7 @@ def forward(embedding: Tensor, first: Tensor, second: Tensor, last_step: Tensor,
         keys = torch.sort(rows.to(torch.int32)).values
     count, block_k = limit if keys is None else keys.shape[0], triton.next_power_of_2(k)
     CATCH_UP(lambda _: (triton.cdiv(count, _block(block_k)),), bucket(count, k), embedding=embedding,
-             first=first, second=second, last_step=last_step, rows=keys, sums=sums, logs=_logs(beta1, beta2, embedding.device), count=count, limit=limit,
+             first=first, second=second, last_step=last_step, rows=keys, sums=sums,
+             logs=_logs(beta1, beta2, embedding.device), count=count, limit=limit,
              base=base, step=step, exact=exact, window=window, eps=eps, K=k, BLOCK_K=block_k,
              BLOCK=_block(block_k))

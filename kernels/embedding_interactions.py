@@ -2,12 +2,12 @@
 
     out = act(W_a h_a + Σ_i W_i e_i + Σ_p W_p p + b)
 
-E [F, K]; ids [B, N], bags for multi-categorical fields; m products p of up to any number of fields; h_a [B, A]; W [O, C]
-with C = A + (N + m) K, read in place by its strides; out [B, O].
+E [F, K]; ids [B, N], bags for multi-categorical fields; m products p of up to any number of fields; h_a [B, A]; W [O,
+C] with C = A + (N + m) K, read in place by its strides; out [B, O].
 
 Forward: a program has a tile of rows and one of outputs, and goes over the columns of h_0 = [h_a, e, p], BLOCK_C at a
-time: it looks them up, multiplies factors in registers and adds their product with W to its accumulator. Neither h_0 nor
-p reach device memory. Programs of the same rows follow each other, so what they look up comes from the L2 cache
+time: it looks them up, multiplies factors in registers and adds their product with W to its accumulator. Neither h_0
+nor p reach device memory. Programs of the same rows follow each other, so what they look up comes from the L2 cache
 after the first; W stays there. Bytes from and to device memory (``traffic``), with T = ⌈B / BLOCK_B⌉:
 
     loaded   8 B N ids + 4 B A + 4 K · (distinct rows of a tile, ≤ BLOCK_B N) · T + 4 T O C + 4 O
@@ -15,8 +15,8 @@ after the first; W stays there. Bytes from and to device memory (``traffic``), w
 
 and, for bags, once 8 and 4 K for each member, 4 B K for each mean, stored and loaded. 2 B C O operations.
 
-Backward, with z and h_0 recomputed: the same kernel gives dz = grad ⊙ act'(z) (identity: dz = grad); ``dW = dzᵀ h_0`` of
-a share of the rows and one tile a program, shares added in order (``_dense``); ``[dh_a, dq] = dz W``; and
+Backward, with z and h_0 recomputed: the same kernel gives dz = grad ⊙ act'(z) (identity: dz = grad); ``dW = dzᵀ h_0``
+of a share of the rows and one tile a program, shares added in order (``_dense``); ``[dh_a, dq] = dz W``; and
 ``_embedding_gradient`` takes dq [B, N + m, K] to dE. Scratch: dz, dq, and at most 4 MB of shares.
 """
 
@@ -64,7 +64,7 @@ def embedding_interactions_kernel(out, weight, bias, other, embedding, rows, poo
                             BLOCK_C)
             w = weight_block(weight, n, wanted, begin, dense_width, weight_row, weight_column, BLOCK_C)
             z += dot(h, tl.trans(w), PRECISION)
-        weight += dense_width.to(tl.int64) * weight_column
+        weight += dense_width * weight_column
     for begin in range(0, columns, BLOCK_C):
         w = weight_block(weight, n, wanted, begin, columns, weight_row, weight_column, BLOCK_C)
         h = columns_block(begin, sample, present, embedding, rows, pooled, slots, factors, fields, columns,
@@ -79,8 +79,9 @@ def embedding_interactions_kernel(out, weight, bias, other, embedding, rows, poo
 @triton.jit
 def interactions_weight_kernel(partial, bias_partial, dz, embedding, rows, pooled, slots, factors, samples, share,
                                outputs, columns, partial_row, fields, order, dz_row, dz_column, embedding_row,
-                               embedding_column, rows_row, rows_column, PRECISION: tl.constexpr, K: tl.constexpr, MULTI: tl.constexpr,
-                               BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr):
+                               embedding_column, rows_row, rows_column, PRECISION: tl.constexpr,
+                               K: tl.constexpr, MULTI: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr,
+                               BLOCK_C: tl.constexpr):
     output_tiles, column_tiles = tl.cdiv(outputs, BLOCK_N), tl.maximum(tl.cdiv(columns, BLOCK_C), 1)
     pid = tl.program_id(0)
     n = (pid % output_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -97,7 +98,8 @@ def interactions_weight_kernel(partial, bias_partial, dz, embedding, rows, poole
                           order, embedding_row, embedding_column, rows_row, rows_column, K, MULTI, BLOCK_C)
         total += dot(tl.trans(d), h, PRECISION)
         bias_total += tl.sum(d, 0)
-    store_weight_gradient(partial, bias_partial, total, bias_total, part, n, begin, outputs, columns, partial_row, BLOCK_C)
+    store_weight_gradient(partial, bias_partial, total, bias_total, part, n, begin, outputs, columns, partial_row,
+                          BLOCK_C)
 
 
 def _constants(k: int, dense: bool, multi: int = 0) -> dict:
@@ -194,8 +196,8 @@ def traffic(samples: int, fields: int, columns: int, outputs: int, dense_width: 
     """Bytes of a forward launch without bags: what is loaded (each address once for all programs of the same rows) and
     stored, and the minimum for any kernel that does not keep W from one tile of rows to the next.
 
-    ``distinct`` is the number of distinct rows looked up by all tiles, added up; ``factors`` that of places in the table
-    of products.
+    ``distinct`` is the number of distinct rows looked up by all tiles, added up; ``factors`` that of places in the
+    table of products.
     """
     block_b = INTERACTIONS.configs[0].blocks["BLOCK_B"] if block_b is None else block_b
     tiles = triton.cdiv(samples, block_b)

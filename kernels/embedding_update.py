@@ -1,7 +1,8 @@
-"""embedding_update: one step of SGD, Adagrad or Adam on the rows of E [F, K] that occur in ``rows`` int64 [n], in place.
+"""embedding_update: one step of SGD, Adagrad or Adam on the rows of E [F, K] that occur in ``rows`` int64 [n], in
+place.
 
-Gradients [n, K] of a row that occurs more than once are added first, in the order of their places. A row's step, with its
-sum g:
+Gradients [n, K] of a row that occurs more than once are added first, in the order of their places. A row's step, with
+its sum g:
 
     sgd       E −= η g
     adagrad   s += g²;  E −= η g / (√s + ε)

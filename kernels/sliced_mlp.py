@@ -2,14 +2,14 @@
 
     z_0 = x;   z_l = act_{l-1}(z_{l-1}) W_lᵀ + b_l;   out = act_L(z_L)
 
-x [B, n_0], W_l [n_l, n_{l-1}]. A layer is one kernel (``_dense.linear``), which applies the activation before it as it reads
-and that after the last as it stores: for the usual two activations and one weight, the whole operation. Bytes:
-4 B (n_{l-1} + n_l) and the weights once a tile of rows; 2 B n_{l-1} n_l operations.
+x [B, n_0], W_l [n_l, n_{l-1}]. A layer is one kernel (``_dense.linear``), which applies the activation before it as
+it reads and that after the last as it stores: for the usual two activations and one weight, the whole operation.
+Bytes: 4 B (n_{l-1} + n_l) and the weights once a tile of rows; 2 B n_{l-1} n_l operations.
 
 Dice needs the column statistics of all rows first (``_dice``): 4 B n more, and, as the last activation, 8 B n.
 
-Backward: the z_l of the layers between and the statistics are computed again; dz_L comes from the last layer's kernel with
-``grad ⊙ act'`` as its end, where z_L is not needed for Dice; then, layer by layer downwards, dW_l and db_l
+Backward: the z_l of the layers between and the statistics are computed again; dz_L comes from the last layer's kernel
+with ``grad ⊙ act'`` as its end, where z_L is not needed for Dice; then, layer by layer downwards, dW_l and db_l
 (``_dense.weight_gradient``) and ``dz_{l-1} = dz_l W_l ⊙ act'(z_{l-1})`` in one kernel each.
 """
 
@@ -33,7 +33,7 @@ def activation_kernel(out, x, gradient, rows, width, x_row, x_column, gradient_r
                       ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
     """act(x), or, with a gradient, gradient ⊙ act'(x): of an operation without weights."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    row, column, mask = i // width, i % width, i < rows.to(tl.int64) * width
+    row, column, mask = i // width, i % width, i // width < rows
     value = tl.load(x + row * x_row + column * x_column, mask, other=0.0)
     if gradient is None:
         y = activate(value, ACTIVATION)

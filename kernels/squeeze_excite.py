@@ -1,18 +1,18 @@
 """squeeze_excite: the shortcut from ids, ``h_se = Σ_i a_i q_i`` with ``a = σ(W2 relu(W1 (Q v)))``.
 
-Q [N + m, K] are a sample's field embeddings and products, looked up and multiplied in registers; v [1, K], W1 [S, N + m],
-W2 [N + m, S]; out [B, K]. All weights are small: a program has a tile of samples and goes over their parts twice,
-BLOCK_P at a time: for ``hidden = W1 (Q v)``, and for a and the sum. The second time, rows come from the caches. Bytes from and
-to device memory: 8 B N ids + 4 K B N of rows + 4 B K; 2 B (N + m) (2 K + 2 S) operations.
+Q [N + m, K] are a sample's field embeddings and products, looked up and multiplied in registers; v [1, K], W1 [S, N +
+m], W2 [N + m, S]; out [B, K]. All weights are small: a program has a tile of samples and goes over their parts twice,
+BLOCK_P at a time: for ``hidden = W1 (Q v)``, and for a and the sum. The second time, rows come from the caches. Bytes
+from and to device memory: 8 B N ids + 4 K B N of rows + 4 B K; 2 B (N + m) (2 K + 2 S) operations.
 
 Backward goes over the parts three times, with everything computed again:
 
     hidden                       dt_i = (q_i · g) a_i (1 − a_i)               ds_i = Σ_s W1_si dh_s
                                  dh = relu'(hidden) Σ_i W2_is dt_i              dq_i = a_i g + ds_i v
 
-and stores dq [B, N + m, K], which ``_embedding_gradient`` takes to dE, ``Σ ds_i q_i`` of its samples, a share of dv, and the four
-small matrices dt, Q v [B, N + m], dh, hidden [B, S], from which ``_dense.weight_gradient`` makes dW2 and dW1. Bytes:
-4 B ((N + m) (2 K + 2) + 2 S) beside those of the forward pass.
+and stores dq [B, N + m, K], which ``_embedding_gradient`` takes to dE, ``Σ ds_i q_i`` of its samples, a share of dv,
+and the four small matrices dt, Q v [B, N + m], dh, hidden [B, S], from which ``_dense.weight_gradient`` makes dW2 and
+dW1. Bytes: 4 B ((N + m) (2 K + 2) + 2 S) beside those of the forward pass.
 """
 
 from __future__ import annotations

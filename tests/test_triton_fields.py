@@ -14,7 +14,7 @@ from torch import Tensor
 from ameir_fast import ops
 
 pytest.importorskip("triton")
-from ameir_fast.kernels._launch import interpreting  # noqa: E402
+from ameir_fast.kernels._launch import interpreting
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(DEVICE == "cpu" and not interpreting(), reason="neither a GPU nor TRITON_INTERPRET=1")
@@ -194,8 +194,8 @@ def test_no_inputs_at_all():
 
 
 class Counter:
-    """Bytes that kernels load and store in the interpreter: each address once for all programs that ``group`` puts together
-    (a program's own rereading, and its neighbours', is the caches' work), by the tensor it lies in."""
+    """Bytes that kernels load and store in the interpreter: each address once for all programs that ``group`` puts
+    together (a program's own rereading, and its neighbours', is the caches' work), by the tensor it lies in."""
 
     def __init__(self, monkeypatch, group):
         from triton.runtime import interpreter
@@ -330,6 +330,7 @@ def test_plans_are_made_once():
     rows = torch.zeros(3, 4, dtype=torch.int64, device=DEVICE)
     plan = plan_of(rows, [2], [0, 1, 1, 2, 3], [2, 3])
     assert plan_of(rows[:1], [2], [0, 1, 1, 2, 3], [2, 3]) is plan
-    assert plan.parts == 6 and plan.factors.tolist() == [[0, 1, -1], [1, 2, 3]] and plan.slots.tolist() == [-1, -1, 0, -1]
+    assert plan.parts == 6 and plan.factors.tolist() == [[0, 1, -1], [1, 2, 3]]
+    assert plan.slots.tolist() == [-1, -1, 0, -1]
     assert plan.involved.tolist() == [0, 1, 2, 3] and plan.entries.tolist() == [0, 1, 3, 4, 5]
     assert plan.starts.tolist() == [0, 1, 3, 4, 5]
