@@ -129,8 +129,9 @@ def store_weight_gradient(partial, bias_partial, total, bias_total, part, n, beg
     column = begin + tl.arange(0, BLOCK_C)
     tl.store(partial + (part * outputs + n)[:, None] * partial_row + column[None, :], total,
              (n < outputs)[:, None] & (column < width)[None, :])
-    if bias_partial is not None:
-        tl.store(bias_partial + part * outputs + n, bias_total, (n < outputs) & (begin == 0))
+    if bias_partial is not None:  # noqa: SIM102 (this is known when compiling, the next is not)
+        if begin == 0:
+            tl.store(bias_partial + part * outputs + n, bias_total, n < outputs)
 
 
 @triton.jit
