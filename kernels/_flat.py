@@ -255,7 +255,7 @@ def vectors(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _pair(tensors: list) -> list:
-    return [*tensors, None][:2]
+    return [*tensors, None, None][:2]
 
 
 def linear(x: Tensor, norm: list[Tensor], weights: list[Tensor], biases: list[Tensor], out: Tensor, segment: int = 0,
