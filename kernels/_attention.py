@@ -51,7 +51,7 @@ def _mixed_tile(mixed, first, start, length, head, D: tl.constexpr, HEAD: tl.con
 
 
 @triton.jit
-def attention_kernel(
+def _tile_of_queries(
     qkv, offsets, mixed, logs, scale,
     D: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -85,7 +85,7 @@ def attention_kernel(
 
 
 @triton.jit
-def attention_backward_kernel(
+def _backward_of_tile(
     qkv, offsets, mixed, logs, dmixed, dqkv, scale, inverse_root,
     D: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -136,23 +136,73 @@ def attention_backward_kernel(
         tl.store(place, dq * inverse_root, mask=mask)
 
 
+@triton.jit
+def attention_kernel(
+    qkv, offsets, mixed, logs, scale,
+    D: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    _tile_of_queries(qkv, offsets, mixed, logs, scale, D, HEADS, HEAD, WIDTH, PRECISION, BLOCK_T)
+
+
+@triton.jit
+def attention_wide_kernel(
+    qkv, offsets, mixed, logs, scale,
+    D: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    """The same of heads of more than 32 columns, whose tiles need the registers of more warps."""
+    _tile_of_queries(qkv, offsets, mixed, logs, scale, D, HEADS, HEAD, WIDTH, PRECISION, BLOCK_T)
+
+
+@triton.jit
+def attention_backward_kernel(
+    qkv, offsets, mixed, logs, dmixed, dqkv, scale, inverse_root,
+    D: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    _backward_of_tile(qkv, offsets, mixed, logs, dmixed, dqkv, scale, inverse_root, D, HEADS, HEAD, WIDTH, PRECISION,
+                      BLOCK_T)
+
+
+@triton.jit
+def attention_wide_backward_kernel(
+    qkv, offsets, mixed, logs, dmixed, dqkv, scale, inverse_root,
+    D: tl.constexpr, HEADS: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    """The same of heads of more than 32 columns."""
+    _backward_of_tile(qkv, offsets, mixed, logs, dmixed, dqkv, scale, inverse_root, D, HEADS, HEAD, WIDTH, PRECISION,
+                      BLOCK_T)
+
+
 def _shape(width: int, heads: int) -> dict[str, int]:
     return {"D": width, "HEADS": heads, "HEAD": width // heads, "WIDTH": padded(width // heads, 16)}
 
 
 _SIGNATURE = dict.fromkeys(("qkv", "mixed", "logs", "dmixed", "dqkv"), "*fp32") | {"offsets": "*i64"} | \
     dict.fromkeys(("scale", "inverse_root"), "fp32")
-_CASES = {"D32 2 heads": (32, 2), "beauty 2 heads": (64, 2), "beauty 4 heads": (64, 4), "D128 2 heads": (128, 2)}
-_forward = Kernel(
-    attention_kernel, "forward", {n: _SIGNATURE[n] for n in attention_kernel.arg_names if n in _SIGNATURE},
-    (Config(4, 1, BLOCK_T=32), Config(2, 1, BLOCK_T=16), Config(4, 1, BLOCK_T=64), Config(8, 1, BLOCK_T=64)),
-    [Specimen(f"{label}{suffix}", {**_shape(*case), "PRECISION": "ieee", **logs}) for label, case in _CASES.items()
-     for suffix, logs in (("", {"logs": None}), (" kept", {}))])
-_backward = Kernel(
-    attention_backward_kernel, "backward",
-    {n: _SIGNATURE[n] for n in attention_backward_kernel.arg_names if n in _SIGNATURE},
-    (Config(4, 1, BLOCK_T=32), Config(2, 1, BLOCK_T=16), Config(8, 1, BLOCK_T=64)),
-    [Specimen(label, {**_shape(*case), "PRECISION": "ieee"}) for label, case in _CASES.items()])
+_CASES = {"D32 2 heads": (32, 2), "beauty 2 heads": (64, 2), "beauty 4 heads": (64, 4)}
+_WIDE_CASES = {"D128 2 heads": (128, 2), "D256 2 heads": (256, 2)}
+WIDE = 32  # columns of a head beyond which the wide kernels take over
+
+
+def _declared(kernel, direction: str, configs: tuple[Config, ...], cases: dict, occupancy: float) -> Kernel:
+    specimens = [Specimen(f"{label}{suffix}", {**_shape(*case), "PRECISION": "ieee", **logs})
+                 for label, case in cases.items()
+                 for suffix, logs in ([("", {"logs": None}), (" kept", {})] if direction == "forward" else [("", {})])]
+    return Kernel(kernel, direction, {n: _SIGNATURE[n] for n in kernel.arg_names if n in _SIGNATURE}, configs, specimens,
+                  occupancy=occupancy)
+
+
+_forward = _declared(attention_kernel, "forward", (
+    Config(4, 1, BLOCK_T=32), Config(2, 1, BLOCK_T=16), Config(4, 1, BLOCK_T=64), Config(8, 1, BLOCK_T=64)), _CASES, 0.25)
+_wide_forward = _declared(attention_wide_kernel, "forward", (
+    Config(8, 1, BLOCK_T=32), Config(4, 1, BLOCK_T=16), Config(8, 1, BLOCK_T=64)), _WIDE_CASES, 0.125)
+_backward = _declared(attention_backward_kernel, "backward", (
+    Config(4, 1, BLOCK_T=32), Config(2, 1, BLOCK_T=16), Config(8, 1, BLOCK_T=64)), _CASES, 0.1875)
+_wide_backward = _declared(attention_wide_backward_kernel, "backward", (
+    Config(8, 1, BLOCK_T=16), Config(4, 1, BLOCK_T=16), Config(8, 1, BLOCK_T=32)), _WIDE_CASES, 0.125)
 
 
 def _grid(offsets: Tensor, heads: int, max_length: int):
@@ -162,9 +212,9 @@ def _grid(offsets: Tensor, heads: int, max_length: int):
 def attention(qkv: Tensor, offsets: Tensor, mixed: Tensor, logs: Tensor | None, heads: int, max_length: int) -> None:
     """Fills ``mixed`` [ΣT, D] and, where given, ``logs`` [ΣT, heads]. ``qkv`` [ΣT, 3D] is dense."""
     width = mixed.shape[1]
-    _forward(_grid(offsets, heads, max_length), bucket(offsets.shape[0], width, max_length), qkv=qkv, offsets=offsets,
-             mixed=mixed, logs=logs, scale=LOG2E / math.sqrt(width // heads), PRECISION=precision(),
-             **_shape(width, heads))
+    kernel = _forward if width // heads <= WIDE else _wide_forward
+    kernel(_grid(offsets, heads, max_length), bucket(offsets.shape[0], width, max_length), qkv=qkv, offsets=offsets,
+           mixed=mixed, logs=logs, scale=LOG2E / math.sqrt(width // heads), PRECISION=precision(), **_shape(width, heads))
 
 
 def attention_backward(qkv: Tensor, offsets: Tensor, mixed: Tensor, logs: Tensor, dmixed: Tensor, dqkv: Tensor,
@@ -172,6 +222,7 @@ def attention_backward(qkv: Tensor, offsets: Tensor, mixed: Tensor, logs: Tensor
     """Fills ``dqkv`` [ΣT, 3D]."""
     width = mixed.shape[1]
     root = math.sqrt(width // heads)
-    _backward(_grid(offsets, heads, max_length), bucket(offsets.shape[0], width, max_length), qkv=qkv, offsets=offsets,
-              mixed=mixed, logs=logs, dmixed=dmixed, dqkv=dqkv, scale=LOG2E / root, inverse_root=1 / root,
-              PRECISION=precision(), **_shape(width, heads))
+    kernel = _backward if width // heads <= WIDE else _wide_backward
+    kernel(_grid(offsets, heads, max_length), bucket(offsets.shape[0], width, max_length), qkv=qkv, offsets=offsets,
+           mixed=mixed, logs=logs, dmixed=dmixed, dqkv=dqkv, scale=LOG2E / root, inverse_root=1 / root,
+           PRECISION=precision(), **_shape(width, heads))
