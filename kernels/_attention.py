@@ -106,21 +106,21 @@ def _backward_of_tile(
         dv = tl.zeros([BLOCK_T, WIDTH], tl.float32)
         for begin in range(0, length, BLOCK_T):
             steps = begin + tl.arange(0, BLOCK_T)
-            other_q = _tile(qkv, first, begin, length, 0, head, D, HEAD, WIDTH, BLOCK_T, False)
+            other_q = _tile(qkv, first, begin, length, 0, head, D, HEAD, WIDTH, BLOCK_T, False) * scale
             other_g = _mixed_tile(dmixed, first, begin, length, head, D, HEAD, WIDTH, BLOCK_T)
             other_o = _mixed_tile(mixed, first, begin, length, head, D, HEAD, WIDTH, BLOCK_T)
             other_along = tl.sum(other_g * other_o, axis=1)
             # Queries that are not there are zero, as are their logarithm and g: their p is 1 and adds nothing.
             other_log = tl.load(logs + (first + steps) * HEADS + head, mask=steps < length, other=0.0)
-            p = tl.exp2(dot(k, tl.trans(other_q), PRECISION) * scale - other_log[None, :])
+            p = tl.exp2(dot(k, tl.trans(other_q), PRECISION) - other_log[None, :])
             dv += dot(p, other_g, PRECISION)
             ds = p * (dot(v, tl.trans(other_g), PRECISION) - other_along[None, :])
             dk += dot(ds, other_q, PRECISION)
-        tl.store(place + D, dk * inverse_root, mask=mask)
+        tl.store(place + D, dk * 0.6931471805599453, mask=mask)  # ds is multiplied by q log2(e) / √HEAD above
         tl.store(place + 2 * D, dv, mask=mask)
 
         # As queries: blocks are [queries, keys].
-        q = _tile(qkv, first, start, length, 0, head, D, HEAD, WIDTH, BLOCK_T, False)
+        q = _tile(qkv, first, start, length, 0, head, D, HEAD, WIDTH, BLOCK_T, False) * scale
         g = _mixed_tile(dmixed, first, start, length, head, D, HEAD, WIDTH, BLOCK_T)
         o = _mixed_tile(mixed, first, start, length, head, D, HEAD, WIDTH, BLOCK_T)
         along = tl.sum(g * o, axis=1)
@@ -130,7 +130,7 @@ def _backward_of_tile(
             other_k = _tile(qkv, first, begin, length, 1, head, D, HEAD, WIDTH, BLOCK_T, False)
             other_v = _tile(qkv, first, begin, length, 2, head, D, HEAD, WIDTH, BLOCK_T, True)
             there = (begin + tl.arange(0, BLOCK_T) < length)[None, :]
-            p = tl.exp2(tl.where(there, dot(q, tl.trans(other_k), PRECISION) * scale - log[:, None], float("-inf")))
+            p = tl.exp2(tl.where(there, dot(q, tl.trans(other_k), PRECISION) - log[:, None], float("-inf")))
             ds = p * (dot(g, other_v, PRECISION) - along[:, None])
             dq += dot(ds, other_k, PRECISION)
         tl.store(place, dq * inverse_root, mask=mask)

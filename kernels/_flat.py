@@ -238,7 +238,8 @@ def _named(function, types: dict) -> dict[str, str]:
 
 _linear = Kernel(flat_linear_kernel, "forward", _named(flat_linear_kernel, SIGNATURE), (
     Config(4, 1, BLOCK_M=64, BLOCK_N=32, BLOCK_K=16), Config(4, 1, BLOCK_M=32, BLOCK_N=32, BLOCK_K=16),
-    Config(4, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=16), Config(8, 2, BLOCK_M=128, BLOCK_N=64, BLOCK_K=16)), _forwards())
+    Config(4, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=16), Config(8, 2, BLOCK_M=128, BLOCK_N=64, BLOCK_K=16)), _forwards(),
+    occupancy=0.1875)
 _weight_gradient = Kernel(
     flat_weight_gradient_kernel, "backward", _named(flat_weight_gradient_kernel, SIGNATURE), (
         Config(4, 1, BLOCK_O=32, BLOCK_D=32, BLOCK_R=32), Config(4, 2, BLOCK_O=32, BLOCK_D=32, BLOCK_R=16),
@@ -246,7 +247,7 @@ _weight_gradient = Kernel(
 _input_gradient = Kernel(
     flat_input_gradient_kernel, "backward", _named(flat_input_gradient_kernel, SIGNATURE), (
         Config(4, 1, BLOCK_M=32, BLOCK_O=16), Config(4, 1, BLOCK_M=16, BLOCK_O=16), Config(8, 2, BLOCK_M=64, BLOCK_O=16)),
-    _input_gradients())
+    _input_gradients(), occupancy=0.1875)
 
 
 def vectors(tensors: list[Tensor]) -> list[Tensor]:

@@ -1,4 +1,5 @@
-"""The whole self-attention block of narrow histories in one kernel: D ≤ 16, rows of at most 64 elements.
+"""The whole self-attention block of narrow histories in one kernel: D ≤ 16 (backward: 8), rows of at most 64
+elements.
 
 Forward, nothing but x, offsets and out touches memory: 8 D bytes an element instead of the 44 D of products, attention
 and product one after the other. The [T, T] scores of one head at a time are in registers.
@@ -29,7 +30,7 @@ from ._launch import Config, Kernel, Specimen, bucket
 from ._sequence import NORM_EPS, layer_norm, padded
 
 LOG2E = 1.4426950408889634
-WIDEST = 16
+WIDEST, WIDEST_BACKWARD = 16, 8  # D; wider ones take more registers than there are
 TILES = (16, 32, 64)  # a launch for each: work grows with T²
 
 
@@ -148,16 +149,17 @@ def narrow_attention_backward_kernel(
                 ds += do[:, None] * v[None, :]
                 tl.store(place + 2 * D + c + steps * (3 * D), tl.sum(p * do[:, None], axis=0), mask=there)
             # Σ_s p ds is what Σ_c do_c o_c is.
-            ds = p * (ds - tl.sum(p * ds, axis=1)[:, None]) * inverse_root
+            ds = p * (ds - tl.sum(p * ds, axis=1)[:, None])
             for c in range(HEAD):
                 k = _column(h, in_weight, in_bias, D + head * HEAD + c, in_row, in_col, D, COLS)
-                tl.store(place + c + steps * (3 * D), tl.sum(ds * k[None, :], axis=1), mask=there)
+                tl.store(place + c + steps * (3 * D), inverse_root * tl.sum(ds * k[None, :], axis=1), mask=there)
+            for c in range(HEAD):
                 q = _column(h, in_weight, in_bias, head * HEAD + c, in_row, in_col, D, COLS)
-                tl.store(place + D + c + steps * (3 * D), tl.sum(ds * q[:, None], axis=0), mask=there)
+                tl.store(place + D + c + steps * (3 * D), inverse_root * tl.sum(ds * q[:, None], axis=0), mask=there)
 
 
-def fits(width: int, max_length: int) -> bool:
-    return width <= WIDEST and max_length <= TILES[-1]
+def fits(width: int, max_length: int, widest: int = WIDEST) -> bool:
+    return width <= widest and max_length <= TILES[-1]
 
 
 def _shape(width: int, heads: int) -> dict[str, int]:
@@ -174,8 +176,10 @@ _CASES = {"alimama 2 heads": (8, 2), "alimama 4 heads": (8, 4), "D16 2 heads": (
 def _declared(kernel, direction: str, *configs: Config) -> Kernel:
     specimens = [Specimen(f"{label}, T <= {tile}", {**_shape(*case), "HAS_NORM": True, "ACTIVATION": CODES["swish"],
                                                   "BLOCK_T": tile})
-                 for label, case in _CASES.items() for tile in TILES]
-    return Kernel(kernel, direction, {n: _SIGNATURE[n] for n in kernel.arg_names if n in _SIGNATURE}, configs, specimens)
+                 for label, case in _CASES.items() for tile in TILES
+                 if direction == "forward" or case[0] <= WIDEST_BACKWARD]
+    return Kernel(kernel, direction, {n: _SIGNATURE[n] for n in kernel.arg_names if n in _SIGNATURE}, configs, specimens,
+                  occupancy=0.1875 if direction == "forward" else 0.25)
 
 
 _forward = _declared(narrow_attention_kernel, "forward", Config(4), Config(2), Config(1), Config(8))

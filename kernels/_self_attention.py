@@ -40,7 +40,7 @@ def backward(gradient: Tensor, x: Tensor, offsets: Tensor, norm: list[Tensor], w
     if n == 0:
         return [x.new_zeros(t.shape) for t in (x, *norm, *weights)]
     offsets, norm, weights = offsets.contiguous(), _flat.vectors(norm), _flat.vectors(weights)
-    if _narrow_attention.fits(width, max_length):
+    if _narrow_attention.fits(width, max_length, _narrow_attention.WIDEST_BACKWARD):
         return _narrow_attention.backward(gradient, x, offsets, norm, weights, activation, max_length, heads)
     in_weight, in_bias, out_weight, out_bias = weights
     statistics = x.new_empty(n, 2) if norm else None
