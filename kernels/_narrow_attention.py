@@ -128,8 +128,8 @@ def narrow_attention_backward_kernel(
             mean = tl.sum(values, axis=1) / D
             centred = tl.where((cols < D)[None, :], values - mean[:, None], 0.0)
             tl.store(statistics + first * 2 + steps * 2, mean, mask=there)
-            tl.store(statistics + first * 2 + 1 + steps * 2, tl.rsqrt(tl.sum(centred * centred, axis=1) / D + NORM_EPS),
-                     mask=there)
+            scale_of = tl.rsqrt(tl.sum(centred * centred, axis=1) / D + NORM_EPS)
+            tl.store(statistics + first * 2 + 1 + steps * 2, scale_of, mask=there)
         g = tl.load(gradient + first * gradient_row + (steps[:, None] * gradient_row + cols[None, :] * gradient_col), mask=mask,
                     other=0.0)
         pre, o = _mix(h, in_weight, in_bias, out_weight, out_bias, in_row, in_col, out_row, out_col, scale, length, D,

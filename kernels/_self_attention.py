@@ -3,7 +3,8 @@
     [q k v] = N(x) W_in^T + b_in     head j: columns j W to (j + 1) W, W = D / heads
     o_t = Σ_s softmax_s(q_t · k_s / √W) v_s          out = Act(o W_out^T + b_out) + x
 
-Narrow and short histories have a kernel for the whole block (``_narrow_attention``). Of others scratch is [ΣT, 3D] of q, k, v and [ΣT, D] of o; scores stay in registers.
+Narrow and short histories have a kernel for the whole block (``_narrow_attention``). Of others, scratch is [ΣT, 3D] of
+q, k, v and [ΣT, D] of o; scores stay in registers.
 
 Backward recomputes q, k, v and o, keeping a logarithm for each element and head and mean and 1/σ of each element; then
 the gradient before the activation (W_out's product again, with the slope at its store), through W_out, through attention,
