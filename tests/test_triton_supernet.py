@@ -7,6 +7,7 @@ import torch
 
 import ameir_fast as af
 from ameir_fast.cost import GPUS, forward_work, gpu_of, launches, predict
+from ameir_fast.data import Dataset, prepare_movielens
 from ameir_fast.kernels._launch import KERNELS, interpreting
 from ameir_fast.losses import ctr_loss
 from ameir_fast.search import search
@@ -40,7 +41,7 @@ def nets(data, seed: int) -> tuple[af.Supernet, af.Supernet]:
 def test_random_children_forward_and_backward(data, group):
     net, exact = nets(data, group)
     generator = torch.Generator().manual_seed(group)
-    batch = list(data.batches("train", 24))[group]
+    batch = list(data.batches("valid", 10))[group]  # late rows, whose histories are not empty
     for number in range(EACH):
         arch = exact.sample(generator)
         if number == 0:
@@ -62,11 +63,15 @@ def test_random_children_forward_and_backward(data, group):
                                        msg=lambda text, name=name: f"{name} of {arch}: {text}")
 
 
-def test_a_whole_search(data, tmp_path):
-    config = tiny.CONFIG.changed(backend="triton", batch_size=256, warmup_epochs=0.25, behavior_epochs=0.25, behavior_children=3,
-                                 paths_per_step=2, interaction_warmup_epochs=0.25, cycles=1, updates_per_interaction=1,
-                                 mlp_epochs=0.25, mlp_children=3, epochs=0.5, finalists=2, race_epochs=(0.25,),
-                                 mlp_finalists=2, mlp_race_epochs=(0.25,), validation_subset=64, runs=1)
+def test_a_whole_search(tmp_path):
+    raw = tiny.write_raw(tmp_path / "raw", users=9, items=12, ratings=100)
+    prepare_movielens(raw, tmp_path / "data", max_history=4)
+    data = Dataset.open(tmp_path / "data")
+    config = tiny.CONFIG.changed(backend="triton", batch_size=40, warmup_epochs=0.5, behavior_epochs=0.5, behavior_children=2,
+                                 paths_per_step=1, interaction_warmup_epochs=0.5, cycles=1, updates_per_interaction=1,
+                                 interactions_per_step=32, mlp_epochs=0.5, mlp_children=2, epochs=0.5, evaluate_every=0.5,
+                                 finalists=2, race_epochs=(0.5,), mlp_finalists=2, mlp_race_epochs=(0.5,), top_k=1,
+                                 validation_subset=8, runs=1)
     metrics = search(data, tmp_path / "run", config, variants=["AMEIR-C"], device=DEVICE)
     assert metrics["environment"]["backend"] == "triton" and 0 < metrics["variants"]["AMEIR-C"]["auc"]["mean"] < 1
     assert af.Model.load(tmp_path / "run" / "model").schema == data.schema
