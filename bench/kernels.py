@@ -1,11 +1,13 @@
 """Ahead-of-time compilation of every kernel, without a GPU: registers, spills, shared memory and occupancy from the binary.
 
 ``ameir-fast bench kernels --compile-only`` compiles each kernel's default configuration at each of its specimens for
-NVIDIA's sm_80, sm_90 and sm_100 and reads the resource usage out of the machine code with ``cuobjdump``.
+NVIDIA's sm_80, sm_90 and sm_100 and reads the resource usage out of the machine code with ``cuobjdump``; and for AMD's
+gfx942, whose assembly states it.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import pkgutil
@@ -15,7 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 #: Of one multiprocessor: registers, shared memory in bytes, threads, blocks (CUDA C++ Programming Guide, compute
 #: capabilities).
@@ -23,6 +25,9 @@ LIMITS = {"sm_80": (65536, 164 * 1024, 2048, 32), "sm_90": (65536, 228 * 1024, 2
           "sm_100": (65536, 228 * 1024, 2048, 32)}
 RESERVED_SHARED = 1024  # bytes a block that the system takes
 REGISTER_UNIT = 256     # registers are handed out to a warp in units of this many
+
+# Of gfx942 (CDNA 3 instruction set architecture): vector registers of a lane, in units, wavefronts and shared memory.
+AMD_REGISTERS, AMD_UNIT, AMD_WAVES, AMD_SIMDS, AMD_SHARED = 512, 8, 8, 4, 64 * 1024
 
 
 def load_kernels() -> dict:
@@ -43,8 +48,8 @@ def run(architectures: list[str] | None = None, only: str | None = None) -> Iter
     from ..kernels._launch import interpreting
     from ..search.environment import describe
     for arch in architectures or ():
-        if arch not in LIMITS:
-            raise InputError(f"architecture {arch!r} is unknown; known: {', '.join(LIMITS)}")
+        if arch not in ARCHITECTURES:
+            raise InputError(f"architecture {arch!r} is unknown; known: {', '.join(ARCHITECTURES)}")
     if interpreting():
         raise InputError("TRITON_INTERPRET is set, so kernels are interpreted and cannot be compiled")
     about = describe("cpu")
@@ -109,14 +114,15 @@ def compile_one(kernel, config, specimen, arch: str) -> dict:
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names)
                if signature[name].startswith("*")}
     source = ASTSource(function, signature, constexprs=constants, attrs=aligned)
-    target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    amd = arch.startswith("gfx")
+    target = GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
     compiled = triton.compile(source, target=target,
                               options={"num_warps": config.num_warps, "num_stages": config.num_stages})
-    registers, stack = resource_usage(compiled.asm["cubin"])
+    registers, stack = amd_usage(compiled.asm["amdgcn"]) if amd else resource_usage(compiled.asm["cubin"])
     shared = compiled.metadata.shared
     return {"num_warps": config.num_warps, "num_stages": config.num_stages, "blocks": dict(config.blocks),
             "registers": registers, "spills": stack, "shared_bytes": shared,
-            "occupancy": occupancy(arch, config.num_warps, registers, shared)}
+            "occupancy": (amd_occupancy if amd else functools.partial(occupancy, arch))(config.num_warps, registers, shared)}
 
 
 def resource_usage(cubin: bytes) -> tuple[int, int]:
@@ -130,6 +136,19 @@ def resource_usage(cubin: bytes) -> tuple[int, int]:
     if not found:
         raise RuntimeError(f"cuobjdump's answer has no resource usage: {text!r}")
     return int(found[1]), int(found[2]) + int(found[3])
+
+
+def amd_usage(assembly: str) -> tuple[int, int]:
+    """Vector registers and private memory (bytes a thread) that an assembly's metadata states."""
+    number = lambda name: int(re.search(rf"\.{name}:\s*(\d+)", assembly)[1])
+    return number("vgpr_count"), number("private_segment_fixed_size")
+
+
+def amd_occupancy(num_warps: int, registers: int, shared: int) -> float:
+    """Share of a compute unit's wavefronts that can be resident."""
+    per_simd = min(AMD_WAVES, AMD_REGISTERS // (-(-max(1, registers) // AMD_UNIT) * AMD_UNIT))
+    blocks = min(per_simd * AMD_SIMDS // num_warps, AMD_SHARED // max(1, shared))
+    return blocks * num_warps / (AMD_WAVES * AMD_SIMDS)
 
 
 def cuobjdump() -> str:

@@ -395,8 +395,8 @@ def bench_kernels(
         bool, typer.Option("--compile-only", help="Compile and read the machine code; needs no GPU.")
     ] = False,
     arch: Annotated[
-        str, typer.Option("--arch", metavar="A,…", help="sm_80, sm_90, sm_100.")
-    ] = "sm_80,sm_90,sm_100",
+        str, typer.Option("--arch", metavar="A,…", help="sm_80, sm_90, sm_100, gfx942.")
+    ] = "sm_80,sm_90,sm_100,gfx942",
     only: Annotated[str | None, typer.Option("--only", metavar="PART", help="Kernels with this in their name.")] = None,
     json_file: JsonFile = None,
 ) -> None:
