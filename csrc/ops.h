@@ -65,6 +65,11 @@ std::vector<at::Tensor> sliced_mlp_backward(const at::Tensor& grad, const at::Te
                                             at::TensorList biases, c10::List<std::string> activations,
                                             at::TensorList dice);
 
+// Logits [n, B] of n children's MLPs from their common first pre-activation x [B, K0], float32; children int64 [n, 2 L];
+// see reference/mlp_population.py.
+at::Tensor mlp_population(const at::Tensor& x, at::TensorList weights, at::TensorList biases, at::TensorList dice,
+                          const at::Tensor& head, const at::Tensor& common, const at::Tensor& children);
+
 // In place, float32: embedding and moments [F, K], rows int64 [n] with repeats, gradient [n, K];
 // see reference/embedding_update.py.
 void embedding_update(const at::Tensor& embedding, const std::optional<at::Tensor>& first,

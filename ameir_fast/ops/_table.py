@@ -115,6 +115,9 @@ OPS: dict[str, Op] = {op.name: op for op in (
     Op("embedding_catch_up", "Tensor(a!) embedding, Tensor(b!) first, Tensor(c!) second, Tensor(d!) last_step, "
        "Tensor? rows, Tensor sums, int base, int step, int exact, int window, float beta1, float beta2, float eps", "()",
        reference.embedding_catch_up, lambda *_: None, differentiable=False),
+    Op("mlp_population", "Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] dice, Tensor head, Tensor common, "
+       "Tensor children", "Tensor", reference.mlp_population,
+       lambda x, *rest: x.new_empty(rest[-1].shape[0], x.shape[0]), differentiable=False),
 )}
 
 
