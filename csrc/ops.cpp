@@ -9,6 +9,7 @@
 
 TORCH_LIBRARY_IMPL(ameir_fast, CPU, m) {
   m.impl("auc_columns", &ameir_fast::auc_columns);
+  m.impl("log_loss_columns", &ameir_fast::log_loss_columns);
   m.impl("rank_counts", &ameir_fast::rank_counts);
   m.impl("sequence_block", &ameir_fast::sequence_block);
   m.impl("sequence_block_backward", &ameir_fast::sequence_block_backward);

@@ -17,6 +17,9 @@ namespace ameir_fast {
 // scores [n, S] float32 or float64, label [S] float32 (1 is positive) -> float64 [n]; see metrics.py.
 at::Tensor auc_columns(const at::Tensor& scores, const at::Tensor& label);
 
+// logits [n, S] float32 or float64, label [S] float32, 0 or 1 -> float64 [n]; see metrics.py.
+at::Tensor log_loss_columns(const at::Tensor& logits, const at::Tensor& label);
+
 // users [B, K], items [V, K], both float32 or float64, positive [B] int64 in 1..V-1, candidates [B, n] int32 or none,
 // seen [*] int32 with offsets [B+1] int64 or none -> int64 [B, 2]: above, tied (the positive included), -1 where a
 // score is not finite; see ranking.py.

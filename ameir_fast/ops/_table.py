@@ -233,7 +233,7 @@ def has_kernel(op: str, backend: Backend) -> bool:
     if backend is Backend.CPP and not native.ops_loaded():
         return False
     if backend is Backend.TRITON and (_triton.interpreting() or _triton.recording()):
-        return True
+        return _triton.exists(op)
     if (op, backend) in _found:
         return True
     if backend is Backend.TRITON and not _triton.register(_library, tuple(OPS), _DIFFERENTIABLE):
