@@ -28,8 +28,8 @@ BLOCK_BYTES = 128 * 2**20
 class PopulationResult:
     """``auc`` and ``log_loss`` float64 [n], in the order of the architectures; ``logits`` [n, samples] if asked.
 
-    ``shared_work``: how many times the multiplications of one evaluation after the other those were that were done, from
-    the first pre-activation on, over all children whose MLPs were computed together; 1 where there are none.
+    ``shared_work``: multiplications of one child after the other over those that were done, from the first pre-activation
+    on, of all children whose MLPs were computed together; 1 where there are none.
     """
 
     auc: np.ndarray
@@ -49,8 +49,8 @@ def evaluate_population(net: Supernet, archs: Sequence[Architecture], batches: I
     differ in the MLP alone are computed together (``MlpChildren``).
 
     Memory, beside ``batches`` and one batch's hidden states along one path: of each group of more than K0 + 1 children
-    that differ in the MLP alone, samples × (K0 + 1) floats, whatever their number; of other children their scores, n × samples
-    floats; and at most twice 128 MiB of scores (or one child's) for the metrics. ``return_logits`` adds n × samples
+    that differ in the MLP alone, samples × (K0 + 1) floats, whatever their number; of other children their scores,
+    n × samples floats; and at most twice 128 MiB of scores (or one child's) for the metrics. ``return_logits`` adds n × samples
     floats.
 
     ``on_child`` is told the number of children finished. Raises ``InputError`` for an architecture outside the

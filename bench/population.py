@@ -1,8 +1,9 @@
 """``ameir-fast bench population``: many children together against one at a time, step by step of the search.
 
-Methods: ``shared`` is ``evaluate_population``; ``plan`` one child after the other through the plan of its derived model,
-whose making is not counted; ``eager`` one child after the other through the supernet in plain PyTorch. All of them judge
-what they scored (AUC and log loss). The two slow ones evaluate some of the children, and a row's ``children`` says how many.
+Methods: ``shared`` is ``evaluate_population``; ``plan`` one child after the other through the plan of its derived
+model, whose making is not counted; ``eager`` one child after the other through the supernet in plain PyTorch. All of them
+judge what they scored (AUC and log loss). The two slow ones evaluate some of the children, and a row's ``children`` says
+how many.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ BATCH = 2048  # as the search evaluates
 SAMPLES, QUICK_SAMPLES = 16_384, 4096
 
 
-def run(step: int, children: int | None = None, samples: int | None = None, layers: int | None = None, quick: bool = False,
-        on_row: Callable[[dict], None] = lambda row: None) -> list[dict]:
+def run(step: int, children: int | None = None, samples: int | None = None, layers: int | None = None,
+        quick: bool = False, on_row: Callable[[dict], None] = lambda row: None) -> list[dict]:
     """Rows of a step.
 
-    A row has ``children`` and ``samples`` that were evaluated in ``seconds``, ``children_per_s``; ``ratio``, that over the
-    eager method's, and ``ratio_plan``, over the plan's; ``max_abs_diff`` and ``max_auc_diff``, of logits and AUC from the
-    eager ones, over ``compared`` children; ``peak_bytes``, the largest resident memory of a process that does nothing else.
+    A row has ``children`` and ``samples`` that were evaluated in ``seconds``, ``children_per_s``; ``ratio``, that over
+    the eager method's, and ``ratio_plan``, over the plan's; ``max_abs_diff`` and ``max_auc_diff``, of logits and AUC
+    from the eager ones, over ``compared`` children; ``peak_bytes``, the largest resident memory of a process that does
+    nothing else (of ``plan`` and ``eager`` with one child, of ``shared`` with all).
 
     Args:
         children: how many are evaluated together, drawn at random. Default: all.
@@ -68,8 +70,8 @@ def labelled_batches(schema, samples: int, kind: str = "full") -> list[Batch]:
 
 
 def peak_of(function: Callable, *arguments) -> int:
-    """The largest resident memory, in bytes, of a process that does nothing but this. One that is started counts what its
-    parent has, so ask before there is much here."""
+    """The largest resident memory, in bytes, of a process that does nothing but this. A new one counts what its parent
+    has, so ask before there is much here."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (function, arguments, torch.get_num_threads()))
 
@@ -83,14 +85,15 @@ def _measured(function: Callable, arguments: tuple, threads: int) -> int:
 def _facts() -> dict:
     about = describe("cpu")
     return {"device": "cpu", "dtype": "float32", "threads": torch.get_num_threads(), "batch": BATCH,
-            "versions": {"ameir_fast": about["version"], **{name: about[name] for name in ("torch", "python", "numpy")}},
+            "versions": {"ameir_fast": about["version"],
+                         **{name: about[name] for name in ("torch", "python", "numpy")}},
             **{name: about[name] for name in ("cpu", "platform", "git", "date")}}
 
 
 def line(row: dict) -> str:
     """A row for people."""
-    text = (f"step {row['step']}  {row['case']:<10} {row['method']:<7} {row['children']:>6,} children x {row['samples']:,} samples"
-            f"  {row['seconds']:>8.2f} s  {row['children_per_s']:>9,.1f} children/s")
+    text = (f"step {row['step']}  {row['case']:<10} {row['method']:<7} {row['children']:>6,} children x "
+            f"{row['samples']:,} samples  {row['seconds']:>8.2f} s  {row['children_per_s']:>9,.1f} children/s")
     if row["ratio"]:
         text += f"  {row['ratio']:,.1f}x eager"
     if row["ratio_plan"]:
@@ -104,12 +107,12 @@ def line(row: dict) -> str:
 
 def table(rows: list[dict]) -> list[str]:
     """Lines of a Markdown table."""
-    lines = ["| step | case | method | children | seconds | children/s | ÷ eager | ÷ plan | largest difference | peak, MiB |",
-             "|---" * 10 + "|"]
+    lines = ["| step | case | method | children | seconds | children/s | ÷ eager | ÷ plan | largest difference "
+             "| peak, MiB |", "|---" * 10 + "|"]
     for row in rows:
         number = lambda name, form, row=row: "–" if row[name] is None else format(row[name], form)
         peak = "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.0f}"
-        lines.append(f"| {row['step']} | {row['case']} | {row['method']} | {row['children']:,} | {row['seconds']:.2f} | "
-                     f"{row['children_per_s']:,.1f} | {number('ratio', ',.1f')} | {number('ratio_plan', ',.1f')} | "
+        lines.append(f"| {row['step']} | {row['case']} | {row['method']} | {row['children']:,} | "
+                     f"{row['seconds']:.2f} | {row['children_per_s']:,.1f} | {number('ratio', ',.1f')} | {number('ratio_plan', ',.1f')} | "
                      f"{number('max_abs_diff', '.1e')} | {peak} |")
     return lines

@@ -1,7 +1,7 @@
 """Step 3 of ``bench population``: MLPs over given blocks and interactions, at the ``alimama`` shape without blocks.
 
-Without blocks, because they are computed once by ``shared`` and once a child by the others: what is measured is the MLPs'
-own gain and that of a history's pooling, the least there is.
+Without blocks, because they are computed once by ``shared`` and once a child by the others: what is measured is the
+MLPs' own gain and that of a history's pooling, the least there is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from .. import Architecture, Batch, SearchSpace, Supernet, evaluate_population
 from ..metrics import auc_columns, log_loss_columns
 from .suites import EMBEDDING_DEVIATION, alimama
 
+METHODS = ("eager", "plan", "shared")
 EAGER, PLANS = 24, 48  # children of the methods that take one at a time
 QUICK_EAGER, QUICK_PLANS = 6, 12
 ROUNDS = 3  # in which the methods take turns
@@ -32,64 +33,92 @@ def rows(layers: int | None, children: int | None, samples: int, quick: bool) ->
 def _of_layers(layers: int, count: int | None, samples: int, quick: bool) -> Iterator[dict]:
     from .population import labelled_batches, peak_of
 
-    rounds = 1 if quick else ROUNDS
-    peaks = {name: peak_of(_once, name, layers, count, samples) for name in ("shared", "plan", "eager")}
-    tenth = peak_of(_once, "shared", layers, max(1, (count or len(_children(layers))) // 10), samples)
-    net, batches = _net(layers), labelled_batches(alimama()[0].schema, samples)
-    archs = _children(layers, count)
-    some = [archs[i] for i in np.random.default_rng(1).permutation(len(archs))[:QUICK_PLANS if quick else PLANS]]
-    few = some[:QUICK_EAGER if quick else EAGER]
-    plain = copy.copy(net)  # shares the weights
-    plain.backend = "reference"
-    began = time.perf_counter()
-    plans = [_plan(net, arch, batches) for arch in some]
-    preparation = time.perf_counter() - began
-    label = torch.cat([batch.label for batch in batches])
-    callers = {"plan": [lambda b, plan=plan: plan(b) for plan in plans],
-               "eager": [lambda b, arch=arch: plain(b, arch) for arch in few]}
-    taken: dict[str, float] = dict.fromkeys(("shared", *callers), 0.0)
-    logits: dict[str, list] = {name: [] for name in callers}
-    evaluate_population(net, archs[:2], batches[:1])
-    for name in callers:
-        _alone(callers[name][0], batches[:1], batches[0].label)
-    for turn in range(rounds):
-        taken["shared"] += _seconds(lambda: evaluate_population(net, archs, batches)) / rounds
-        for name, calls in callers.items():
-            for call in calls[turn::rounds]:
-                taken[name] += _seconds(lambda call=call: logits[name].append(_alone(call, batches, label)[0]))
-    # Back in the order of the children.
-    found = {name: torch.stack(logits[name])[np.argsort(np.concatenate([np.arange(len(calls))[t::rounds] for t in range(rounds)]))]
-             for name, calls in callers.items()}
-    together = evaluate_population(net, few, batches, return_logits=True)
-    exact = auc_columns(found["eager"], label)
-    steady = [i for i, arch in enumerate(few) if all(layer.activation != "dice" for layer in arch.mlp)]
-    rates = {"shared": len(archs) / taken["shared"], **{n: len(calls) / taken[n] for n, calls in callers.items()}}
-    sizes = {"shared": len(archs), "plan": len(some), "eager": len(few)}
-    common = {"case": f"{layers} layers", "layers": layers, "samples": samples, "k0": net.space.k0()}
-    for name, theirs, which in (("eager", None, []), ("plan", found["plan"][:len(few)], steady),
-                                ("shared", together.logits, range(len(few)))):
-        which = list(which)
-        gap = float((theirs[which] - found["eager"][which]).abs().max()) if which else None
-        row = {**common, "method": name, "children": sizes[name], "seconds": taken[name], "children_per_s": rates[name],
-               "ratio": rates[name] / rates["eager"] if name != "eager" else None,
-               "ratio_plan": rates[name] / rates["plan"] if name == "shared" else None,
-               "max_abs_diff": gap, "compared": len(which),
-               "max_auc_diff": float(np.abs(auc_columns(theirs[which], label) - exact[which]).max()) if which else None,
-               "peak_bytes": peaks[name], "refused": None}
-        if name == "plan":  # statistics of Dice are a model's own in a plan, so children with Dice are timed alone
-            row["preparation_seconds"] = preparation
+    whole = count or len(_children(layers))
+    peaks = {name: peak_of(_once, name, layers, count, samples) for name in METHODS}
+    tenth = peak_of(_once, "shared", layers, max(2, whole // 10), samples)
+    case = _Case(layers, count, labelled_batches(alimama()[0].schema, samples), quick)
+    case.measure(1 if quick else ROUNDS)
+    common = {"case": f"{layers} layers", "layers": layers, "samples": samples, "k0": case.net.space.k0()}
+    for name in METHODS:
+        row = {**common, **case.row(name), "peak_bytes": peaks[name]}
         if name == "shared":
             row["peak_bytes_of_a_tenth"] = tenth
-            row["shared_work"] = evaluate_population(net, archs, batches[:1]).shared_work
-        if gap is not None and not gap <= TOLERANCE:
-            row["refused"] = f"max |logit - eager| is {gap:.3g}, more than {TOLERANCE:g}"
         yield row
     for share in () if quick or count else FEWER:
-        part = _children(layers, max(2, round(len(archs) * share)))
-        seconds = sum(_seconds(lambda part=part: evaluate_population(net, part, batches)) for _ in range(rounds)) / rounds
-        yield {**common, "method": "shared", "children": len(part), "seconds": seconds, "children_per_s": len(part) / seconds,
-               "ratio": len(part) / seconds / rates["eager"], "ratio_plan": len(part) / seconds / rates["plan"],
-               "max_abs_diff": None, "compared": 0, "max_auc_diff": None, "peak_bytes": None, "refused": None}
+        yield {**common, **case.fewer(max(2, round(whole * share))), "peak_bytes": None}
+
+
+class _Case:
+    """All methods on children of so many layers."""
+
+    def __init__(self, layers: int, count: int | None, batches: list[Batch], quick: bool):
+        self.layers, self.batches, self.net = layers, batches, _net(layers)
+        self.label = torch.cat([batch.label for batch in batches])
+        self.archs = _children(layers, count)
+        drawn = np.random.default_rng(1).permutation(len(self.archs))
+        some = [self.archs[i] for i in drawn[:QUICK_PLANS if quick else PLANS]]
+        self.few = some[:QUICK_EAGER if quick else EAGER]
+        plain = copy.copy(self.net)  # shares the weights
+        plain.backend = "reference"
+        began = time.perf_counter()
+        plans = [_plan(self.net, arch, batches) for arch in some]
+        self.preparation = time.perf_counter() - began
+        self.calls = {"eager": [lambda b, arch=arch: plain(b, arch) for arch in self.few], "plan": plans}
+        self.sizes = {"shared": len(self.archs), **{name: len(calls) for name, calls in self.calls.items()}}
+        self.seconds = dict.fromkeys(METHODS, 0.0)
+        self.logits: dict[str, list] = {name: [None] * len(calls) for name, calls in self.calls.items()}
+
+    def measure(self, rounds: int) -> None:
+        """The methods take turns: each round has all children together, and its part of those that go alone."""
+        self.rounds = rounds
+        evaluate_population(self.net, self.archs[:2], self.batches[:1])
+        for calls in self.calls.values():
+            _alone(calls[0], self.batches[:1], self.batches[0].label)
+        for turn in range(rounds):
+            self.seconds["shared"] += self._together(self.archs) / rounds
+            for name, calls in self.calls.items():
+                for i in range(turn, len(calls), rounds):
+                    began = time.perf_counter()
+                    self.logits[name][i] = _alone(calls[i], self.batches, self.label)[0]
+                    self.seconds[name] += time.perf_counter() - began
+        self.rates = {name: self.sizes[name] / self.seconds[name] for name in METHODS}
+
+    def _together(self, archs: list[Architecture]) -> float:
+        began = time.perf_counter()
+        self.shared_work = evaluate_population(self.net, archs, self.batches).shared_work
+        return time.perf_counter() - began
+
+    def row(self, name: str) -> dict:
+        row = self._row(name, self.sizes[name], self.seconds[name])
+        if name == "eager":
+            return row
+        if name == "plan":  # whose Dice has statistics of its own: such children are timed and not compared
+            row["preparation_seconds"] = self.preparation
+            which = [i for i, arch in enumerate(self.few) if all(layer.activation != "dice" for layer in arch.mlp)]
+            found = torch.stack(self.logits["plan"][:len(self.few)])
+        else:
+            row["shared_work"] = self.shared_work
+            which = list(range(len(self.few)))
+            found = evaluate_population(self.net, self.few, self.batches, return_logits=True).logits
+        if not which:
+            return row
+        found, exact = found[which], torch.stack(self.logits["eager"])[which]
+        gap = float((found - exact).abs().max())
+        return {**row, "max_abs_diff": gap, "compared": len(which),
+                "max_auc_diff": float(np.abs(auc_columns(found, self.label) - auc_columns(exact, self.label)).max()),
+                "refused": None if gap <= TOLERANCE else f"max |logit - eager| is {gap:.3g}, more than {TOLERANCE:g}"}
+
+    def fewer(self, count: int) -> dict:
+        """So many children together."""
+        archs = _children(self.layers, count)
+        return self._row("shared", count, sum(self._together(archs) for _ in range(self.rounds)) / self.rounds)
+
+    def _row(self, name: str, children: int, seconds: float) -> dict:
+        rate = children / seconds
+        return {"method": name, "children": children, "seconds": seconds, "children_per_s": rate,
+                "ratio": rate / self.rates["eager"] if name != "eager" else None,
+                "ratio_plan": rate / self.rates["plan"] if name == "shared" else None,
+                "max_abs_diff": None, "max_auc_diff": None, "compared": 0, "refused": None}
 
 
 def _net(layers: int) -> Supernet:
@@ -140,9 +169,3 @@ def _once(method: str, layers: int, count: int | None, samples: int) -> None:
     else:
         net.backend = "reference"
         _alone(lambda b: net(b, archs[0]), batches, label)
-
-
-def _seconds(work: Callable) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began

@@ -62,7 +62,8 @@ class Context:
         """Validation metrics of children with the shared weights, on so many rows or all that decide."""
         return self.score_population(archs, limit)[0]
 
-    def score_population(self, archs: Sequence[Architecture], limit: int | None) -> tuple[list[dict[str, float]], float]:
+    def score_population(self, archs: Sequence[Architecture],
+                         limit: int | None) -> tuple[list[dict[str, float]], float]:
         """``score_children``, and how many times the work was shared (``PopulationResult.shared_work``)."""
         batches = self.task.validation() if limit is None else self.task.held_out("valid", limit)
         if isinstance(self.task.objective, CtrObjective):

@@ -22,10 +22,11 @@ def rank_children(context: Context, scope: Scope, *, count: int, always: Sequenc
                   allowed: Callable[[object], bool] = lambda child: True) -> list[dict]:
     """``count`` distinct children (``always`` first) scored on the validation subset, best first.
 
-    The scores are stored chunk by chunk: of proposed children as they come, of many known ones 4096 at a time. Proposals are a function of the seed, the round and the scores so
-    far, so a resumed ranking proposes what the interrupted one would have. The top k are re-evaluated on all
-    of validation and lead the ranking in that order, as in the paper. Entries hold ``score``, the metrics
-    and the child under the step's name. Raises ``InputError`` when no child is ``allowed``.
+    The scores are stored chunk by chunk: of proposed children as they come, of many known ones 4096 at a time.
+    Proposals are a function of the seed, the round and the scores so far, so a resumed ranking proposes what the
+    interrupted one would have. The top k are re-evaluated on all of validation and lead the ranking in that order, as
+    in the paper. Entries hold ``score``, the metrics and the child under the step's name. Raises ``InputError`` when
+    no child is ``allowed``.
     """
     config, primary = context.config, context.primary
     ledger = _Ledger(context, scope, to_arch, to_json)

@@ -32,8 +32,9 @@ inline vd exp(vd x) {
   const vd n = shifted - kShift;
   vd r = fma(n, set(-6.93147180369123816490e-01), x);
   r = fma(n, set(-1.90821492927058770002e-10), r);
-  constexpr double kFactorials[] = {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
-                                    1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      1.0 / 2,     1.0};
+  constexpr double kFactorials[] = {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
+                                    1.0 / 40320,     1.0 / 5040,     1.0 / 720,     1.0 / 120,
+                                    1.0 / 24,        1.0 / 6,        1.0 / 2,       1.0};
   vd p = set(1.0 / 6227020800);
   for (double one : kFactorials) p = fma(p, r, set(one));
   p = fma(p, r, set(1.0));

@@ -1,7 +1,7 @@
-// mlp_population: the MLPs of many children over one first pre-activation. Children that begin alike share the beginning,
-// and widths are prefixes of one another; so their MLPs are a tree whose nodes are pre-activations, and all of them are
-// walked once for a tile of samples (population_kernels.cpp). Dice's statistics are over all samples: before the last
-// walk, which writes logits, there is one for each layer that has Dice, up to that layer.
+// mlp_population: the MLPs of many children over one first pre-activation. Children that begin alike share the
+// beginning, and widths are prefixes of one another; so their MLPs are a tree whose nodes are pre-activations, and all of
+// them are walked once for a tile of samples (population_kernels.cpp). Dice's statistics are over all samples: before the
+// last walk, which writes logits, there is one for each layer that has Dice, up to that layer.
 #include "train/population.h"
 
 #include <ATen/Parallel.h>
@@ -189,7 +189,8 @@ Tensor mlp_population(const Tensor& x, at::TensorList weights, at::TensorList bi
       TORCH_CHECK(act >= 0 && act < 4, "children: child ", c, " has activation ", act, " of 4 in layer ", l);
       int64_t most = l ? std::min(weights[l - 1].size(0), dice[l].size(0)) : std::min(x.size(1), dice[0].size(0));
       most = std::min(most, l + 1 < layers ? weights[l].size(1) : head.size(0));
-      TORCH_CHECK(units > 0 && units <= most, "children: child ", c, " has ", units, " units in layer ", l, " of ", most);
+      TORCH_CHECK(units > 0 && units <= most, "children: child ", c, " has ", units, " units in layer ", l, " of ",
+                  most);
     }
   }
   Tensor out = at::empty({table.size(0), p.samples}, x.options());

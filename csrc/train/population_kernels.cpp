@@ -1,9 +1,10 @@
-// A tile of samples through all children's MLPs, for one instruction set. A unit is a row of kSamples numbers, one a sample.
+// A tile of samples through all children's MLPs, for one instruction set. A unit is a row of kSamples numbers, one a
+// sample.
 //
 // Layers are walked depth first. Of a branch the units are activated stop by stop; at each stop the next layer's sums,
-// held from the last one, get the terms of the units in between, and are the pre-activation of the stop's node. The last
-// layer's activated units go into the head's running sum and nowhere else. Every sum is taken term after term, so that a
-// child's logits are the same, bit for bit, whichever children are there beside it.
+// held from the last one, get the terms of the units in between, and are the pre-activation of the stop's node. The
+// last layer's activated units go into the head's running sum and nowhere else. Every sum is taken term after term, so
+// that a child's logits are the same, bit for bit, whichever children are there beside it.
 #include "train/population.h"
 
 #include <algorithm>
@@ -163,7 +164,8 @@ class Tile {
       for (int64_t o = outputs; o < wide; ++o) {
         for (int v = 0; v < kVectorsOfTile; ++v) store(next + o * kSamples + v * V, set(map.bias[o]));
       }
-      add_products(map.weight + outputs * map.pitch, map.pitch, h, stop.units, wide - outputs, next + outputs * kSamples);
+      add_products(map.weight + outputs * map.pitch, map.pitch, h, stop.units, wide - outputs,
+                   next + outputs * kSamples);
       inputs = stop.units, outputs = wide;
       visit(stop.node, next);
     }
