@@ -50,8 +50,8 @@ def evaluate_population(net: Supernet, archs: Sequence[Architecture], batches: I
 
     Memory, beside ``batches`` and one batch's hidden states along one path: of each group of more than K0 + 1 children
     that differ in the MLP alone, samples × (K0 + 1) floats, whatever their number; of other children their scores,
-    n × samples floats; and at most twice 128 MiB of scores (or one child's) for the metrics. ``return_logits`` adds n × samples
-    floats.
+    n × samples floats; and at most twice 128 MiB of scores (or one child's) for the metrics. ``return_logits`` adds
+    n × samples floats.
 
     ``on_child`` is told the number of children finished. Raises ``InputError`` for an architecture outside the
     space, for unlabelled batches and for the retrieval task.

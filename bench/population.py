@@ -113,6 +113,6 @@ def table(rows: list[dict]) -> list[str]:
         number = lambda name, form, row=row: "–" if row[name] is None else format(row[name], form)
         peak = "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.0f}"
         lines.append(f"| {row['step']} | {row['case']} | {row['method']} | {row['children']:,} | "
-                     f"{row['seconds']:.2f} | {row['children_per_s']:,.1f} | {number('ratio', ',.1f')} | {number('ratio_plan', ',.1f')} | "
-                     f"{number('max_abs_diff', '.1e')} | {peak} |")
+                     f"{row['seconds']:.2f} | {row['children_per_s']:,.1f} | {number('ratio', ',.1f')} | "
+                     f"{number('ratio_plan', ',.1f')} | {number('max_abs_diff', '.1e')} | {peak} |")
     return lines

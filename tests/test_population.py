@@ -1,4 +1,4 @@
-"""Children that differ in the MLP alone, computed together: the operation, evaluate_population, and the search's ranking."""
+"""Children that differ in the MLP alone, computed together: the operation, evaluate_population, the search's ranking."""
 
 from __future__ import annotations
 
@@ -137,7 +137,8 @@ def test_wrong_arguments_are_named():
     for place, value, says in [
         (0, torch.zeros(4, 6, dtype=torch.float64), "x: dtype"), (0, torch.zeros(4), "x: 1 dim"), (1, [], "biases"),
         (2, [torch.zeros(5)], "biases"), (3, [torch.zeros(6)], "dice"), (4, torch.zeros(1, 6), "head"),
-        (5, torch.zeros(5), "common"), (6, torch.tensor([[6, 0]]), "children"), (6, torch.tensor([[6, 0, 6, 3]]).int(), "children"),
+        (5, torch.zeros(5), "common"), (6, torch.tensor([[6, 0]]), "children"),
+        (6, torch.tensor([[6, 0, 6, 3]]).int(), "children"),
         (6, torch.tensor([[7, 0, 6, 3]]), "7 units in layer 0"), (6, torch.tensor([[6, 0, 0, 3]]), "0 units in layer 1"),
         (6, torch.tensor([[6, 4, 6, 3]]), "activation 4"), (4, torch.zeros(5), "6 units in layer 1 of 5"),
     ]:
@@ -189,7 +190,8 @@ def test_population_equals_one_at_a_time(layers, backend, monkeypatch):
     told = []
     found = compared(net, archs, batches)
     again = af.evaluate_population(net, archs, batches, on_child=told.append)
-    assert again.logits is None and np.array_equal(again.auc, found.auc) and np.array_equal(again.log_loss, found.log_loss)
+    assert again.logits is None and np.array_equal(again.auc, found.auc)
+    assert np.array_equal(again.log_loss, found.log_loss)
     assert told[-1] == len(archs) and (layers == 1 or len(told) > 2)
     assert found.shared_work > 1 if layers > 1 else found.shared_work >= 1
     assert net.training is False
