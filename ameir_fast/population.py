@@ -19,7 +19,6 @@ from .reference import products, relu
 from .space import Architecture
 from .supernet import Supernet, interaction_name, reads_step1
 
-
 #: Scores of children of one front are made, judged and dropped this many bytes at a time, counted as float64.
 BLOCK_BYTES = 128 * 2**20
 

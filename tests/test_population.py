@@ -322,9 +322,9 @@ class Killed(Exception):
 
 def test_a_ranking_resumes_inside_a_population(data, tmp_path, monkeypatch):
     config = tiny.CONFIG.changed(mlp_children=None, max_parameters=10 ** 9)
+    monkeypatch.setattr(proposals, "POPULATION", 200)
     with RunDirectory(tmp_path / "whole", {"version": 1}) as run:
         whole = ranked(data, run, config)
-    monkeypatch.setattr(proposals, "POPULATION", 200)
     scored = []
     original = population.evaluate_population
 

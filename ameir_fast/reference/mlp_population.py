@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -36,8 +35,8 @@ def mlp_population(x: Tensor, weights: list[Tensor], biases: list[Tensor], dice:
     def visit(layer: int, s: Tensor, members: list[int]) -> None:
         """``members`` share the layers before ``layer``, and ``s`` is its pre-activation."""
         own = lambda child: table[child][2 * layer:2 * layer + 2]
-        for (units, act), group in itertools.groupby(sorted(members, key=own), key=own):
-            group, name = list(group), ACTIVATIONS[act]
+        for (units, act), same in itertools.groupby(sorted(members, key=own), key=own):
+            group, name = list(same), ACTIVATIONS[act]
             h, _ = sliced_mlp(s[:, :units], [], [], [name], [dice[layer][:units]] if name == "dice" else [])
             if layer == last:
                 out[group] = h @ head[:units] + common
