@@ -26,26 +26,34 @@ FEWER = (1 / 64, 1 / 16, 1 / 4)  # of all children: how the time grows
 
 
 def rows(layers: int | None, children: int | None, samples: int, quick: bool) -> Iterator[dict]:
-    for number in [layers] if layers else [2] if quick else [2, 3]:
-        yield from _of_layers(number, children, samples, quick)
+    numbers = [layers] if layers else [2] if quick else [2, 3]
+    peaks = {number: _peaks(number, children, samples) for number in numbers}  # before there is much here
+    for number in numbers:
+        yield from _of_layers(number, children, samples, quick, peaks[number])
 
 
-def _of_layers(layers: int, count: int | None, samples: int, quick: bool) -> Iterator[dict]:
-    from .population import labelled_batches, peak_of
+def _peaks(layers: int, count: int | None, samples: int) -> dict[str, int]:
+    """Of the methods, and of all children together where they are a tenth as many."""
+    from .population import peak_of
 
-    whole = count or len(_children(layers))
-    peaks = {name: peak_of(_once, name, layers, count, samples) for name in METHODS}
-    tenth = peak_of(_once, "shared", layers, max(2, whole // 10), samples)
+    tenth = max(2, (count or len(_children(layers))) // 10)
+    return {"tenth": peak_of(_once, "shared", layers, tenth, samples),
+            **{name: peak_of(_once, name, layers, count, samples) for name in METHODS}}
+
+
+def _of_layers(layers: int, count: int | None, samples: int, quick: bool, peaks: dict[str, int]) -> Iterator[dict]:
+    from .population import labelled_batches
+
     case = _Case(layers, count, labelled_batches(alimama()[0].schema, samples), quick)
     case.measure(1 if quick else ROUNDS)
     common = {"case": f"{layers} layers", "layers": layers, "samples": samples, "k0": case.net.space.k0()}
     for name in METHODS:
         row = {**common, **case.row(name), "peak_bytes": peaks[name]}
         if name == "shared":
-            row["peak_bytes_of_a_tenth"] = tenth
+            row["peak_bytes_of_a_tenth"] = peaks["tenth"]
         yield row
     for share in () if quick or count else FEWER:
-        yield {**common, **case.fewer(max(2, round(whole * share))), "peak_bytes": None}
+        yield {**common, **case.fewer(max(2, round(len(case.archs) * share))), "peak_bytes": None}
 
 
 class _Case:
