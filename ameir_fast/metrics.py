@@ -1,8 +1,8 @@
 """Metrics: exact AUC of many columns at once, log loss, and their errors; those of retrieval are in ranking.py.
 
-``ameir_fast::auc_columns`` is an operation whose CPU implementation is native (``csrc/cpu/auc_columns.cpp``).
-Where that is not built, and on other devices, :func:`auc_columns_torch` computes the same numbers: both count
-pairs in integers and divide once, so they agree to the last bit.
+``ameir_fast::auc_columns`` and ``log_loss_columns`` are operations whose CPU implementations are native (``csrc/cpu``).
+Where these are not built, and on other devices, :func:`auc_columns_torch` and :func:`log_loss_columns_torch` compute the
+same: AUC to the last bit, since both count pairs in integers and divide once; log loss to the rounding of float64.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ _CHUNK = 1 << 22
 
 _library = torch.library.Library("ameir_fast", "FRAGMENT")
 _library.define("auc_columns(Tensor scores, Tensor label) -> Tensor")
+_library.define("log_loss_columns(Tensor logits, Tensor label) -> Tensor")
 
 
 @torch.library.register_fake("ameir_fast::auc_columns", lib=_library)
+@torch.library.register_fake("ameir_fast::log_loss_columns", lib=_library)
 def _(scores: Tensor, label: Tensor) -> Tensor:
     torch._check(scores.dim() == 2, lambda: f"scores must be [n, S], not of {scores.dim()} dimensions")
     torch._check(label.dim() == 1 and label.shape[0] == scores.shape[1], lambda: "label must be [S]")
@@ -84,6 +86,12 @@ def auc(scores: Tensor | np.ndarray, label: Tensor | np.ndarray) -> float:
     return float(auc_columns(_one(scores), label)[0])
 
 
+def log_loss_columns_torch(logits: Tensor, label: Tensor) -> Tensor:
+    """Log loss of each row of ``logits`` [n, S] against ``label`` [S], in plain PyTorch, as float64 [n]. This defines what
+    the native operation computes."""
+    return -logsigmoid(logits.to(torch.float64) * (2 * label - 1).to(torch.float64)).mean(1)
+
+
 def log_loss_columns(logits: Tensor | np.ndarray, label: Tensor | np.ndarray) -> np.ndarray:
     """Mean binary log loss of n models on the same S samples, from logits [n, S], in float64:
     −log σ((2·label − 1)·logit).
@@ -92,10 +100,10 @@ def log_loss_columns(logits: Tensor | np.ndarray, label: Tensor | np.ndarray) ->
     that one class suffices.
     """
     logits, label = _columns(logits, label, both_classes=False)
-    sign = (2 * label - 1).to(torch.float64)
-    result = [
-        -logsigmoid(part.to(torch.float64) * sign).mean(1) for part in logits.split(_rows_at_a_time(logits))
-    ]
+    if logits.device.type == "cpu" and native.ops_loaded():
+        result = [torch.ops.ameir_fast.log_loss_columns(logits, label)]
+    else:
+        result = [log_loss_columns_torch(part, label) for part in logits.split(_rows_at_a_time(logits))]
     loss = torch.cat(result).cpu().numpy() if result else np.empty(0)
     for column in np.flatnonzero(np.isnan(loss))[:1]:
         sample = int(logits[column].isnan().nonzero()[0])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,18 +14,27 @@ from . import forward
 from .batch import Batch
 from .errors import InputError
 from .metrics import auc_columns, log_loss_columns
+from .mlp_children import MlpChildren, shares_front
 from .reference import products, relu
 from .space import Architecture
 from .supernet import Supernet, interaction_name, reads_step1
 
+#: Scores of children of one front are made, judged and dropped this many bytes at a time, counted as float64.
+BLOCK_BYTES = 128 * 2**20
+
 
 @dataclass(frozen=True)
 class PopulationResult:
-    """``auc`` and ``log_loss`` float64 [n], in the order of the architectures; ``logits`` [n, samples] if asked."""
+    """``auc`` and ``log_loss`` float64 [n], in the order of the architectures; ``logits`` [n, samples] if asked.
+
+    ``shared_work``: multiplications of one child after the other over those that were done, from the first pre-activation
+    on, of all children whose MLPs were computed together; 1 where there are none.
+    """
 
     auc: np.ndarray
     log_loss: np.ndarray
     logits: Tensor | None = None
+    shared_work: float = 1.0
 
 
 @torch.no_grad()
@@ -34,37 +44,113 @@ def evaluate_population(net: Supernet, archs: Sequence[Architecture], batches: I
     """Scores of all ``archs`` (CTR) with the supernet's weights; equal to ``net(batch, arch)`` one by one.
 
     Children are visited in the order of their behaviour paths, so that every common prefix of blocks, the
-    pooled history, the SE shortcut and the full-width first pre-activation are computed once a batch.
-    Memory: n × samples logits, plus one batch's hidden states along one path. ``on_child`` is told the
-    number of children finished (over all batches). Raises ``InputError`` for an architecture outside the
+    pooled history, the SE shortcut and the full-width first pre-activation are computed once a batch; children that
+    differ in the MLP alone are computed together (``MlpChildren``).
+
+    Memory, beside ``batches`` and one batch's hidden states along one path: of each group of more than K0 + 1 children
+    that differ in the MLP alone, samples × (K0 + 1) floats, whatever their number; of other children their scores,
+    n × samples floats; and at most twice 128 MiB of scores (or one child's) for the metrics. ``return_logits`` adds
+    n × samples floats.
+
+    ``on_child`` is told the number of children finished. Raises ``InputError`` for an architecture outside the
     space, for unlabelled batches and for the retrieval task.
     """
     if net.schema.task != "ctr":
         raise InputError("evaluate_population scores click-through rates; this schema's task is retrieval")
     canonical = [net.check(a) for a in archs]
     order = sorted(range(len(canonical)), key=lambda i: _shared_key(canonical[i]))
+    groups = [_Group(net, canonical, list(members))
+              for _, members in itertools.groupby(order, key=lambda i: _shared_key(canonical[i]))]
     was_training = net.training
     net.eval()
-    columns, labels = [], []
+    labels = []
     try:
         for batch in batches:
             if batch.label is None:
                 raise InputError("evaluate_population needs labelled batches")
             walk = _Walk(net, batch)
-            out = torch.empty(len(archs), len(batch), dtype=net.embedding.weight.dtype, device=batch.device)
-            for done, i in enumerate(order, start=1):
-                out[i] = walk.logits(canonical[i])
-                if on_child is not None:
-                    on_child(done)
-            columns.append(out.cpu())
+            for group in groups:
+                group.visit(walk)
             labels.append(batch.label.cpu())
+        if not labels:
+            raise InputError("evaluate_population got no batches")
+        label = torch.cat(labels)
+        auc, log_loss = np.empty(len(archs)), np.empty(len(archs))
+        logits = torch.empty(len(archs), len(label), dtype=net.embedding.weight.dtype) if return_logits else None
+        done = 0
+        for members, scores in _blocks(groups, len(label)):
+            auc[members], log_loss[members] = _judged(scores, label, members)
+            if logits is not None:
+                logits[members] = scores
+            done += len(members)
+            if on_child is not None:
+                on_child(done)
     finally:
         net.train(was_training)
-    if not columns:
-        raise InputError("evaluate_population got no batches")
-    logits, label = torch.cat(columns, 1), torch.cat(labels)
-    return PopulationResult(auc_columns(logits, label), log_loss_columns(logits, label),
-                            logits if return_logits else None)
+    work = [group.children.work() for group in groups if group.children is not None]
+    shared = sum(alone for alone, _ in work) / sum(together for _, together in work) if work else 1.0
+    return PopulationResult(auc, log_loss, logits, shared)
+
+
+def _judged(scores: Tensor, label: Tensor, members: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """AUC and log loss of the columns of these children."""
+    try:
+        return auc_columns(scores, label), log_loss_columns(scores, label)
+    except InputError:
+        for column, sample in scores.isnan().nonzero()[:1].tolist():
+            raise InputError(f"score of column {members[column]}, sample {sample} is NaN") from None
+        raise
+
+
+class _Group:
+    """Children that share all but the MLP, at these places among all. ``parts`` is what is kept of every batch: their
+    logits, or, where it is smaller, what all these are computed from."""
+
+    def __init__(self, net: Supernet, archs: Sequence[Architecture], members: list[int]):
+        self.archs, self.members = [archs[i] for i in members], members
+        together = len(members) > 1 and shares_front(self.archs[0])
+        self.children = MlpChildren(net, self.archs) if together else None
+        self.keeps_front = together and len(members) > self.children.k0 + 1
+        self.parts: list = []
+
+    def visit(self, walk: _Walk) -> None:
+        if self.children is None:
+            logits = torch.stack([walk.logits(arch) for arch in self.archs]).cpu()
+        else:
+            front = self.children.front(walk.inputs, walk.behavior(self.archs[0], walk.net.weights(self.archs[0])))
+            if self.keeps_front:
+                self.parts.append(front)
+                return
+            logits = self.children.logits(front).cpu()
+        self.parts.append(logits)
+
+    def scores(self, samples: int, size: int) -> Iterator[tuple[list[int], Tensor]]:
+        """Places of children, and their logits [n, samples], at most ``size`` children at a time from kept fronts."""
+        if not self.keeps_front:
+            yield self.members, torch.cat(self.parts, 1)
+        for start in range(0, len(self.members) if self.keeps_front else 0, size):
+            part = self.children.order[start:start + size]
+            logits, at = torch.empty(len(part), samples, dtype=self.parts[0][0].dtype), 0
+            for front in self.parts:
+                rows = len(front[1])
+                logits[:, at:at + rows] = self.children.logits(front, part).cpu()
+                at += rows
+            yield [self.members[i] for i in part], logits
+        self.parts.clear()
+
+
+def _blocks(groups: list[_Group], samples: int) -> Iterator[tuple[list[int], Tensor]]:
+    """All groups' scores, many columns at once."""
+    size = max(1, BLOCK_BYTES // (8 * max(1, samples)))
+    members, held = [], []
+    for group in groups:
+        for some, logits in group.scores(samples, size):
+            members, held = members + some, [*held, logits]
+            if len(members) >= size:
+                yield members, held[0] if len(held) == 1 else torch.cat(held)
+                members, held = [], []
+    if members:
+        yield members, torch.cat(held)
 
 
 def _shared_key(arch: Architecture) -> tuple:

@@ -9,6 +9,7 @@
 
 TORCH_LIBRARY_IMPL(ameir_fast, CPU, m) {
   m.impl("auc_columns", &ameir_fast::auc_columns);
+  m.impl("log_loss_columns", &ameir_fast::log_loss_columns);
   m.impl("rank_counts", &ameir_fast::rank_counts);
   m.impl("sequence_block", &ameir_fast::sequence_block);
   m.impl("sequence_block_backward", &ameir_fast::sequence_block_backward);
@@ -20,6 +21,7 @@ TORCH_LIBRARY_IMPL(ameir_fast, CPU, m) {
   m.impl("squeeze_excite_backward", &ameir_fast::squeeze_excite_backward);
   m.impl("sliced_mlp", &ameir_fast::sliced_mlp);
   m.impl("sliced_mlp_backward", &ameir_fast::sliced_mlp_backward);
+  m.impl("mlp_population", &ameir_fast::mlp_population);
   m.impl("embedding_update", &ameir_fast::embedding_update);
   m.impl("embedding_catch_up", &ameir_fast::embedding_catch_up);
 }

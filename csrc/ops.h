@@ -17,6 +17,9 @@ namespace ameir_fast {
 // scores [n, S] float32 or float64, label [S] float32 (1 is positive) -> float64 [n]; see metrics.py.
 at::Tensor auc_columns(const at::Tensor& scores, const at::Tensor& label);
 
+// logits [n, S] float32 or float64, label [S] float32, 0 or 1 -> float64 [n]; see metrics.py.
+at::Tensor log_loss_columns(const at::Tensor& logits, const at::Tensor& label);
+
 // users [B, K], items [V, K], both float32 or float64, positive [B] int64 in 1..V-1, candidates [B, n] int32 or none,
 // seen [*] int32 with offsets [B+1] int64 or none -> int64 [B, 2]: above, tied (the positive included), -1 where a
 // score is not finite; see ranking.py.
@@ -64,6 +67,11 @@ std::tuple<at::Tensor, at::Tensor> sliced_mlp(const at::Tensor& x, at::TensorLis
 std::vector<at::Tensor> sliced_mlp_backward(const at::Tensor& grad, const at::Tensor& x, at::TensorList weights,
                                             at::TensorList biases, c10::List<std::string> activations,
                                             at::TensorList dice);
+
+// Logits [n, B] of n children's MLPs from their common first pre-activation x [B, K0], float32; children int64 [n, 2 L];
+// see reference/mlp_population.py.
+at::Tensor mlp_population(const at::Tensor& x, at::TensorList weights, at::TensorList biases, at::TensorList dice,
+                          const at::Tensor& head, const at::Tensor& common, const at::Tensor& children);
 
 // In place, float32: embedding and moments [F, K], rows int64 [n] with repeats, gradient [n, K];
 // see reference/embedding_update.py.

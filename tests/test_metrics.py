@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -216,3 +217,31 @@ def test_paired():
     for a, b in (([], []), ([1.0], [1.0, 2.0])):
         with pytest.raises(InputError, match="same number of runs"):
             metrics.paired(a, b)
+
+
+@pytest.mark.skipif(native.why_not("_C") is not None, reason="_C is not built")
+@pytest.mark.parametrize("instruction_set", ["portable", "avx2", "avx512"])
+def test_native_log_loss_to_the_rounding_of_float64(instruction_set):
+    assert native.ops_loaded()
+    from ameir_fast import ops  # noqa: F401 - which declares instruction sets
+
+    if instruction_set not in torch.ops.ameir_fast.instruction_sets():
+        pytest.skip(f"this processor has no {instruction_set}")
+    torch.ops.ameir_fast.use_instruction_set(instruction_set)
+    try:
+        for scale, samples in itertools.product((1e-3, 1.0, 8.0, 40.0, 700.0), (1, 2, 7, 8, 9, 511, 512, 1025, 5000)):
+            logits, label = (t[..., :samples] for t in random_problem(samples, 3, samples + 1, torch.float64))
+            logits = logits * scale
+            for given in (logits, logits.float()):
+                want = metrics.log_loss_columns_torch(given, label)
+                got = torch.ops.ameir_fast.log_loss_columns(given, label)
+                torch.testing.assert_close(got, want, rtol=2e-15 * math.sqrt(samples) + 2e-15, atol=0)
+            # One sample, of which only the tiny loss is left.
+            sure = (logits[:, :1].abs() + 1) * 8
+            torch.testing.assert_close(torch.ops.ameir_fast.log_loss_columns(sure, label[:1]),
+                                       metrics.log_loss_columns_torch(sure, label[:1]), rtol=4e-15, atol=1e-300)
+        infinite = torch.tensor([[math.inf, -math.inf], [-math.inf, 0.0], [math.nan, 1.0]])
+        found = torch.ops.ameir_fast.log_loss_columns(infinite, torch.tensor([1.0, 0.0]))
+        assert found[0] < 1e-300 and found[1] == math.inf and found[2].isnan()
+    finally:
+        torch.ops.ameir_fast.use_instruction_set("")

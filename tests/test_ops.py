@@ -14,8 +14,9 @@ from tests import oracle
 from tests.helpers import assert_close
 
 NAMES = ("embedding_interactions", "sliced_mlp", "sequence_block", "sequence_pool", "squeeze_excite",
-         "embedding_update", "embedding_catch_up")
+         "embedding_update", "embedding_catch_up", "mlp_population")
 IN_PLACE = ("embedding_update", "embedding_catch_up")
+WITHOUT_GRADIENT = (*IN_PLACE, "mlp_population")
 LENGTHS = [3, 0, 1, 5, 2]
 TARGETS = (True, False)
 
@@ -184,12 +185,22 @@ def _catch_up_cases():
         yield "rows" if some else "all", build
 
 
+def _population_cases():
+    for layers in (1, 2, 3):
+        def build(make, layers=layers):
+            children = [[6, 3, 4, 0, 2, 1], [6, 3, 4, 3, 4, 3], [5, 1, 4, 0, 2, 1], [6, 3, 4, 0, 1, 2]]
+            return (make(7, 6).detach(), [make(6, 6).detach() for _ in range(layers - 1)],
+                    [make(6).detach() for _ in range(layers - 1)], [make(6).detach() for _ in range(layers)],
+                    make(6).detach(), make(7).detach(), torch.tensor(children)[:, :2 * layers].contiguous())
+        yield f"{layers}-layers", build
+
+
 CASES = {"embedding_interactions": list(_lookup_cases()), "sliced_mlp": list(_mlp_cases()),
          "sequence_block": list(_block_cases()), "sequence_pool": list(_pool_cases()),
          "squeeze_excite": list(_excite_cases()), "embedding_update": list(_update_cases()),
-         "embedding_catch_up": list(_catch_up_cases())}
+         "embedding_catch_up": list(_catch_up_cases()), "mlp_population": list(_population_cases())}
 ALL = [pytest.param(op, build, id=f"{op}-{name}") for op, cases in CASES.items() for name, build in cases]
-DIFFERENTIABLE = [case for case in ALL if case.values[0] not in IN_PLACE]
+DIFFERENTIABLE = [case for case in ALL if case.values[0] not in WITHOUT_GRADIENT]
 
 
 FLOAT32 = 2e-5
@@ -462,7 +473,8 @@ CHEAP = ("test_schema", "test_autograd_registration", "test_faketensor")
 TRACED = {"embedding_interactions": ["bags-2-dense"], "squeeze_excite": ["bags-2"],
           "sliced_mlp": ["swish-dice-dice", "dice-fixed", "identity"],
           "sequence_block": ["conv3-layer_norm", "max_pool3-none", "target_attn-layer_norm", "zero-none"],
-          "sequence_pool": ["target"], "embedding_update": ["sgd", "adam"], "embedding_catch_up": ["rows"]}
+          "sequence_pool": ["target"], "embedding_update": ["sgd", "adam"], "embedding_catch_up": ["rows"],
+          "mlp_population": []}  # the reference asks its table for numbers, which is no graph
 
 
 def some(wanted: dict[str, list[str]]) -> list:
@@ -486,7 +498,7 @@ def test_opcheck_without_gradients_in_float32(op, build):
     torch.library.opcheck(op_of(op), build(Maker(7, torch.float32, grad=False)), test_utils=CHEAP)
 
 
-@pytest.mark.parametrize("op", [name for name in NAMES if name not in IN_PLACE])
+@pytest.mark.parametrize("op", [name for name in NAMES if name not in WITHOUT_GRADIENT])
 def test_empty_batches_through_the_dispatcher(op):
     make = Maker(0, dtype_for(op))
     arguments = {
@@ -535,6 +547,7 @@ PUBLIC = {
         a[0], [s for s in a[1:3] if s is not None], *a[3:], backend=backend
     ),
     "embedding_catch_up": lambda a, backend: ops.embedding_catch_up(*a, backend=backend),
+    "mlp_population": lambda a, backend: ops.mlp_population(*a, backend=backend),
 }
 
 
@@ -572,6 +585,7 @@ COMPILED = {
     "sequence_pool": ["target"],
     "embedding_update": ["adam"],
     "embedding_catch_up": [],  # opcheck traces it; its reference asks tensors for numbers, which breaks a graph
+    "mlp_population": [],
 }
 
 

@@ -21,7 +21,8 @@ from ameir_fast.search.variants import FOUND
 from . import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/evaluation.md", "docs/gpu.md", "docs/serving.md", "docs/training.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/evaluation.md", "docs/gpu.md", "docs/population.md", "docs/serving.md",
+         "docs/training.md")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 pytestmark = pytest.mark.skipif(

@@ -194,7 +194,7 @@ def export(
 
 bench = typer.Typer(
     help=(
-        "Measure speed: cpu and gpu (whole models), train (a supernet's step), kernels (the Triton kernels' machine code), "
+        "Measure speed: cpu and gpu (whole models), train (a supernet's step), population (many children together), kernels (the Triton kernels' machine code), "
         "native (the C++ host code against NumPy), prepare (reading data against pandas), batches (feeding).\n\n"
         "Each row says what was compared with what, and how far the result is from the machine's own limit."
     ),
@@ -446,17 +446,36 @@ def bench_train(
     write_rows(json_file, found)
 
 
-def _not_available(name: str) -> None:
-    def refuse(context: typer.Context) -> None:
-        raise InputError(f"bench {name} is not available yet; available: batches, cpu, gpu, kernels, native, prepare, train")
+@bench.command("population")
+def bench_population(
+    step: Annotated[int, typer.Option("--step", metavar="N", help="Of the search. 3: all MLPs over given blocks.")],
+    children: Annotated[
+        int | None, typer.Option("--children", min=1, metavar="N", help="Evaluated together, at random. Default: all.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=2, metavar="N", help="Rows. Default: 16,384; 4,096 with --quick.")
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option("--layers", min=1, max=3, metavar="L", help="Of the MLP (step 3). Default: 2 and 3; 2 with --quick.")
+    ] = None,
+    threads: Threads = None,
+    quick: Quick = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Many children together against one at a time, through plans and in eager PyTorch.
 
-    refuse.__doc__ = "Not available yet."
-    bench.command(
-        name, hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-    )(refuse)
+    Logits are compared, and a row says from how many children's it has its difference. Memory is the peak of a process that
+    does nothing else.
 
-
-_not_available("population")
+    \b
+    ameir-fast bench population --step 3 --quick
+    ameir-fast bench population --step 3 --layers 3 --threads 2 --json rows.jsonl
+    """
+    check_json_file(json_file)
+    set_threads(threads)
+    suite_module = bench_module("population")
+    found = suite_module.run(step, children, samples, layers, quick, on_row=lambda row: say(json_file, suite_module.line(row)))
+    write_rows(json_file, found)
 
 
 def bench_module(name: str) -> ModuleType:

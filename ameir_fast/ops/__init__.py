@@ -5,6 +5,7 @@ from .functions import (
     embedding_catch_up,
     embedding_interactions,
     embedding_update,
+    mlp_population,
     sequence_block,
     sequence_pool,
     sliced_mlp,
@@ -12,4 +13,4 @@ from .functions import (
 )
 
 __all__ = ["Backend", "OPS", "backends", "embedding_catch_up", "embedding_interactions", "embedding_update",
-           "missing", "resolve", "sequence_block", "sequence_pool", "sliced_mlp", "squeeze_excite"]
+           "missing", "mlp_population", "resolve", "sequence_block", "sequence_pool", "sliced_mlp", "squeeze_excite"]

@@ -115,6 +115,9 @@ OPS: dict[str, Op] = {op.name: op for op in (
     Op("embedding_catch_up", "Tensor(a!) embedding, Tensor(b!) first, Tensor(c!) second, Tensor(d!) last_step, "
        "Tensor? rows, Tensor sums, int base, int step, int exact, int window, float beta1, float beta2, float eps", "()",
        reference.embedding_catch_up, lambda *_: None, differentiable=False),
+    Op("mlp_population", "Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] dice, Tensor head, Tensor common, "
+       "Tensor children", "Tensor", reference.mlp_population,
+       lambda x, *rest: x.new_empty(rest[-1].shape[0], x.shape[0]), differentiable=False),
 )}
 
 
@@ -230,7 +233,7 @@ def has_kernel(op: str, backend: Backend) -> bool:
     if backend is Backend.CPP and not native.ops_loaded():
         return False
     if backend is Backend.TRITON and (_triton.interpreting() or _triton.recording()):
-        return True
+        return _triton.exists(op)
     if (op, backend) in _found:
         return True
     if backend is Backend.TRITON and not _triton.register(_library, tuple(OPS), _DIFFERENTIABLE):

@@ -47,13 +47,19 @@ def module(op: str):
 
 
 @functools.cache
+def exists(op: str) -> bool:
+    """Whether there are kernels of an operation."""
+    return importlib.util.find_spec(f"ameir_fast.kernels.{op}") is not None
+
+
+@functools.cache
 def register(library: torch.library.Library, names: tuple[str, ...], differentiable: tuple[str, ...]) -> bool:
     """Puts all kernels under the CUDA key; whether that could be done."""
     if why_not() or interpreting():
         return False
-    for name in names:
+    for name in filter(exists, names):
         library.impl(name, module(name).forward, "CUDA")
-    for name in differentiable:
+    for name in filter(exists, differentiable):
         library.impl(f"{name}_backward", module(name).backward, "CUDA")
     return True
 

@@ -49,6 +49,13 @@ def sliced_mlp(x: Tensor, weights: list[Tensor], biases: list[Tensor], activatio
     return _call("sliced_mlp", backend, x, x, list(weights), list(biases), list(activations), list(dice))
 
 
+def mlp_population(x: Tensor, weights: list[Tensor], biases: list[Tensor], dice: list[Tensor], head: Tensor,
+                   common: Tensor, children: Tensor, backend: Backend | str | None = None) -> Tensor:
+    """Logits [n, B] of n children's MLPs over one first pre-activation (``reference.mlp_population``). Not
+    differentiable."""
+    return _call("mlp_population", backend, x, x, list(weights), list(biases), list(dice), head, common, children)
+
+
 def sequence_block(x: Tensor, offsets: Tensor, norm: list[Tensor], weights: list[Tensor], target: Tensor | None,
                    layer: str, activation: str, max_length: int, backend: Backend | str | None = None) -> Tensor:
     """One behaviour block on jagged sequences, [ΣT, D] (``reference.sequence_block``)."""

@@ -74,12 +74,12 @@ class SearchConfig:
     interaction_ranking: str = "shared"     # by shared weights, or "crosses": by training rows (crosses.py)
     # step 3
     mlp_epochs: float = 2.0
-    mlp_children: int = 2000                # all, where there are fewer
+    mlp_children: int | None = None         # all, where there are fewer; None: all of up to three layers, else 2000
 
     def __post_init__(self):
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name in ("backend", "max_parameters", "sampler", "interaction_ranking", "mlp_activation", *_SWITCHES,
+            if f.name in ("backend", "max_parameters", "mlp_children", "sampler", "interaction_ranking", "mlp_activation", *_SWITCHES,
                           *_RACES):
                 continue
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
@@ -87,7 +87,7 @@ class SearchConfig:
             if f.type == "int" and not isinstance(value, int):
                 raise InputError(f"config: {f.name} is {value!r}, not an integer")
         for name in ("embedding_dim", "mlp_layers", "batch_size", "epochs", "inherited_epochs", "evaluate_every", "runs", "finalists",
-                     "mlp_finalists", "validation_subset", "behavior_children", "mlp_children", "interactions_per_step", "paths_per_step",
+                     "mlp_finalists", "validation_subset", "behavior_children", "interactions_per_step", "paths_per_step",
                      "top_k", "keep_interactions", "ranked_rows", "product_scale"):
             if getattr(self, name) <= 0:
                 raise InputError(f"config: {name} is {getattr(self, name)!r}, not positive")
@@ -109,8 +109,10 @@ class SearchConfig:
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"config: {name} is {getattr(self, name)!r}, not true or false")
-        if self.max_parameters is not None and (not isinstance(self.max_parameters, int) or self.max_parameters < 1):
-            raise InputError(f"config: max_parameters is {self.max_parameters!r}, not an integer >= 1")
+        for name in ("max_parameters", "mlp_children"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise InputError(f"config: {name} is {value!r}, not an integer >= 1")
         for name in _RACES:
             try:
                 epochs = tuple(float(e) for e in getattr(self, name))

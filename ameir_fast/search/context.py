@@ -60,13 +60,19 @@ class Context:
 
     def score_children(self, archs: Sequence[Architecture], limit: int | None) -> list[dict[str, float]]:
         """Validation metrics of children with the shared weights, on so many rows or all that decide."""
+        return self.score_population(archs, limit)[0]
+
+    def score_population(self, archs: Sequence[Architecture],
+                         limit: int | None) -> tuple[list[dict[str, float]], float]:
+        """``score_children``, and how many times the work was shared (``PopulationResult.shared_work``)."""
         batches = self.task.validation() if limit is None else self.task.held_out("valid", limit)
         if isinstance(self.task.objective, CtrObjective):
             found = evaluate_population(self.net, archs, batches)
-            return [{"auc": float(a), "log_loss": float(b)} for a, b in zip(found.auc, found.log_loss, strict=True)]
+            return [{"auc": float(a), "log_loss": float(b)}
+                    for a, b in zip(found.auc, found.log_loss, strict=True)], found.shared_work
         self.net.eval()
         return [self.task.objective.evaluate(lambda b, items, arch=arch: self.net(b, arch, items), batches)
-                for arch in archs]
+                for arch in archs], 1.0
 
     def monitor(self, archs: Sequence[Architecture]) -> Callable[[], dict[str, float]]:
         """A supernet's validation: the mean over a fixed set of children."""
@@ -106,7 +112,8 @@ def require_backend(config: SearchConfig, device: str) -> None:
     """``InputError`` with the reason where the backend that was asked for cannot compute on the device."""
     try:
         for name in ops.OPS:
-            ops.resolve(name, config.backend, torch.device(device))
+            if name != "mlp_population":  # in whose place the reference stands (mlp_children.py)
+                ops.resolve(name, config.backend, torch.device(device))
     except RuntimeError as error:
         raise InputError(f"config: {error}") from None
 

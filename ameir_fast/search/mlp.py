@@ -17,6 +17,8 @@ from .seeds import generator
 from .training import fit
 
 MONITORED = 8
+#: Spaces of so many children are ranked as a whole: those of three layers where children are computed together.
+TOGETHER, ALONE = 15_000, 2000
 
 
 @contextmanager
@@ -86,11 +88,18 @@ class MlpStep:
             inputs = units
         return total + heads * inputs
 
+    def _most_children(self) -> int:
+        """How many children are ranked at most."""
+        if self.context.config.mlp_children is not None:
+            return self.context.config.mlp_children
+        whole = self.context.space.size(part="mlp")
+        return whole if whole <= (TOGETHER if self.context.space.schema.task == "ctr" else ALONE) else ALONE
+
     def rank(self) -> list[dict]:
         """All allowed children where they are few enough, else the strategy's proposals; best first."""
         context, space = self.context, self.context.space
-        children = [m for m in space.enumerate_mlp() if self.allowed(m)] \
-            if space.size(part="mlp") <= context.config.mlp_children else []
+        most = self._most_children()
+        children = [m for m in space.enumerate_mlp() if self.allowed(m)] if space.size(part="mlp") <= most else []
 
         def mutate(child, g: torch.Generator):
             position = int(torch.randint(len(child), (), generator=g))
@@ -100,8 +109,7 @@ class MlpStep:
             ratios = sorted((m.ratio for m in changed), reverse=True)
             return tuple(MlpLayer(r, m.activation) for r, m in zip(ratios, changed, strict=True))
 
-        count = len(children) or context.config.mlp_children
-        return rank_children(context, self.scope.scope("rank"), count=count, always=children,
+        return rank_children(context, self.scope.scope("rank"), count=len(children) or most, always=children,
                              sample=space.sample_mlp, mutate=mutate, to_arch=self.arch,
                              to_json=lambda mlp: self.arch(mlp).to_dict()["mlp"], allowed=self.allowed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from ..errors import InputError
@@ -11,6 +12,7 @@ from .seeds import generator
 from .store import Scope
 
 CHUNK = 32
+POPULATION = 4096  # children scored together, and then stored: a killed run loses so many at most
 FRUITLESS_ROUNDS = 20
 
 
@@ -20,10 +22,11 @@ def rank_children(context: Context, scope: Scope, *, count: int, always: Sequenc
                   allowed: Callable[[object], bool] = lambda child: True) -> list[dict]:
     """``count`` distinct children (``always`` first) scored on the validation subset, best first.
 
-    The scores are stored chunk by chunk. Proposals are a function of the seed, the round and the scores so
-    far, so a resumed ranking proposes what the interrupted one would have. The top k are re-evaluated on all
-    of validation and lead the ranking in that order, as in the paper. Entries hold ``score``, the metrics
-    and the child under the step's name. Raises ``InputError`` when no child is ``allowed``.
+    The scores are stored chunk by chunk: of proposed children as they come, of many known ones 4096 at a time.
+    Proposals are a function of the seed, the round and the scores so far, so a resumed ranking proposes what the
+    interrupted one would have. The top k are re-evaluated on all of validation and lead the ranking in that order, as
+    in the paper. Entries hold ``score``, the metrics and the child under the step's name. Raises ``InputError`` when
+    no child is ``allowed``.
     """
     config, primary = context.config, context.primary
     ledger = _Ledger(context, scope, to_arch, to_json)
@@ -71,14 +74,21 @@ class _Ledger:
         return list(self.seen)
 
     def score(self, children: list) -> None:
+        for start in range(0, len(children), POPULATION):
+            self._score(children[start:start + POPULATION])
+
+    def _score(self, children: list) -> None:
         start, primary = len(self.seen), self.context.primary
         if len(self.stored) < start + len(children):
-            found = self.context.score_children([self.to_arch(c) for c in children],
-                                                self.context.config.validation_subset)
+            began = time.monotonic()
+            found, shared = self.context.score_population([self.to_arch(c) for c in children],
+                                                          self.context.config.validation_subset)
+            rate = len(children) / max(time.monotonic() - began, 1e-9)
             self.stored += [{"score": f[primary], **f, "child": self.to_json(c)}
                             for c, f in zip(children, found, strict=True)]
             self.scope.save("scores", self.stored)
-            self.scope.log(step=start + len(children), best=max(r["score"] for r in self.stored))
+            self.scope.log(step=start + len(children), best=max(r["score"] for r in self.stored),
+                           children_per_s=round(rate, 1), shared_work=round(shared, 2))
         for child, entry in zip(children, self.stored[start:], strict=False):
             self.seen[child], self.entries[child] = entry["score"], entry
         self.context.task.progress.update(len(self.seen), **{primary: max(self.seen.values())})

@@ -1,0 +1,118 @@
+"""``ameir-fast bench population``: many children together against one at a time, step by step of the search.
+
+Methods: ``shared`` is ``evaluate_population``; ``plan`` one child after the other through the plan of its derived
+model, whose making is not counted; ``eager`` one child after the other through the supernet in plain PyTorch. All of them
+judge what they scored (AUC and log loss). The two slow ones evaluate some of the children, and a row's ``children`` says
+how many.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from .. import Batch, InputError, native
+from ..profile import random_batch
+from ..search.environment import describe
+from . import population_mlp
+from .suites import lengths
+
+#: What measures a step: ``rows(layers, children, samples, quick)`` yields rows without the facts of ``run``.
+STEPS = {3: population_mlp.rows}
+BATCH = 2048  # as the search evaluates
+SAMPLES, QUICK_SAMPLES = 16_384, 4096
+
+
+def run(step: int, children: int | None = None, samples: int | None = None, layers: int | None = None,
+        quick: bool = False, on_row: Callable[[dict], None] = lambda row: None) -> list[dict]:
+    """Rows of a step.
+
+    A row has ``children`` and ``samples`` that were evaluated in ``seconds``, ``children_per_s``; ``ratio``, that over
+    the eager method's, and ``ratio_plan``, over the plan's; ``max_abs_diff`` and ``max_auc_diff``, of logits and AUC
+    from the eager ones, over ``compared`` children; ``peak_bytes``, the largest resident memory of a process that does
+    nothing else (of ``plan`` and ``eager`` with one child, of ``shared`` with all).
+
+    Args:
+        children: how many are evaluated together, drawn at random. Default: all.
+        samples: default 16,384 (4,096 with ``quick``).
+        layers: of the MLP (step 3). Default: 2 and 3; 2 with ``quick``.
+        quick: under 45 seconds; not for quoting.
+
+    Raises:
+        InputError: a step that is not measured, or the native code is not there, naming the reason.
+    """
+    if step not in STEPS:
+        raise InputError(f"unknown step {step}; known: {', '.join(map(str, STEPS))}")
+    for name in ("_C", "_plan"):
+        if native.why_not(name) is not None:
+            raise InputError(f"bench population compares native code: {native.why_not(name)}")
+    facts, found = _facts(), []
+    for row in STEPS[step](layers, children, samples or (QUICK_SAMPLES if quick else SAMPLES), quick):
+        found.append({"step": step, **row, **facts})
+        on_row(found[-1])
+    return found
+
+
+def labelled_batches(schema, samples: int, kind: str = "full") -> list[Batch]:
+    """Batches of random ids and labels, histories of this kind of lengths."""
+    found = []
+    for seed, start in enumerate(range(0, samples, BATCH)):
+        size = min(BATCH, samples - start)
+        batch = random_batch(schema, size, lengths(kind, size, schema.max_history, seed), seed)
+        label = torch.from_numpy(np.random.default_rng(seed).integers(0, 2, size).astype(np.float32))
+        found.append(Batch(batch.fields, batch.history, batch.history_offsets, label))
+    return found
+
+
+def peak_of(function: Callable, *arguments) -> int:
+    """The largest resident memory, in bytes, of a process that does nothing but this. A new one counts what its parent
+    has, so ask before there is much here."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measured, (function, arguments, torch.get_num_threads()))
+
+
+def _measured(function: Callable, arguments: tuple, threads: int) -> int:
+    torch.set_num_threads(threads)
+    function(*arguments)
+    return (1 if sys.platform == "darwin" else 1024) * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _facts() -> dict:
+    about = describe("cpu")
+    return {"device": "cpu", "dtype": "float32", "threads": torch.get_num_threads(), "batch": BATCH,
+            "versions": {"ameir_fast": about["version"],
+                         **{name: about[name] for name in ("torch", "python", "numpy")}},
+            **{name: about[name] for name in ("cpu", "platform", "git", "date")}}
+
+
+def line(row: dict) -> str:
+    """A row for people."""
+    text = (f"step {row['step']}  {row['case']:<10} {row['method']:<7} {row['children']:>6,} children x "
+            f"{row['samples']:,} samples  {row['seconds']:>8.2f} s  {row['children_per_s']:>9,.1f} children/s")
+    if row["ratio"]:
+        text += f"  {row['ratio']:,.1f}x eager"
+    if row["ratio_plan"]:
+        text += f", {row['ratio_plan']:,.1f}x plans"
+    if row["max_abs_diff"] is not None:
+        text += f"  difference {row['max_abs_diff']:.1e} ({row['compared']} children)"
+    if row["peak_bytes"]:
+        text += f"  peak {row['peak_bytes'] / 2**20:,.0f} MiB"
+    return text
+
+
+def table(rows: list[dict]) -> list[str]:
+    """Lines of a Markdown table."""
+    lines = ["| step | case | method | children | seconds | children/s | ÷ eager | ÷ plan | largest difference "
+             "| peak, MiB |", "|---" * 10 + "|"]
+    for row in rows:
+        number = lambda name, form, row=row: "–" if row[name] is None else format(row[name], form)
+        peak = "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.0f}"
+        lines.append(f"| {row['step']} | {row['case']} | {row['method']} | {row['children']:,} | "
+                     f"{row['seconds']:.2f} | {row['children_per_s']:,.1f} | {number('ratio', ',.1f')} | "
+                     f"{number('ratio_plan', ',.1f')} | {number('max_abs_diff', '.1e')} | {peak} |")
+    return lines

@@ -1,0 +1,55 @@
+"""The bench of populations: every method evaluates the same children on the same samples, and rows say how many."""
+
+from __future__ import annotations
+
+import pytest
+
+from ameir_fast import InputError, native
+from ameir_fast.bench import population, population_mlp
+from ameir_fast.bench.suites import alimama
+from ameir_fast.bench.train import resized
+
+native_only = pytest.mark.skipif(any(native.why_not(name) is not None for name in ("_C", "_plan")), reason="not built")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Small batches of small vocabularies, and no processes whose memory is measured."""
+    case = alimama()[0]
+    monkeypatch.setattr(population_mlp, "alimama", lambda: [type(case)(case.suite, case.name, resized(case.schema, 900),
+                                                                      case.architecture, case.embedding_dim, case.batch)])
+    monkeypatch.setattr(population, "BATCH", 32)
+    monkeypatch.setattr(population_mlp, "EAGER", 4)
+    monkeypatch.setattr(population_mlp, "PLANS", 5)
+    monkeypatch.setattr(population, "peak_of", lambda *_: 2 ** 20)
+
+
+@native_only
+def test_rows_of_step_3(small):
+    seen = []
+    rows = population.run(3, samples=80, layers=2, on_row=seen.append)
+    assert rows == seen and [row["method"] for row in rows] == ["eager", "plan", "shared", "shared", "shared", "shared"]
+    assert [row["children"] for row in rows] == [4, 5, 880, 14, 55, 220]
+    for row in rows:
+        assert row["step"] == 3 and row["samples"] == 80 and row["batch"] == 32 and row["k0"] == 92 and row["git"]
+        assert row["children_per_s"] == pytest.approx(row["children"] / row["seconds"]) and row["refused"] is None
+        assert population.line(row)
+    eager, plan, shared = rows[:3]
+    assert eager["max_abs_diff"] is None and eager["ratio"] is None
+    assert plan["max_abs_diff"] is None or plan["max_abs_diff"] <= 1e-5
+    assert shared["max_abs_diff"] <= 1e-5 and shared["compared"] == 4
+    assert shared["ratio"] == pytest.approx(shared["children_per_s"] / eager["children_per_s"])
+    assert shared["ratio_plan"] == pytest.approx(shared["children_per_s"] / plan["children_per_s"])
+    assert shared["shared_work"] > 40
+    assert len(population.table(rows)) == 2 + len(rows)
+
+
+@native_only
+def test_some_children_only(small):
+    rows = population.run(3, children=30, samples=40, layers=1)
+    assert [row["children"] for row in rows] == [4, 5, 30]
+
+
+def test_unknown_steps_are_named():
+    with pytest.raises(InputError, match="unknown step 9"):
+        population.run(9)
