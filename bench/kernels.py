@@ -116,13 +116,14 @@ def compile_one(kernel, config, specimen, arch: str) -> dict:
     source = ASTSource(function, signature, constexprs=constants, attrs=aligned)
     amd = arch.startswith("gfx")
     target = GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
-    compiled = triton.compile(source, target=target,
-                              options={"num_warps": config.num_warps, "num_stages": config.num_stages})
+    options = {name: value for name, value in config.options.items() if not (amd and name == "maxnreg")}
+    compiled = triton.compile(source, target=target, options=options)
     registers, stack = amd_usage(compiled.asm["amdgcn"]) if amd else resource_usage(compiled.asm["cubin"])
     shared = compiled.metadata.shared
-    return {"num_warps": config.num_warps, "num_stages": config.num_stages, "blocks": dict(config.blocks),
+    num_warps = config.options["num_warps"]
+    return {**config.options, "blocks": dict(config.blocks),
             "registers": registers, "spills": stack, "shared_bytes": shared,
-            "occupancy": (amd_occupancy if amd else functools.partial(occupancy, arch))(config.num_warps, registers, shared)}
+            "occupancy": (amd_occupancy if amd else functools.partial(occupancy, arch))(num_warps, registers, shared)}
 
 
 def resource_usage(cubin: bytes) -> tuple[int, int]:

@@ -56,16 +56,16 @@ def is_recording() -> bool:
 
 @dataclass(frozen=True, init=False)
 class Config:
-    """Block sizes (constexpr arguments of the kernel), warps and pipeline stages."""
+    """Block sizes (constexpr arguments of the kernel), warps and pipeline stages. ``maxnreg``, registers a thread at
+    most, is for kernels of which the assembler would otherwise spill a few for one more resident block."""
 
     blocks: Mapping[str, int]
-    num_warps: int
-    num_stages: int
+    options: Mapping[str, int]
 
-    def __init__(self, num_warps: int = 4, num_stages: int = 1, **blocks: int):
+    def __init__(self, num_warps: int = 4, num_stages: int = 1, maxnreg: int | None = None, **blocks: int):
+        options = {"num_warps": num_warps, "num_stages": num_stages}
         object.__setattr__(self, "blocks", blocks)
-        object.__setattr__(self, "num_warps", num_warps)
-        object.__setattr__(self, "num_stages", num_stages)
+        object.__setattr__(self, "options", options if maxnreg is None else {**options, "maxnreg": maxnreg})
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,7 @@ class Kernel:
         if is_recording():
             _record.append(self.name)
         else:
-            self.function[programs](**arguments, **config.blocks, num_warps=config.num_warps,
-                                    num_stages=config.num_stages)
+            self.function[programs](**arguments, **config.blocks, **config.options)
 
     def _measure(self, grid: Callable, arguments: Mapping) -> Config:
         copies = {name: arguments[name].clone() for name in self.accumulates if arguments.get(name) is not None}

@@ -161,7 +161,7 @@ def _blocks(k: int, hidden: int, backwards: bool) -> dict:
 _INTS = dict.fromkeys(("samples", "parts", "hidden_size", "project_column", "squeeze_row", "squeeze_column",
                        "excite_row", "excite_column"), "i32")
 _WEIGHTS = dict.fromkeys(("project", "squeeze", "excite"), "*fp32")
-_CONFIGS = [Config(num_warps=8), Config(num_warps=4)]
+_CONFIGS = [Config(num_warps=8, maxnreg=128), Config(num_warps=4)]
 
 
 def _specimens(backwards: bool, **more) -> list[Specimen]:
