@@ -189,6 +189,7 @@ def test_values_that_stand_for_missing_ones(tmp_path):
             "tiny: names neither train_data, valid_data and test_data, nor train_data alone",
         ),
         ("data/train.csv", "data/other.csv", "other.csv: no such file"),
+        ("data/train.csv", "x" * 300 + "/train.csv", "train.csv: no such file"),  # longer than a name can be
         (
             "label_col: {name: clk, dtype: float}",
             "label_col: [{name: clk}, {name: buy}]",

@@ -223,7 +223,7 @@ def _sequence(rows: Rows, feature: Feature, missing: str, history: bool) -> pl.S
 def _paths(root: Path, data: str, data_format: str) -> list[Path]:
     """A file, or the files of a folder or pattern, as FuxiCTR takes them; csv compressed too."""
     ends = [data_format + packed for packed in ("", *PACKED)] if data_format == "csv" else [data_format]
-    if (root / data).is_file() and data.endswith(tuple(ends)):
+    if os.path.isfile(root / data) and data.endswith(tuple(ends)):  # False for a name that no file can have
         return [root / data]
     patterns = [data] if data.endswith(tuple(ends)) else [os.path.join(data, f"*.{end}") for end in ends]
     found = sorted(Path(path) for pattern in patterns for path in glob.glob(str(root / pattern)))
