@@ -4,7 +4,8 @@
 
 ``statistics``: mean and biased variance of each column, in one reading: a program has a share of the rows of some
 columns and keeps their count, mean and sum of squared deviations, block by block joined by Chan's formula; a second
-kernel joins the shares, in order. Bytes: 4 B n.
+kernel joins the shares, in order. Values are taken as distances from the share's first one, so that the mean of a
+constant column is exact: Dice divides by its deviation of nought. Bytes: 4 B n.
 
 Gradients, from g = dL/dy, with ``u = g s (1 − α) p (1 − p)``:
 
@@ -47,17 +48,19 @@ def column_statistics_kernel(parts, s, rows, share, width, s_row, s_column, BLOC
     column = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     count = 0.0
     mean, squares = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
+    at = s + column.to(tl.int64) * s_column
+    near = tl.load(at + part * share * s_row, column < width, other=0.0)
     for start in range(0, tl.minimum(share, rows - part * share), BLOCK_B):
         row = part * share + start + tl.arange(0, BLOCK_B)
         present = (row < rows) & (start + tl.arange(0, BLOCK_B) < share)
         mask = present[:, None] & (column < width)[None, :]
-        value = tl.load(s + row[:, None] * s_row + column[None, :] * s_column, mask, other=0.0)
+        value = tl.where(mask, tl.load(at[None, :] + row[:, None] * s_row, mask, other=0.0) - near[None, :], 0.0)
         here = tl.sum(present.to(tl.float32))
         middle = tl.sum(value, 0) / here
         deviation = tl.where(present[:, None], value - middle[None, :], 0.0)
         count, mean, squares = join(count, mean, squares, here, middle, tl.sum(deviation * deviation, 0))
     at = parts + part * 2 * width + column
-    tl.store(at, mean, column < width)
+    tl.store(at, mean + near, column < width)
     tl.store(at + width, squares, column < width)
 
 
@@ -139,7 +142,8 @@ _BLOCKS = [Config(BLOCK_B=64), Config(BLOCK_B=32), Config(BLOCK_B=128)]
 COLUMN_STATISTICS = Kernel(
     column_statistics_kernel, "forward",
     {"parts": "*fp32", "s": "*fp32", **dict.fromkeys(("rows", "share", "width", "s_row", "s_column"), "i32")},
-    _BLOCKS, [Specimen("any", _PLAIN)])
+    [Config(BLOCK_B=32), Config(BLOCK_B=64), Config(BLOCK_B=64, num_warps=8)],
+    [Specimen("any", _PLAIN), Specimen("a column's rows side by side", {"s_row": 1, "BLOCK_N": BLOCK_N})])
 JOIN_STATISTICS = Kernel(
     join_statistics_kernel, "forward",
     {"statistics": "*fp32", "parts": "*fp32", **dict.fromkeys(("shares", "rows", "share", "width"), "i32")},

@@ -3,7 +3,8 @@
     z_0 = x;   z_l = act_{l-1}(z_{l-1}) W_lᵀ + b_l;   out = act_L(z_L)
 
 x [B, n_0], W_l [n_l, n_{l-1}]. A layer is one kernel (``_dense.linear``), which applies the activation before it as
-it reads and that after the last as it stores: for the usual two activations and one weight, the whole operation.
+it reads and that after the last as it stores: for the usual two activations and one weight, the whole operation. Two
+weights of narrow layers are one kernel too (``_chained``), where the activation between needs no statistics of the batch.
 Bytes: 4 B (n_{l-1} + n_l) and the weights once a tile of rows; 2 B n_{l-1} n_l operations.
 
 Dice needs the column statistics of all rows first (``_dice``): 4 B n more, and, as the last activation, 8 B n.
@@ -21,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._activations import CODES, activate, slope
+from ._chained import chained, fits
 from ._dense import SLOPE, TIMES, linear, weight_gradient
 from ._dice import dice, dice_gradients, statistics
 from ._launch import Config, Kernel, Specimen, bucket
@@ -80,16 +82,35 @@ def _layers(x: Tensor, weights: list[Tensor], biases: list[Tensor], activations:
     return zs, units
 
 
+def _chained(x: Tensor, weights: list[Tensor], biases: list[Tensor], activations: list[str],
+             given: list[Tensor | None]) -> tuple[Tensor, list[tuple]]:
+    """The output and each layer's Dice units or Nones, of two weights in one kernel; ``given`` for each layer."""
+    measured = given[2] is not None and given[2].dim() == 1  # its statistics are those of the last z, which is then stored
+    names = [*activations[:2], "identity"] if measured else activations
+    units = [_NO_DICE if own is None else _units(x, own) for own in given[:2]]
+    last = _NO_DICE if measured or given[2] is None else _units(x, given[2])
+    out = chained(x, weights, biases, names, [*units, last])
+    if measured:
+        last = _units(out, given[2])
+        out = dice(out, last)
+    return out, [*units, last]
+
+
 def forward(x: Tensor, weights: list[Tensor], biases: list[Tensor], activations: list[str],
             dice_parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
-    zs, units = _layers(x, weights, biases, activations, dice_parameters)
-    if activations[-1] == "dice":
-        out = dice(zs[-1], units[-1])
-    elif weights:
-        out = linear(zs[-1], weights[-1], biases[-1], before=activations[-2], dice=units[-2],
-                     activation=activations[-1])
+    parameters = iter(dice_parameters)
+    given = [next(parameters) if name == "dice" else None for name in activations]
+    if len(weights) == 2 and fits(*(w.shape[0] for w in weights)) and (given[1] is None or given[1].dim() == 2):
+        out, units = _chained(x, weights, biases, activations, given)
     else:
-        out = _activation(x, activations[0])
+        zs, units = _layers(x, weights, biases, activations, dice_parameters)
+        if activations[-1] == "dice":
+            out = dice(zs[-1], units[-1])
+        elif weights:
+            out = linear(zs[-1], weights[-1], biases[-1], before=activations[-2], dice=units[-2],
+                         activation=activations[-1])
+        else:
+            out = _activation(x, activations[0])
     used = [t for layer in units for t in layer[1:] if t is not None]
     return out, torch.cat(used) if used else x.new_empty(0)
 
