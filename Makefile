@@ -22,10 +22,11 @@ NATIVE      := CMakeLists.txt setup.py $(wildcard csrc/*.* csrc/*/*.*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build search results test test-slow bench-native bench-prepare bench-planted bench-cpu bench-train bench-ops sanitize lint clean distclean
+.PHONY: help build search results test test-slow test-gpu test-triton-matrix bench-native bench-prepare bench-planted bench-cpu \
+        bench-train bench-ops bench-kernels bench-gpu sanitize lint clean distclean
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "  make %-14s%s\n", name, $$0 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "  make %-20s%s\n", name, $$0 }'
 
 $(TORCH_READY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -62,6 +63,20 @@ test: $(READY)  ## the tests, a process for each core, a thread each
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
+# Kernels of a GPU and in the interpreter are tested by the same files.
+KERNEL_TESTS := $(wildcard tests/test_triton_*.py) tests/test_gpu_plan.py
+test-gpu: $(READY)  ## the Triton kernels and the GPU plan on this machine's GPU
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: no GPU; ameir-fast doctor says why")'
+	$(BIN)/python -m pytest -q -m "gpu or not gpu" $(KERNEL_TESTS) $(ARGS)
+
+TRITONS ?= 3.6.0 3.7.1
+test-triton-matrix: $(READY)  ## the kernels' tests, interpreted and compiled, with each of the supported versions of triton
+	@for version in $(TRITONS); do \
+	    test -d build/triton-$$version || $(BIN)/pip install --quiet --no-deps --target build/triton-$$version triton==$$version || exit 1; \
+	    echo "triton $$version"; \
+	    PYTHONPATH=build/triton-$$version OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(KERNEL_TESTS) $(ARGS) || exit 1; \
+	done
+
 # A copy of the tree, so that the modules in use stay what they are.
 SANITIZED := build/sanitize
 CHECKS    := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
@@ -91,6 +106,12 @@ bench-train: $(READY)  ## a supernet's training step against the reference backe
 bench-ops: $(READY)  ## each native operation against the reference, forward and backward, with pytest-benchmark
 	$(BIN)/python -m pytest -q bench/operations --benchmark-group-by=group --benchmark-columns=median,iqr,rounds \
 	    --benchmark-max-time=0.5 --benchmark-json=bench/results/operations.json $(ARGS)
+
+bench-kernels: $(READY)  ## registers, spills and shared memory of every Triton kernel, from its machine code; needs no GPU
+	$(BIN)/ameir-fast bench kernels --compile-only --json bench/results/kernels.jsonl $(ARGS)
+
+bench-gpu: $(READY)  ## the plan against PyTorch on this machine's GPU, and a supernet's training, stored under bench/results
+	$(BIN)/ameir-fast bench gpu --json bench/results/gpu.jsonl $(ARGS)
 
 $(BENCH_READY): $(READY)
 	$(BIN)/pip install --quiet pandas onnxruntime onnx

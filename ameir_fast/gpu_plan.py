@@ -54,7 +54,7 @@ class GpuPlan:
         self._model = copy.deepcopy(model).float().eval().requires_grad_(False).to(self.device)
         self._model.backend = "triton"
         self.schema, self.arch = model.schema, model.arch
-        self.graphs = graphs if self.device.type == "cuda" else 0  # elsewhere kernels are interpreted, or noted
+        self.graphs = graphs
         self._weights = ModelWeights(self._model)
         self._outputs = self._model.head.out_features
         self._ctr = self.schema.task == "ctr"
@@ -159,7 +159,7 @@ class GpuPlan:
         state = self._states.get(sizes)
         if state is None:
             state = self._states[sizes] = _State(sizes, self.schema, self._outputs, self.device)
-            if self.graphs:
+            if self.graphs and self.device.type == "cuda":  # elsewhere kernels are interpreted, or noted
                 self._capture(state)
             while len(self._states) > max(1, self.graphs):
                 self._states.popitem(last=False)
@@ -362,4 +362,4 @@ def _with_all_rows(batch: Batch, one_user: bool) -> Batch:
             return offsets
         return torch.cat([offsets, offsets[-1:].expand((len(batch) - 1) * (len(offsets) - 1))])
 
-    return replace(batch, history_offsets=longer(batch.history_offsets), bag_offsets=longer(batch.bag_offsets))
+    return replace(batch, label=None, history_offsets=longer(batch.history_offsets), bag_offsets=longer(batch.bag_offsets))

@@ -66,6 +66,24 @@ def summary(rows: list[dict]) -> list[str]:
             f"{spilt or 'none'} with spills; least occupancy {100 * least['occupancy']:.0f}% ({least['kernel']}, {least['arch']})"]
 
 
+def table(rows: list[dict]) -> list[str]:
+    """Markdown: a line for each kernel and specimen, registers and occupancy by architecture."""
+    archs = [arch for arch in ARCHITECTURES if any(row["arch"] == arch for row in rows)]
+    lines = ["| kernel | specimen | warps | " + " | ".join(f"{arch}: registers, occupancy" for arch in archs) + " | shared, KiB | spills |",
+             "|---|---|---|" + "---|" * (len(archs) + 2)]
+    groups: dict[tuple, dict[str, dict]] = {}
+    for row in rows:
+        groups.setdefault((row["kernel"], row["specimen"]), {})[row["arch"]] = row
+    for (kernel, specimen), by_arch in groups.items():
+        some = next(iter(by_arch.values()))
+        cells = [f"{by_arch[arch]['registers']}, {100 * by_arch[arch]['occupancy']:.0f} %" if arch in by_arch else "–" for arch in archs]
+        shared = "–".join(dict.fromkeys(f"{row['shared_bytes'] / 1024:.1f}" for row in sorted(
+            by_arch.values(), key=lambda row: row["shared_bytes"])))
+        lines.append(f"| `{kernel}` | {specimen} | {some['num_warps']} | {' | '.join(cells)} | {shared} | "
+                     f"{max(row['spills'] for row in by_arch.values())} |")
+    return lines
+
+
 def compile_rows(architectures=ARCHITECTURES, only: str | None = None) -> Iterator[dict]:
     """A row for each kernel, specimen and architecture."""
     for name, kernel in sorted(load_kernels().items()):

@@ -2,7 +2,8 @@
 
 ``python -m ameir_fast.bench.quality --data DIR --name NAME`` searches once per seed, each in a process of its own with
 one thread, and writes ``bench/results/NAME.json`` and a table beside it. Everything is resumable: run it again after an
-interruption. Settings are those of ``ameir-fast search`` (``--set``, ``--config``).
+interruption. Settings are those of ``ameir-fast search`` (``--set``, ``--config``). Several ``--data``, such as one data
+set split in different ways, take turns: then errors hold what the choice of test rows adds to the seeds'.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ RESULTS = Path("bench") / "results"
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="prepared data")
+    parser.add_argument("--data", type=Path, required=True, action="append",
+                        help="prepared data; repeated, for a seed each, in turn")
     parser.add_argument("--name", required=True, help="of the result files")
     parser.add_argument("--work", type=Path, help="run directories of the seeds (default: runs/quality/NAME)")
     parser.add_argument("--seeds", type=int, default=5)
@@ -76,7 +78,7 @@ def search_seed(args: argparse.Namespace, seed: int) -> None:
     from ameir_fast.search import search
     from ameir_fast.search.fixed import all_variants
     torch.set_num_threads(1)
-    data, wanted = Dataset.open(args.data), choose_variants(args.variants)
+    data, wanted = Dataset.open(args.data[seed % len(args.data)]), choose_variants(args.variants)
     search(data, args.work / f"seed-{seed}", make_config(args.config, args.set, seed=seed, task=data.task), resume=True,
            variants=all_variants(data.schema) if wanted == ("all",) else wanted, progress=make_progress(sys.stdout))
 
@@ -135,11 +137,11 @@ def collect(args: argparse.Namespace) -> dict:
         if name not in table:
             raise InputError(f"--against {name}: no such row; there are {', '.join(table)}")
     metric = summary.metric_names(runs[0])[0]
-    data = Dataset.open(args.data)
+    data = Dataset.open(args.data[0])
     default = make_config(None, None, task=data.task).to_dict()
     config = make_config(args.config, args.set, task=data.task).to_dict()
     return {"version": 1, "name": args.name, "data": runs[0]["data"], "seeds": args.seeds, "jobs": args.jobs,
-            "threads_per_job": 1, "metric": metric, "standard_error": runs[0]["standard_error"], "config": config,
+            "checksums": [run["data"]["checksum"] for run in runs[:len(args.data)]], "threads_per_job": 1, "metric": metric, "standard_error": runs[0]["standard_error"], "config": config,
             "changed_settings": {key: value for key, value in config.items() if value != default[key]},
             "variants": table, "references": references,
             "paired_differences": paired_differences(table, references, metric),
@@ -187,13 +189,15 @@ def as_markdown(report: dict) -> str:
     names.remove("valid")
     splits = ", ".join(f"{count:,} {split}" for split, count in data["splits"].items())
     changed = ", ".join(f"{key} {value}" for key, value in report["changed_settings"].items())
+    of = report.get("checksums", [data["checksum"]])
     error = report["standard_error"].get(report["metric"])
     noise = "" if error is None else (f"; the standard error that the test rows leave on one model's "
                                       f"{summary.heading(report['metric'])} is {error:.4f}")
     lines = [
         f"# {report['name']}, {report['seeds']} seeds",
         "",
-        f"Data: {data['kind']}, {splits} rows, checksum {data['checksum'][:12]}.",
+        f"Data: {data['kind']}, {splits} rows, " + (f"checksum {data['checksum'][:12]}." if len(of) == 1 else
+                                                    f"split in {len(of)} ways, checksums {', '.join(c[:12] for c in of)}."),
         f"{env['cpu']}, torch {env['torch']}, {report['jobs']} processes side by side with {report['threads_per_job']} "
         f"thread each, git {env['git']}, {env['date']}; a search took "
         f"{np.mean(report['seconds_per_search']) / 60:.0f} minutes on average.",

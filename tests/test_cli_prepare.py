@@ -1,18 +1,22 @@
-"""The commands ``prepare alimama``, ``recbole``, ``fuxictr`` and ``movielens --retrieval``: options reach the readers,
-results come as JSON, a bad line ends with one line and code 2."""
+"""The commands ``prepare avazu --like``, ``alimama``, ``recbole``, ``fuxictr`` and ``movielens --retrieval``: options
+reach the readers, results come as JSON, a bad line ends with one line and code 2."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import inspect
 import json
 import random
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from ameir_fast import cli
+from ameir_fast.cli.prepare import KINDS
 from tests import data_helpers as helpers
-from tests import fuxictr_files, mini_movielens, test_data_alimama, test_data_recbole
+from tests import fuxictr_files, mini_movielens, test_data_alimama, test_data_avazu, test_data_recbole
 
 
 def call(*arguments: object) -> int:
@@ -49,6 +53,26 @@ def refused(tmp_path, capsys):
         assert not (tmp_path / "new").exists()
 
     return run
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.NAME)
+def test_no_option_is_forgotten(kind):
+    tree = ast.parse(textwrap.dedent(inspect.getsource(kind.prepare)))
+    read = {name.id for line in tree.body[0].body for name in ast.walk(line) if isinstance(name, ast.Name)}
+    assert set(inspect.signature(kind.prepare).parameters) <= read
+
+
+def test_avazu_like(tmp_path, prepare, refused):
+    rows = test_data_avazu.make_rows(200)
+    (tmp_path / "train.csv").write_bytes(test_data_avazu.text(rows))
+    header = [column for column in test_data_avazu.HEADER if column != "click"]
+    (tmp_path / "test.csv").write_bytes(test_data_avazu.text(rows[:50], header))
+    assert call("prepare", "avazu", "--input", tmp_path, "--output", tmp_path / "model", "--min-count", 3) == 0
+    options, statistics, _ = prepare("avazu", "--input", tmp_path, "--like", tmp_path / "model")
+    assert options == {"min_count": 3} and statistics["splits"]["test"]["rows"] == 50
+    refused("was prepared with min_count 3, not 4", "avazu", "--input", tmp_path, "--like", tmp_path / "model",
+            "--min-count", 4)
+    refused("has no labels", "avazu", "--input", tmp_path / "test.csv")
 
 
 def test_alimama(tmp_path, prepare, refused):

@@ -207,7 +207,8 @@ REFUSED = {
     "empty": (b"", "the file is empty"),
     "cut off": (gzip.compress(text(GOOD))[:-20], "damaged or cut off"),
     "long line": (text(GOOD) + b"1" * (10 << 20), "line 42 has more than 1,048,576 bytes"),
-    "one hour": (text([{**r, "hour": "14102100"} for r in GOOD]), "the valid split is empty: 40 rows, split by time"),
+    "one hour": (text([{**r, "hour": "14102100"} for r in GOOD]),
+                 "the valid split is empty: 40 rows, split by time, and rows of one time stay together"),
 }
 
 

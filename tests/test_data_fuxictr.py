@@ -289,6 +289,23 @@ def test_bad_rows(tmp_path, line, new, message):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny"]
 
 
+@pytest.mark.parametrize("named", [".csv.gz", ""])
+def test_packed_files(tmp_path, named):
+    """Named with their ending, or by the folder that they lie in."""
+    write(tmp_path / "tiny")
+    prepare_fuxictr(tmp_path / "tiny", tmp_path / "one", dataset_id="tiny", root=tmp_path / "tiny")
+    config = tmp_path / "tiny" / "dataset_config.yaml"
+    config.write_text(config.read_text().replace(".csv", named))
+    for path in (tmp_path / "tiny" / "data").glob("*.csv"):
+        place = path.with_suffix(".csv.gz") if named else path.with_suffix("") / "part.csv.gz"
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    prepare_fuxictr(tmp_path / "tiny", tmp_path / "two", dataset_id="tiny", root=tmp_path / "tiny")
+    for path in (tmp_path / "one" / "columns").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / "columns" / path.name).read_bytes()
+
+
 def test_bad_files(tmp_path):
     write(tmp_path / "tiny")
     path = tmp_path / "tiny" / "data" / "train.csv"

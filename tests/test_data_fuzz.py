@@ -6,15 +6,20 @@ The short form is part of ``make test``; ``make test-slow`` gives each reader te
 
 from __future__ import annotations
 
+import faulthandler
 import gzip
 import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 import ameir_fast as af
@@ -82,6 +87,28 @@ def plain_table(folder: Path) -> None:
         "target": ["item"]}))
 
 
+def as_parquet(path: Path) -> None:
+    """Most of the file is a column that no one reads, so that there is damage that no one sees."""
+    frame = pl.read_csv(path).with_columns(pl.col(pl.String).fill_null(""))
+    frame = frame.with_columns(note=pl.Series([f"{k * 7919 % 100_003:x}" * 20 for k in range(frame.height)]))
+    frame.write_parquet(path.with_suffix(".parquet"), compression="uncompressed")
+    path.unlink()
+
+
+def parquet_table(folder: Path) -> None:
+    plain_table(folder)
+    as_parquet(folder / "clicks.csv")
+
+
+def parquet_fuxictr(folder: Path) -> None:
+    test_data_fuxictr.write(folder)
+    config = folder / "dataset_config.yaml"
+    text = config.read_text().replace("data_format: csv", "data_format: parquet")
+    config.write_text(text.replace(".csv", ".parquet"))
+    for path in (folder / "data").glob("*.csv"):
+        as_parquet(path)
+
+
 reviews = test_data_reviews
 CASES: dict[str, tuple[Callable[[Path], object], Callable[[Path, Path], object]]] = {
     "criteo": (one("train.txt", test_data_criteo.tsv(test_data_criteo.make_rows(80))),
@@ -101,7 +128,9 @@ CASES: dict[str, tuple[Callable[[Path], object], Callable[[Path, Path], object]]
     "recbole": (lambda folder: test_data_recbole.write(folder, rows=80),
                 lambda i, o: readers.prepare_recbole(i, o, Meaning(threshold=("rating", 3.0)))),
     "fuxictr": (test_data_fuxictr.write, lambda i, o: readers.prepare_fuxictr(i, o, dataset_id="tiny", root=i)),
+    "fuxictr parquet": (parquet_fuxictr, lambda i, o: readers.prepare_fuxictr(i, o, dataset_id="tiny", root=i)),
     "table": (plain_table, lambda i, o: readers.prepare_table(i / "clicks.csv", o, i / "schema.json")),
+    "table parquet": (parquet_table, lambda i, o: readers.prepare_table(i / "clicks.parquet", o, i / "schema.json")),
 }
 
 
@@ -132,7 +161,19 @@ def damage(data: bytes, rng: random.Random) -> bytes:
     return data
 
 
-def fuzz(name: str, folder: Path, seed: int, until: Callable[[int, float], bool]) -> tuple[int, int]:
+@contextmanager
+def no_longer_than(seconds: float, stderr: int) -> Iterator[None]:
+    """Ends the process, with every thread's traceback on ``stderr``, if what is inside doesn't end: threads that wait
+    for each other take no time of a CPU, and no exception can reach them.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True, file=stderr)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def fuzz(name: str, folder: Path, seed: int, until: Callable[[int, float], bool], stderr: int) -> tuple[int, int]:
     """Runs one reader on damaged files until told; how often it gave a result and how often it refused."""
     write, prepare = CASES[name]
     write(folder / "whole")
@@ -149,7 +190,8 @@ def fuzz(name: str, folder: Path, seed: int, until: Callable[[int, float], bool]
         out.parent.mkdir()
         start = time.process_time()  # of this process, which other work on the machine does not lengthen
         try:
-            prepare(folder / "in", out)
+            with no_longer_than(300, stderr):
+                prepare(folder / "in", out)
         except af.InputError as error:
             refused += 1
             assert str(error) and "\n" not in str(error), error
@@ -169,15 +211,38 @@ def fuzz(name: str, folder: Path, seed: int, until: Callable[[int, float], bool]
     return results, refused
 
 
+@pytest.fixture
+def stderr(capfd) -> Iterator[int]:
+    """A descriptor of the true one, which pytest doesn't keep to itself."""
+    with capfd.disabled():
+        copy = os.dup(2)
+    yield copy
+    os.close(copy)
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_damaged_files(name, tmp_path):
-    results, refused = fuzz(name, tmp_path, 1, lambda count, _: count >= 25)
+def test_damaged_files(name, tmp_path, stderr):
+    results, refused = fuzz(name, tmp_path, 1, lambda count, _: count >= 25, stderr)
     assert results and refused  # the damage is neither too small nor too large to tell anything
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_damaged_files_for_minutes(name, tmp_path):
+def test_damaged_files_for_minutes(name, tmp_path, stderr):
     limit = float(os.environ.get("AMEIR_FAST_FUZZ_SECONDS", "600"))
-    results, refused = fuzz(name, tmp_path, 2, lambda _, seconds: seconds >= limit)
+    results, refused = fuzz(name, tmp_path, 2, lambda _, seconds: seconds >= limit, stderr)
     assert results and refused
+
+
+def test_a_reader_that_waits_for_ever_ends_with_its_place():
+    script = """
+import threading, time
+from tests.test_data_fuzz import no_longer_than
+with no_longer_than(60, 2):
+    time.sleep(0.01)
+with no_longer_than(0.2, 2):
+    threading.Event().wait()
+"""
+    root = Path(__file__).parent.parent
+    ended = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 1 and "line 7 in <module>" in ended.stderr, ended.stderr

@@ -141,7 +141,7 @@ def test_a_table_with_ranges(tmp_path: Path) -> None:
     prepare_table(price_table(tmp_path / "t.csv"), tmp_path / "out", tmp_path / "s.json")
     assert stored_json(tmp_path / "out", "price") == {"edges": [3.0, 6.0, 9.0]}
     bad = price_table(tmp_path / "bad.csv", price=lambda k: "cheap" if k == 7 else str(k))
-    with pytest.raises(InputError, match=r"bad\.csv: row 8: column 'price' holds 'cheap', not a number"):
+    with pytest.raises(InputError, match=r"bad\.csv: line 9: column 'price' holds 'cheap', not a number"):
         prepare_table(bad, tmp_path / "other", tmp_path / "s.json")
     pl.read_csv(tmp_path / "t.csv").write_parquet(tmp_path / "t.parquet")
     prepare_table(tmp_path / "t.parquet", tmp_path / "again", tmp_path / "s.json")
@@ -244,7 +244,7 @@ def test_a_table_without_labels(tmp_path: Path) -> None:
         prepare_table(new, tmp_path / "other", tmp_path / "s.json")
     wrong = price_table(tmp_path / "wrong.csv", 9)
     wrong.write_text(wrong.read_text().replace("\n1,", "\n2,", 1))
-    with pytest.raises(InputError, match="wrong.csv: row 2: column 'click' is '2', a label that is neither"):
+    with pytest.raises(InputError, match="wrong.csv: line 3: column 'click' is '2', a label that is neither"):
         prepare_table(wrong, tmp_path / "other", tmp_path / "s.json", like=tmp_path / "old")
     some = price_table(tmp_path / "some.csv", 9)
     some.write_text(some.read_text().replace("\n1,", "\n,", 1))

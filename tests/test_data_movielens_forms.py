@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 
 from ameir_fast import InputError
 from ameir_fast.data import Dataset, prepare_movielens
@@ -325,3 +326,23 @@ def test_packed_ratings(raw, tmp_path):
     prepare_movielens(folder, tmp_path / "two")
     for path in (tmp_path / "one" / "columns").iterdir():
         assert np.array_equal(np.load(path), np.load(tmp_path / "two" / "columns" / path.name))
+
+
+@pytest.mark.parametrize("form", ["recbole", "100k", "1m", "20m"])
+def test_names_may_say_that_files_are_packed(raw, tmp_path, form):
+    folder = tmp_path / "plain"
+    if form == "recbole":
+        shutil.copytree(raw, folder)
+    else:
+        {"100k": write_100k, "1m": write_1m, "20m": write_20m}[form](raw, folder)
+    prepare_movielens(folder, tmp_path / "one")
+    for k, path in enumerate(sorted(folder.iterdir())):
+        pack, end = ((gzip.compress, ".gz"), (zstandard.ZstdCompressor().compress, ".zst"))[k % 2]
+        path.with_name(path.name + end).write_bytes(pack(path.read_bytes()))
+        path.unlink()
+    prepare_movielens(folder, tmp_path / "two")
+    for path in (tmp_path / "one" / "columns").iterdir():
+        assert np.array_equal(np.load(path), np.load(tmp_path / "two" / "columns" / path.name))
+    shutil.copy(next(folder.glob("*.gz")), folder / next(folder.glob("*.gz")).stem)
+    with pytest.raises(InputError, match="holds 2 files .*, not one"):
+        prepare_movielens(folder, tmp_path / "three")

@@ -299,6 +299,11 @@ def test_missing_and_cut_off_files(tmp_path):
     packed = gzip.compress((folder / "shop.inter").read_bytes())
     (folder / "shop.inter").write_bytes(packed)
     prepare_recbole(folder, tmp_path / "out", RATED)
+    (folder / "shop.inter").rename(folder / "shop.inter.gz")
+    prepare_recbole(folder, tmp_path / "named", RATED)
+    (folder / "shop.inter.gz").unlink()
+    for path in (tmp_path / "out" / "columns").iterdir():
+        assert path.read_bytes() == (tmp_path / "named" / "columns" / path.name).read_bytes()
     (folder / "shop.inter").write_bytes(packed[:-10])
     with pytest.raises(InputError, match="shop.inter: damaged or cut off"):
         prepare_recbole(folder, tmp_path / "out", RATED, overwrite=True)

@@ -1,4 +1,4 @@
-"""Tables read in pieces: the same bytes as in one go, row numbers over pieces and files, times that change their kind."""
+"""Tables read in pieces: the same bytes as in one go, lines over pieces and files, times that change their kind."""
 
 from __future__ import annotations
 
@@ -65,15 +65,16 @@ def test_pieces_and_files_change_nothing(tmp_path, form, request):
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_rows_are_numbered_within_their_file(tmp_path, small_pieces, form):
+def test_errors_name_the_line_within_its_file(tmp_path, small_pieces, form):
     rows = helpers.make_clicks(120)
     rows[40 + 33]["click"] = 7
     paths = write(tmp_path, rows, 3, form)
-    with pytest.raises(InputError, match=rf"part1\.{form}: row 34: column 'click' is .*7.*neither 0 nor 1"):
+    place = {"csv": "line 35", "parquet": "row 34"}[form]  # text begins with a header
+    with pytest.raises(InputError, match=rf"part1\.{form}: {place}: column 'click' is .*7.*neither 0 nor 1"):
         prepare(paths, tmp_path / "out")
     rows[40 + 33].update(click=1, slot=9)
     paths = write(tmp_path, rows, 3, form)
-    with pytest.raises(InputError, match=rf"part1\.{form}: row 34: column 'slot' holds the id 9, outside 0\.\.4"):
+    with pytest.raises(InputError, match=rf"part1\.{form}: {place}: column 'slot' holds the id 9, outside 0\.\.4"):
         prepare(paths, tmp_path / "out")
 
 
@@ -110,12 +111,12 @@ def test_the_first_time_says_what_all_are(tmp_path, small_pieces):
     for row in rows[:60]:
         row["ts"] = ""
     rows[150]["ts"] = "2024-01-01"
-    with pytest.raises(InputError, match="row 151: column 'ts' is '2024-01-01', not a number as the first one is"):
+    with pytest.raises(InputError, match="line 152: column 'ts' is '2024-01-01', not a number as the first one is"):
         prepare(write(tmp_path, rows), tmp_path / "out")
     for row in rows[60:]:
         row["ts"] = "2024-01-01T10:00:00Z"
     rows[150]["ts"] = "17"
-    with pytest.raises(InputError, match="row 151: column 'ts' is '17', neither a number nor an ISO 8601 time"):
+    with pytest.raises(InputError, match="line 152: column 'ts' is '17', neither a number nor an ISO 8601 time"):
         prepare(write(tmp_path, rows), tmp_path / "out")
 
 
@@ -154,3 +155,15 @@ def test_columns_of_other_types_in_another_file(tmp_path):
     schema = {"version": 1, "label": "a", "fields": [{"name": "b"}], "split": {"by": "random"}}
     with pytest.raises(InputError, match="two.parquet: column 'b' holds String, but Int64 in .*one.parquet"):
         prepare([tmp_path / "one.parquet", tmp_path / "two.parquet"], tmp_path / "out", schema)
+
+
+def test_lines_are_counted_where_a_value_holds_one_and_where_some_are_blank(tmp_path, small_pieces):
+    rows = helpers.make_clicks(60)
+    for row in rows:
+        row["shop_name"] = "two\nlines"
+    rows[50]["click"] = 7
+    (path,) = write(tmp_path, rows)
+    lines = path.read_text().split("\n")
+    path.write_text("\n".join([*lines[:5], "", *lines[5:]]))  # line 5 is a whole row's second
+    with pytest.raises(InputError, match=r"part0\.csv: line 103: column 'click'"):
+        prepare([path], tmp_path / "out")

@@ -222,7 +222,7 @@ def test_split_by_a_column(log, tmp_path):
         assert data.labels(split).tolist() == [float(row["click"]) for row in mine]
     rows[7]["part"] = "holdout"
     source = helpers.write_csv(tmp_path / "q.csv", rows, (*helpers.CLICK_COLUMNS, "part"))
-    with pytest.raises(InputError, match=r"q\.csv.*row 8.*part.*holdout"):
+    with pytest.raises(InputError, match=r"q\.csv.*line 9.*part.*holdout"):
         prepare(source, tmp_path / "out2", schema)
 
 
@@ -271,32 +271,32 @@ def refused(source, tmp_path, schema, match):
 @pytest.mark.parametrize(
     "column, value, match",
     [
-        ("click", "", r"bad\.csv.*row 3.*click.*missing"),
-        ("click", "nan", r"bad\.csv.*row 3.*click"),
-        ("click", "2", r"bad\.csv.*row 3.*click.*2.*neither 0 nor 1"),
-        ("click", "0.5", r"bad\.csv.*row 3.*click.*0\.5.*neither 0 nor 1"),
-        ("click", "yes", r"bad\.csv.*row 3.*click.*yes"),
-        ("slot", "5", r"bad\.csv.*row 3.*slot.*5.*0\.\.4"),
-        ("slot", "-1", r"bad\.csv.*row 3.*slot.*-1.*0\.\.4"),
-        ("slot", "99999999999", r"bad\.csv.*row 3.*slot.*99999999999"),
-        ("slot", "x", r"bad\.csv.*row 3.*slot.*x"),
-        ("ts", "soon", r"bad\.csv.*row 3.*ts.*soon"),
+        ("click", "", r"bad\.csv.*line 4.*click.*missing"),
+        ("click", "nan", r"bad\.csv.*line 4.*click"),
+        ("click", "2", r"bad\.csv.*line 4.*click.*2.*neither 0 nor 1"),
+        ("click", "0.5", r"bad\.csv.*line 4.*click.*0\.5.*neither 0 nor 1"),
+        ("click", "yes", r"bad\.csv.*line 4.*click.*yes"),
+        ("slot", "5", r"bad\.csv.*line 4.*slot.*5.*0\.\.4"),
+        ("slot", "-1", r"bad\.csv.*line 4.*slot.*-1.*0\.\.4"),
+        ("slot", "99999999999", r"bad\.csv.*line 4.*slot.*99999999999"),
+        ("slot", "x", r"bad\.csv.*line 4.*slot.*x"),
+        ("ts", "soon", r"bad\.csv.*line 4.*ts.*soon"),
     ],
 )
-def test_a_wrong_value_names_file_row_and_value(log, tmp_path, column, value, match):
+def test_a_wrong_value_names_file_line_and_value(log, tmp_path, column, value, match):
     rows = [dict(row) for row in log]
     rows[2][column] = value
     refused(helpers.write_csv(tmp_path / "bad.csv", rows), tmp_path, helpers.CLICKS_SCHEMA, match)
 
 
-def test_the_row_is_counted_in_its_own_file(log, tmp_path):
+def test_the_line_is_counted_in_its_own_file(log, tmp_path):
     rows = [dict(row) for row in log]
     rows[152]["click"] = 3
     files = [
         helpers.write_csv(tmp_path / "0.csv", rows[:150]),
         helpers.write_csv(tmp_path / "1.csv", rows[150:]),
     ]
-    refused(files, tmp_path, helpers.CLICKS_SCHEMA, r"1\.csv.*row 3.*3")
+    refused(files, tmp_path, helpers.CLICKS_SCHEMA, r"1\.csv.*line 4.*3")
 
 
 @pytest.mark.parametrize(
@@ -416,3 +416,14 @@ def test_numbers_with_a_fraction_are_no_categories(log, tmp_path):
     refused(
         tmp_path / "bad.parquet", tmp_path, helpers.CLICKS_SCHEMA, r"bad\.parquet.*row 3.*shop_name.*1\.5"
     )
+
+
+def test_a_panic_over_a_damaged_file_is_one_error_too(log, tmp_path, monkeypatch):
+    """Polars panics over some damaged parquet files, which is no Exception; tests/test_data_fuzz.py has real ones."""
+    pl.DataFrame(log).write_parquet(tmp_path / "bad.parquet")
+
+    def collect(*arguments, **options):
+        raise pl.exceptions.PanicException("assertion failed: offset + length <= self.length")
+
+    monkeypatch.setattr(pl.LazyFrame, "collect", collect)
+    refused(tmp_path / "bad.parquet", tmp_path, helpers.CLICKS_SCHEMA, r"bad\.parquet: cannot be read \(damaged, or")

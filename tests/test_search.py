@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ import torch
 import ameir_fast as af
 from ameir_fast.data import Dataset
 from ameir_fast.errors import InputError
+from ameir_fast.ops import _triton
 from ameir_fast.progress import Progress
 from ameir_fast.search import EvolutionStrategy, RandomStrategy, SearchConfig, evaluate, search, train
 from ameir_fast.search.driver import make_context
@@ -253,6 +255,16 @@ def test_train_and_evaluate(data, tmp_path):
     assert not reads_step1(arch)
     with pytest.raises(InputError, match="another schema"):
         evaluate(tmp_path / "run", data.select(behavior=False))
+    other = tmp_path / "other"  # of the same schema, and another content
+    shutil.copytree(data.directory, other)
+    about = json.loads((other / "dataset.json").read_text())
+    for changes, fits in (({"options": {}}, False), ({"options": {}, "like": data.checksum}, True)):
+        (other / "dataset.json").write_text(json.dumps(about | changes))
+        if fits:
+            assert evaluate(tmp_path / "run", Dataset.open(other))["auc"] == result["variants"]["model"]["auc"]["mean"]
+            continue
+        with pytest.raises(InputError, match="other: is not the data of .* ids mean other values; .* --like"):
+            evaluate(tmp_path / "run", Dataset.open(other))
     with pytest.raises(InputError, match="split 'future'"):
         evaluate(tmp_path / "run", data, split="future")
     with pytest.raises(InputError, match="field index 99"):
@@ -332,6 +344,7 @@ def test_population_equals_one_at_a_time(data):
 def test_a_backend_that_is_not_there_is_refused_before_anything_is_written(data, backend, off, tmp_path, monkeypatch):
     if off:
         monkeypatch.setenv("AMEIR_FAST_NATIVE", "0")
+    monkeypatch.setattr(_triton, "interpreting", lambda: False)
     config = tiny.CONFIG.changed(backend=backend)
     arch = Architecture.from_dict({"version": 1, "behavior": [], "interactions": [], "mlp": [{"width": 4, "activation": "relu"}]})
     for attempt in (lambda: search(data, tmp_path / "run", config),

@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from ..errors import InputError
-from .blocks import Reading, blocks
+from .blocks import Reading, bare_name, blocks, matching
 from .delimited import Rows, read_delimited, read_small
 from .files import SPLITS
 
@@ -79,10 +79,10 @@ class AtomicFile:
 
 def interactions(folder: Path) -> tuple[list[str] | None, list[AtomicFile]]:
     """The split that each file is for (``None``: one file for all) and the files."""
-    found = sorted(folder.glob("*.inter"))
+    found = matching(folder, "*.inter")
     if len(found) == 1:
         return None, [AtomicFile.open(found[0])]
-    by_part = {path.name.split(".")[-2]: path for path in found if path.name.count(".") >= 2}
+    by_part = {name.split(".")[-2]: path for path in found if (name := bare_name(path)).count(".") >= 2}
     if len(found) != len(SPLITS) or set(by_part) != set(SPLITS):
         raise InputError(f"{folder}: holds {len(found)} files *.inter, neither one nor .train.inter, .valid.inter and "
                          ".test.inter")
@@ -95,7 +95,7 @@ def interactions(folder: Path) -> tuple[list[str] | None, list[AtomicFile]]:
 
 def optional(folder: Path, kind: str) -> AtomicFile | None:
     """The file ``*.kind`` of a folder, if there is one."""
-    found = sorted(folder.glob(f"*.{kind}"))
+    found = matching(folder, f"*.{kind}")
     if len(found) > 1:
         raise InputError(f"{folder}: holds {len(found)} files *.{kind}, not one")
     return AtomicFile.open(found[0]) if found else None

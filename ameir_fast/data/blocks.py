@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +21,8 @@ LONGEST_LINE = 1 << 20
 _LONGEST_QUOTED = 8 * LONGEST_LINE
 _PACKED = 1 << 16
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+#: What may come after a file's name when it is compressed.
+PACKED = (".gz", ".zst")
 _BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r+\n")
 
@@ -73,6 +76,16 @@ def blocks(paths: Sequence[Path], quoted: bool = False, size: int = BLOCK, readi
             yield block
         if empty:
             raise InputError(f"{path}: the file is empty")
+
+
+def bare_name(path: Path) -> str:
+    """A file's name without the end that says that it is compressed."""
+    return path.stem if path.suffix in PACKED else path.name
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The files of ``folder`` whose ``bare_name`` matches ``pattern``, in order."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and fnmatchcase(bare_name(path), pattern))
 
 
 def first_line(path: Path) -> str:

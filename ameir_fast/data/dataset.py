@@ -70,6 +70,15 @@ class Dataset:
         return self._columns.checksum
 
     @property
+    def vocabularies_from(self) -> tuple[str, ...]:
+        """Checksums of the data whose ids mean what they mean here: this and what it was prepared like; none where all
+        columns held ids already.
+        """
+        about = self._columns.about
+        learnt = any(name.startswith("vocabularies/") for name in about["checksums"])
+        return (self.checksum, *([about["like"]] if about.get("like") else [])) if learnt else ()
+
+    @property
     def splits(self) -> dict[str, tuple[int, int]]:
         return dict(self._columns.splits)
 

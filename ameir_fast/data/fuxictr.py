@@ -12,7 +12,7 @@ import polars as pl
 
 from ..atomic import check_output_dir
 from ..errors import InputError
-from .blocks import Reading
+from .blocks import PACKED, Reading
 from .build import Progress, build
 from .delimited import Rows, read_delimited
 from .fuxictr_config import Config, Feature, read_config
@@ -221,12 +221,12 @@ def _sequence(rows: Rows, feature: Feature, missing: str, history: bool) -> pl.S
 
 
 def _paths(root: Path, data: str, data_format: str) -> list[Path]:
-    """A file, or the files of a folder or pattern, as FuxiCTR takes them."""
-    pattern = data if data.endswith(data_format) else os.path.join(data, f"*.{data_format}")
-    path = root / pattern
-    if path.is_file():
-        return [path]
-    found = [Path(p) for p in sorted(glob.glob(str(path)))]
+    """A file, or the files of a folder or pattern, as FuxiCTR takes them; csv compressed too."""
+    ends = [data_format + packed for packed in ("", *PACKED)] if data_format == "csv" else [data_format]
+    if (root / data).is_file() and data.endswith(tuple(ends)):
+        return [root / data]
+    patterns = [data] if data.endswith(tuple(ends)) else [os.path.join(data, f"*.{end}") for end in ends]
+    found = sorted(Path(path) for pattern in patterns for path in glob.glob(str(root / pattern)))
     if not found:
-        raise InputError(f"{path}: no such file (relative paths start from {root.resolve()})")
+        raise InputError(f"{root / patterns[0]}: no such file (relative paths start from {root.resolve()})")
     return found

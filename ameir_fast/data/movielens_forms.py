@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from ..errors import InputError
+from .blocks import bare_name, matching
 from .delimited import Rows, read_small
 
 STARS = (1, 2, 3, 4, 5)
@@ -50,7 +51,7 @@ class Form:
 
 def find(folder: Path) -> Form:
     """The form of the files in ``folder``; ``InputError`` when there is none, or more than one."""
-    names = {path.name for path in folder.iterdir()}
+    names = {bare_name(path) for path in folder.iterdir()}
     found = [make for there, make in _FORMS if there(names)]
     if len(found) != 1:
         raise InputError(
@@ -62,7 +63,7 @@ def find(folder: Path) -> Form:
 
 
 def _recbole(folder: Path) -> Form:
-    files = {kind: _only(folder, kind) for kind in ("inter", "item", "user")}
+    files = {kind: _only(folder, f"*.{kind}") for kind in ("inter", "item", "user")}
     return recbole(files)
 
 
@@ -73,21 +74,21 @@ def recbole(files: dict[str, Path]) -> Form:
 
 
 def _original_100k(folder: Path) -> Form:
-    files = {"inter": folder / "u.data", "item": folder / "u.item", "user": folder / "u.user"}
+    files = {"inter": _only(folder, "u.data"), "item": _only(folder, "u.item"), "user": _only(folder, "u.user")}
     return Form("100k", files, "\t", _HEADERLESS, _items_100k, _users_100k, _HEADERLESS)
 
 
 def _original_dat(folder: Path) -> Form:
-    files = {"inter": folder / "ratings.dat", "item": folder / "movies.dat"}
-    known = (folder / "users.dat").exists()
+    files = {"inter": _only(folder, "ratings.dat"), "item": _only(folder, "movies.dat")}
+    known = bool(matching(folder, "users.dat"))
     if known:
-        files["user"] = folder / "users.dat"
+        files["user"] = _only(folder, "users.dat")
     return Form("1m" if known else "10m", files, "::", _HEADERLESS, _items_dat, _users_dat if known else None,
                 _HEADERLESS, half_stars=not known)
 
 
 def _original_csv(folder: Path) -> Form:
-    files = {"inter": folder / "ratings.csv", "item": folder / "movies.csv"}
+    files = {"inter": _only(folder, "ratings.csv"), "item": _only(folder, "movies.csv")}
     return Form("csv", files, ",", ("userId", "movieId", "rating", "timestamp"), _items_csv, None, half_stars=True)
 
 
@@ -101,10 +102,12 @@ _FORMS = (
 )
 
 
-def _only(folder: Path, kind: str) -> Path:
-    found = sorted(folder.glob(f"*.{kind}"))
+def _only(folder: Path, pattern: str) -> Path:
+    found = matching(folder, pattern)
+    if not found and "*" not in pattern:
+        raise InputError(f"{folder / pattern}: no such file")
     if len(found) != 1:
-        raise InputError(f"{folder}: holds {len(found)} files *.{kind}, not one")
+        raise InputError(f"{folder}: holds {len(found)} files {pattern}, not one")
     return found[0]
 
 

@@ -45,6 +45,8 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except pl.exceptions.PanicException:  # some damaged files; it is no Exception and would pass every handler
+        raise InputError(f"{path}: cannot be read (damaged, or of a form that polars doesn't know)") from None
     except (pl.exceptions.PolarsError, OSError) as error:
         lines = str(error).strip().splitlines()
         raise InputError(f"{path}: cannot be read ({lines[0] if lines else type(error).__name__})") from None

@@ -1,4 +1,4 @@
-"""Tables from csv and parquet files in pieces, with errors that name file, column and row."""
+"""Tables from csv and parquet files in pieces, with errors that name file, column and line (of parquet the row)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from ..errors import InputError
 from .blocks import Reading
-from .delimited import read_delimited, read_header
+from .delimited import Rows, read_delimited, read_header
 from .parquet import parquet_columns, parquet_height, read_parquet
 
 _PACKED = ("", ".gz", ".zst")
@@ -22,15 +23,16 @@ _TAB_SEPARATED = (*_TABS, ".inter", ".item", ".user")
 
 @dataclass(frozen=True)
 class Table:
-    """Some rows of a file, ``first`` of whose rows come before them."""
+    """Some rows of a file, and the number of each one's line (from 1), or of what ``unit`` names."""
 
     frame: pl.DataFrame
     path: Path
-    first: int = 0
+    lines: Sequence[int] | np.ndarray
+    unit: str = "line"
 
     def where(self, row: int) -> str:
-        """File and row (from 1, a header not counted) of the row at position ``row``."""
-        return f"{self.path}: row {self.first + row + 1}"
+        """File and line of the row at position ``row``."""
+        return f"{self.path}: {self.unit} {self.lines[row]}"
 
     def refuse(self, wrong: pl.Series, column: str, what: Callable[[object], str]) -> None:
         """Raises ``InputError`` for the first row where ``wrong`` holds; ``what(value)`` says what its value
@@ -117,24 +119,23 @@ class TableReader:
     def pieces(self) -> Iterator[Table]:
         """All rows, a bounded number at a time."""
         for at, path in enumerate(self.paths):
-            self._at, self._share, first = at, 0.0, 0
-            for frame in self._parquet(path) if path.name.endswith(_PARQUET) else self._text(path):
-                yield Table(frame, path, first)
-                first += frame.height
+            self._at, self._share = at, 0.0
+            for rows in self._parquet(path) if path.name.endswith(_PARQUET) else self._text(path):
+                yield Table(rows.frame.select(self.columns), path, rows.lines, rows.unit)
         self._at = len(self.paths)
 
-    def _text(self, path: Path) -> Iterator[pl.DataFrame]:
+    def _text(self, path: Path) -> Iterator[Rows]:
         reading = Reading([path])
         for rows in read_delimited([path], self._separator(path), quoted=True, empty=True, reading=reading):
             self._share = reading.share
-            yield rows.frame.select(self.columns)
+            yield rows
 
-    def _parquet(self, path: Path) -> Iterator[pl.DataFrame]:
+    def _parquet(self, path: Path) -> Iterator[Rows]:
         height, done = parquet_height(path), 0
         for rows in read_parquet(path, self.columns):
             done += rows.frame.height
             self._share = done / max(height, 1)
-            yield rows.frame
+            yield rows
 
     def _present(self, path: Path) -> dict[str, pl.DataType]:
         if path.name.endswith(_PARQUET):

@@ -75,7 +75,8 @@ def check(part: np.ndarray, plan: SplitPlan) -> None:
     counts = sum(np.bincount(part[b], minlength=len(SPLITS)) for b in blocks(rows))
     for name, count in zip(SPLITS, counts, strict=True):
         if not count:
-            raise InputError(f"the {name} split is empty: {rows} rows, split by {plan.by}")
+            why = ", and rows of one time stay together; another split may do" if plan.by == "time" else ""
+            raise InputError(f"the {name} split is empty: {rows} rows, split by {plan.by}{why}")
 
 
 def _ends(rows: int, parts: tuple[float, ...]) -> list[tuple[int, int]]:

@@ -51,7 +51,7 @@ def prepare_table(
 
     Raises:
         InputError: a file or column is missing, the schema is malformed, a label is missing or not 0 or 1, an
-            id is outside its range, … (named with file, column and row), or ``output_dir`` is in use.
+            id is outside its range, … (named with file, column and line), or ``output_dir`` is in use.
         OSError: the disk is full; ``output_dir`` is then as it was.
     """
     check_output_dir(output_dir, overwrite)  # before the work, not after it

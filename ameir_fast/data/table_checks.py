@@ -1,4 +1,4 @@
-"""What the columns of a table must hold, checked piece by piece; errors name file, column and row."""
+"""What the columns of a table must hold, checked piece by piece; errors name file, column and line."""
 
 from __future__ import annotations
 

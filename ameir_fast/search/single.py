@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..model import Model
 from ..profile import make_engine
 from ..progress import Progress
+from ..schema import read_json
 from ..space import Architecture
 from ..space.search_space import validate_for_schema
 from .config import SearchConfig
@@ -67,8 +68,8 @@ def is_metric(name: str) -> bool:
 def evaluate(run_dir: str | Path, data, split: str = "test", device: str = "cpu", engine: str = "model") -> dict:
     """Metrics of a run's model on one split of a data set, computed by the model or by its plan (``profile.ENGINES``).
 
-    Raises ``InputError`` when the run has no model, the split does not exist, or the data's schema is not
-    the one the model was made for.
+    Raises ``InputError`` when the run has no model, the split does not exist, the data's schema is not the one the
+    model was made for, or its ids may mean other values than those of the run's data.
     """
     directory = Path(run_dir) / "model"
     if not (directory / "model.json").exists():
@@ -79,6 +80,7 @@ def evaluate(run_dir: str | Path, data, split: str = "test", device: str = "cpu"
         raise InputError(f"split {split!r} is none of {', '.join(data.splits)}")
     if model.schema != data.schema:
         raise InputError(f"{run_dir}: its model was made for another schema than {data.directory}'s")
+    _check_ids(Path(run_dir), data)
     config = SearchConfig()
     task = Task(data, make_objective(data.schema, config), config, Progress(), device)
     result = {"split": split, "rows": data.size(split), **ranking_of(data),
@@ -86,3 +88,15 @@ def evaluate(run_dir: str | Path, data, split: str = "test", device: str = "cpu"
     total, outside = model.parameter_counts()
     return {**result, "engine": engine, "parameters": total, "parameters_outside_embedding": outside,
             "samples_per_s": samples_per_second(task, call)}
+
+
+def _check_ids(run_dir: Path, data) -> None:
+    """Raises ``InputError`` for data whose vocabularies were learnt elsewhere than in the run's data."""
+    path = run_dir / "metrics.json"
+    if not data.vocabularies_from or not path.exists():
+        return
+    about = read_json(path).get("data")
+    made = about.get("checksum") if isinstance(about, dict) else None
+    if made is not None and made not in data.vocabularies_from:
+        raise InputError(f"{data.directory}: is not the data of {run_dir}; its vocabularies are its own, and their ids "
+                         "mean other values; prepare its rows with --like")

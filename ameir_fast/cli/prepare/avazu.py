@@ -43,6 +43,6 @@ def prepare(
     from ...data import prepare_avazu
 
     with Notes() as notes:
-        prepare_avazu(source, output, min_count=min_count, split=split, seed=seed,
+        prepare_avazu(source, output, min_count=min_count, split=split, seed=seed, like=like,
                       overwrite=overwrite, on_progress=notes)
     finish(output, json_file)

@@ -1,0 +1,76 @@
+"""Every kernel's machine code, made without a GPU: nothing spills, enough threads fit, and none is left out."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ameir_fast.bench import kernels as bench
+from ameir_fast.kernels import _launch
+
+ROOT = Path(__file__).resolve().parents[1]
+STORED = ROOT / "bench" / "results" / "kernels.jsonl"
+pytestmark = pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64",
+                                reason="triton, and its ptxas and cuobjdump, come for Linux on x86-64")
+
+
+def launched_kernels() -> set[str]:
+    """Names of the jitted functions that are launched, by reading the sources."""
+    found = set()
+    for path in (ROOT / "kernels").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
+                assert any("jit" in ast.unparse(d) for d in node.decorator_list), f"{path.name}: {node.name} is not jitted"
+                found.add(node.name)
+    return found
+
+
+@pytest.mark.parametrize("arch", bench.ARCHITECTURES)
+def test_default_configurations_compile_without_spills(arch):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-m", "ameir_fast.bench.kernels", "--arch", arch], capture_output=True, text=True,
+                          env=environment, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    kernels = bench.load_kernels()
+    assert {row["kernel"] for row in rows} == set(kernels) == launched_kernels()
+    for row in rows:
+        what = f"{row['kernel']} ({row['specimen']}, {arch})"
+        assert row["spills"] == 0, f"{what} spills {row['spills']} bytes a thread"
+        floor = kernels[row["kernel"]].occupancy
+        assert row["occupancy"] >= floor, f"{what}: {row['registers']} registers and {row['shared_bytes']} bytes of shared " \
+                                          f"memory leave {row['occupancy']:.0%} of the threads, under its floor of {floor:.0%}"
+
+
+def test_the_stored_table_has_every_kernel():
+    rows = [json.loads(line) for line in STORED.read_text(encoding="utf-8").splitlines()]
+    assert {row["kernel"] for row in rows} == launched_kernels(), "run make bench-kernels"
+    assert {row["arch"] for row in rows} == set(bench.ARCHITECTURES)
+    assert all(row["spills"] == 0 for row in rows)
+
+
+def test_kernels_have_few_configurations_and_the_first_is_the_default():
+    for name, kernel in bench.load_kernels().items():
+        assert 1 <= len(kernel.configs) <= _launch.MAX_CONFIGS, name
+        assert kernel.specimens and kernel.direction in ("forward", "backward", "update"), name
+
+
+@pytest.mark.parametrize("value, on", [(None, False), ("0", False), ("off", False), ("1", True)])
+def test_autotuning_is_off_unless_asked_for(monkeypatch, value, on):
+    monkeypatch.delenv("AMEIR_FAST_AUTOTUNE", raising=False)
+    if value is not None:
+        monkeypatch.setenv("AMEIR_FAST_AUTOTUNE", value)
+    assert _launch.autotuning() is on
+
+
+def test_occupancy_by_each_limit():
+    assert bench.occupancy("sm_90", 4, 32, 0) == 1.0
+    assert bench.occupancy("sm_90", 4, 128, 0) == 0.25          # 65,536 registers for 512 threads
+    assert bench.occupancy("sm_80", 4, 32, 80 * 1024) == 0.125  # two blocks' shared memory
+    assert bench.occupancy("sm_90", 1, 32, 0) == 0.5            # 32 blocks of a warp
