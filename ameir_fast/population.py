@@ -15,9 +15,8 @@ from .batch import Batch
 from .errors import InputError
 from .metrics import auc_columns, log_loss_columns
 from .mlp_children import MlpChildren, shares_front
-from .reference import products, relu
 from .space import Architecture
-from .supernet import Supernet, interaction_name, reads_step1
+from .supernet import Supernet, reads_step1
 
 #: Scores of children of one front are made, judged and dropped this many bytes at a time, counted as float64.
 BLOCK_BYTES = 128 * 2**20
@@ -195,19 +194,3 @@ class _Walk:
         _, pre, h_se = self.front
         h = forward.aggregate(weights, arch, pre[:, :arch.mlp[0].units(k0)], k0)
         return forward.score(weights, h, h_se, self.net.schema, self.inputs.batch, None)
-
-
-@torch.no_grad()
-def interaction_logits(net: Supernet, candidates: Sequence[tuple[int, ...]], batch: Batch,
-                       chunk: int = 16) -> Tensor:
-    """Step 2 (CTR): logits [n, B] of all candidates, the base projection computed once, ``chunk`` at a time."""
-    e, base = net.interaction_base(batch)
-    second, head = net.step2.mlp["1"], net.step2.head
-    out = torch.empty(len(candidates), len(batch), dtype=e.dtype, device=e.device)
-    for start in range(0, len(candidates), chunk):
-        part = candidates[start:start + chunk]
-        p = torch.stack(products(e, [list(c) for c in part]))                                # [c, B, K]
-        w = torch.stack([net.step2.interactions[interaction_name(c)].weight for c in part])  # [c, 200, K]
-        h = relu(torch.baddbmm(base, p, w.transpose(1, 2)))
-        out[start:start + chunk] = head(relu(second(h)))[..., 0]
-    return out

@@ -22,6 +22,7 @@ TORCH_LIBRARY_IMPL(ameir_fast, CPU, m) {
   m.impl("sliced_mlp", &ameir_fast::sliced_mlp);
   m.impl("sliced_mlp_backward", &ameir_fast::sliced_mlp_backward);
   m.impl("mlp_population", &ameir_fast::mlp_population);
+  m.impl("interaction_population", &ameir_fast::interaction_population);
   m.impl("embedding_update", &ameir_fast::embedding_update);
   m.impl("embedding_catch_up", &ameir_fast::embedding_catch_up);
 }

@@ -73,6 +73,12 @@ std::vector<at::Tensor> sliced_mlp_backward(const at::Tensor& grad, const at::Te
 at::Tensor mlp_population(const at::Tensor& x, at::TensorList weights, at::TensorList biases, at::TensorList dice,
                           const at::Tensor& head, const at::Tensor& common, const at::Tensor& children);
 
+// Step 2's logits [n, B] of n candidates from the fields' embeddings e [B, N, K] and their common first pre-activation base
+// [B, H], float32; see reference/interaction_population.py.
+at::Tensor interaction_population(const at::Tensor& e, const at::Tensor& base, at::IntArrayRef interaction_fields,
+                                  at::IntArrayRef orders, const at::Tensor& projections, const at::Tensor& weight,
+                                  const at::Tensor& bias, const at::Tensor& head, const at::Tensor& head_bias);
+
 // In place, float32: embedding and moments [F, K], rows int64 [n] with repeats, gradient [n, K];
 // see reference/embedding_update.py.
 void embedding_update(const at::Tensor& embedding, const std::optional<at::Tensor>& first,

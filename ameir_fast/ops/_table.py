@@ -70,6 +70,10 @@ def _squeeze_excite(embedding, rows, bag_rows, bag_offsets, multi_fields, intera
                                     nested(interaction_fields, orders), project, squeeze, excite)
 
 
+def _interaction_population(e, base, interaction_fields, orders, *rest):
+    return reference.interaction_population(e, base, nested(interaction_fields, orders), *rest)
+
+
 def _embedding_update(embedding, first, second, *rest):
     reference.embedding_update(embedding, [s for s in (first, second) if s is not None], *rest)
 
@@ -118,6 +122,9 @@ OPS: dict[str, Op] = {op.name: op for op in (
     Op("mlp_population", "Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] dice, Tensor head, Tensor common, "
        "Tensor children", "Tensor", reference.mlp_population,
        lambda x, *rest: x.new_empty(rest[-1].shape[0], x.shape[0]), differentiable=False),
+    Op("interaction_population", "Tensor e, Tensor base, int[] interaction_fields, int[] orders, Tensor projections, "
+       "Tensor weight, Tensor bias, Tensor head, Tensor head_bias", "Tensor", _interaction_population,
+       lambda e, base, fields, orders, *rest: e.new_empty(len(orders), e.shape[0]), differentiable=False),
 )}
 
 
