@@ -15,6 +15,7 @@ from .batch import Batch
 from .errors import InputError
 from .metrics import auc_columns, log_loss_columns
 from .mlp_children import MlpChildren, shares_front
+from .path_children import TOGETHER, PathChildren, shares_mlp
 from .space import Architecture
 from .supernet import Supernet, reads_step1
 
@@ -42,11 +43,12 @@ def evaluate_population(net: Supernet, archs: Sequence[Architecture], batches: I
                         on_child: Callable[[int], None] | None = None) -> PopulationResult:
     """Scores of all ``archs`` (CTR) with the supernet's weights; equal to ``net(batch, arch)`` one by one.
 
-    Children are visited in the order of their behaviour paths, so that every common prefix of blocks, the
-    pooled history, the SE shortcut and the full-width first pre-activation are computed once a batch; children that
-    differ in the MLP alone are computed together (``MlpChildren``).
+    Children that are the same in canonical form are computed once. All are visited in the order of their behaviour
+    paths, so that every common prefix of blocks, the pooled history, the SE shortcut and the full-width first
+    pre-activation are computed once a batch; children that differ in the MLP alone are computed together
+    (``MlpChildren``), and so are the fixed MLPs of step 1's (``PathChildren``).
 
-    Memory, beside ``batches`` and one batch's hidden states along one path: of each group of more than K0 + 1 children
+    Memory, beside ``batches``, one batch's hidden states along one path and 16 of its pooled histories: of each group of more than K0 + 1 children
     that differ in the MLP alone, samples × (K0 + 1) floats, whatever their number; of other children their scores,
     n × samples floats; and at most twice 128 MiB of scores (or one child's) for the metrics. ``return_logits`` adds
     n × samples floats.
@@ -56,10 +58,20 @@ def evaluate_population(net: Supernet, archs: Sequence[Architecture], batches: I
     """
     if net.schema.task != "ctr":
         raise InputError("evaluate_population scores click-through rates; this schema's task is retrieval")
-    canonical = [net.check(a) for a in archs]
+    distinct: dict[Architecture, int] = {}
+    place = [distinct.setdefault(net.check(a), len(distinct)) for a in archs]
+    canonical, times = list(distinct), np.bincount(place, minlength=len(distinct))
     order = sorted(range(len(canonical)), key=lambda i: _shared_key(canonical[i]))
-    groups = [_Group(net, canonical, list(members))
-              for _, members in itertools.groupby(order, key=lambda i: _shared_key(canonical[i]))]
+    alike = [list(members) for _, members in itertools.groupby(order, key=lambda i: _shared_key(canonical[i]))]
+    groups: list[_Group | _Paths] = []
+    on_paths = []
+    for members in alike:
+        if net.space.num_blocks and all(shares_mlp(canonical[i]) for i in members):
+            on_paths += members
+        else:
+            groups.append(_Group(net, canonical, members))
+    if on_paths:
+        groups.append(_Paths(net, canonical, on_paths))
     was_training = net.training
     net.eval()
     labels = []
@@ -74,30 +86,32 @@ def evaluate_population(net: Supernet, archs: Sequence[Architecture], batches: I
         if not labels:
             raise InputError("evaluate_population got no batches")
         label = torch.cat(labels)
-        auc, log_loss = np.empty(len(archs)), np.empty(len(archs))
-        logits = torch.empty(len(archs), len(label), dtype=net.embedding.weight.dtype) if return_logits else None
+        auc, log_loss = np.empty(len(canonical)), np.empty(len(canonical))
+        logits = torch.empty(len(canonical), len(label), dtype=net.embedding.weight.dtype) if return_logits else None
         done = 0
         for members, scores in _blocks(groups, len(label)):
-            auc[members], log_loss[members] = _judged(scores, label, members)
+            auc[members], log_loss[members] = _judged(scores, label, lambda column, m=members: place.index(m[column]))
             if logits is not None:
                 logits[members] = scores
-            done += len(members)
+            done += int(times[members].sum())
             if on_child is not None:
                 on_child(done)
     finally:
         net.train(was_training)
-    work = [group.children.work() for group in groups if group.children is not None]
+    work = [group.children.work() for group in groups if isinstance(group, _Group) and group.children is not None]
     shared = sum(alone for alone, _ in work) / sum(together for _, together in work) if work else 1.0
-    return PopulationResult(auc, log_loss, logits, shared)
+    if len(canonical) < len(archs) and logits is not None:
+        logits = logits[place]
+    return PopulationResult(auc[place], log_loss[place], logits, shared)
 
 
-def _judged(scores: Tensor, label: Tensor, members: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """AUC and log loss of the columns of these children."""
+def _judged(scores: Tensor, label: Tensor, child: Callable[[int], int]) -> tuple[np.ndarray, np.ndarray]:
+    """AUC and log loss of columns; ``child`` tells which one a column is."""
     try:
         return auc_columns(scores, label), log_loss_columns(scores, label)
     except InputError:
         for column, sample in scores.isnan().nonzero()[:1].tolist():
-            raise InputError(f"score of column {members[column]}, sample {sample} is NaN") from None
+            raise InputError(f"score of column {child(column)}, sample {sample} is NaN") from None
         raise
 
 
@@ -138,7 +152,31 @@ class _Group:
         self.parts.clear()
 
 
-def _blocks(groups: list[_Group], samples: int) -> Iterator[tuple[list[int], Tensor]]:
+class _Paths:
+    """Step 1's children, at these places among all, in the order of their paths. Their logits are kept."""
+
+    def __init__(self, net: Supernet, archs: Sequence[Architecture], members: list[int]):
+        self.net, self.members = net, members
+        self.archs = [archs[i] for i in members]
+        self.parts: list[Tensor] = []
+
+    def visit(self, walk: _Walk) -> None:
+        children = PathChildren(self.net, walk.inputs)
+        logits = children.base.new_empty(len(self.archs), children.base.shape[0])
+        weights = self.net.weights(self.archs[0])
+        for start in range(0, len(self.archs), TOGETHER):
+            some = self.archs[start:start + TOGETHER]
+            logits[start:start + len(some)] = children.logits([walk.behavior(arch, weights) for arch in some])
+        self.parts.append(logits.cpu())
+
+    def scores(self, samples: int, size: int) -> Iterator[tuple[list[int], Tensor]]:
+        """As ``_Group.scores``."""
+        for start in range(0, len(self.members), size):
+            yield self.members[start:start + size], torch.cat([part[start:start + size] for part in self.parts], 1)
+        self.parts.clear()
+
+
+def _blocks(groups: list[_Group | _Paths], samples: int) -> Iterator[tuple[list[int], Tensor]]:
     """All groups' scores, many columns at once."""
     size = max(1, BLOCK_BYTES // (8 * max(1, samples)))
     members, held = [], []

@@ -20,7 +20,7 @@ def interaction_population(e: Tensor, base: Tensor, interactions: list[list[int]
         e: [B, N, K], the fields' embeddings.
         base: [B, H], the first pre-activation without candidates.
         interactions: n lists of field positions, of any order from 1 on.
-        projections: [n, H, K], each candidate's W_p.
+        projections: [n, H, K], each candidate's W_p; one that all have in common may be expanded.
         weight, bias: [G, H] and [G], the second layer.
         head, head_bias: [G] and [1].
     Returns:

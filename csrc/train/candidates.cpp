@@ -50,12 +50,14 @@ Tensor interaction_population(const Tensor& e, const Tensor& base, at::IntArrayR
   if (out.numel() == 0) return out;
 
   const Tensor fields = e.contiguous(), rows = with_whole_rows(base), second = weight.contiguous();
-  const Tensor packed = at::zeros({c.count, c.width, hidden}, e.options());
-  packed.narrow(2, 0, c.hidden).copy_(projections.transpose(1, 2));
+  const bool same = projections.stride(0) == 0;
+  const int64_t different = same ? 1 : c.count;
+  const Tensor packed = at::zeros({different, c.width, hidden}, e.options());
+  packed.narrow(2, 0, c.hidden).copy_(projections.narrow(0, 0, different).transpose(1, 2));
   c.e = fields.const_data_ptr<float>(), c.pitch = e.size(1) * c.width;
   c.base = rows.const_data_ptr<float>(), c.base_pitch = rows.stride(0);
   c.fields = places.data(), c.orders = orders.data();
-  c.projections = packed.const_data_ptr<float>();
+  c.projections = packed.const_data_ptr<float>(), c.projection_pitch = same ? 0 : c.width * hidden;
   c.weight.assign(hidden * pitch, 0.0f), c.bias.assign(pitch, 0.0f), c.head.assign(pitch, 0.0f);
   const float* from = second.const_data_ptr<float>();
   for (int64_t o = 0; o < c.outputs; ++o) {

@@ -25,7 +25,8 @@ struct Candidates {
   int64_t base_pitch = 0, hidden = 0, outputs = 0;
   const int64_t* fields = nullptr;            // of one candidate after the other: its fields' places in a sample's row
   const int64_t* orders = nullptr;
-  const float* projections = nullptr;         // [n][K][whole(H)]
+  const float* projections = nullptr;         // each [K][whole(H)], `projection_pitch` apart
+  int64_t projection_pitch = 0;               // 0: one that all have in common
   plan::Floats weight, bias, head;            // [whole(H)][whole(G)]; [whole(G)]; zero beyond G
   float head_bias = 0;
   float* logits = nullptr;                    // [n][B]

@@ -206,8 +206,8 @@ class Tile {
         Active active = block(r, b, 0);
         int64_t u = first;
         auto next = [&]<int vectors>() {
-          const float* projections[] = {all_.projections + c * width * hidden_ + u,
-                                        all_.projections + other * width * hidden_ + u};
+          const float* projections[] = {all_.projections + c * all_.projection_pitch + u,
+                                        all_.projections + other * all_.projection_pitch + u};
           units<vectors>(base_ + r * hidden_ + u, projections, hidden_, p_ + 2 * r * width, width, u, active);
           u += vectors * V;
         };
