@@ -67,29 +67,31 @@ def summary(rows: list[dict]) -> list[str]:
 
 
 def table(rows: list[dict]) -> list[str]:
-    """Markdown: a line for each kernel and specimen, registers and occupancy by architecture."""
+    """Markdown: a line for each kernel, of all its specimens the most registers and shared memory and the least
+    occupancy, by architecture."""
     archs = [arch for arch in ARCHITECTURES if any(row["arch"] == arch for row in rows)]
-    lines = ["| kernel | specimen | warps | " + " | ".join(f"{arch}: registers, occupancy" for arch in archs) + " | shared, KiB | spills |",
-             "|---|---|---|" + "---|" * (len(archs) + 2)]
-    groups: dict[tuple, dict[str, dict]] = {}
+    lines = ["| kernel | direction | specimens | " + " | ".join(f"{arch}: registers, KiB, occupancy" for arch in archs) + " | spills |",
+             "|---|---|---|" + "---|" * (len(archs) + 1)]
+    kernels: dict[str, list[dict]] = {}
     for row in rows:
-        groups.setdefault((row["kernel"], row["specimen"]), {})[row["arch"]] = row
-    for (kernel, specimen), by_arch in groups.items():
-        some = next(iter(by_arch.values()))
-        cells = [f"{by_arch[arch]['registers']}, {100 * by_arch[arch]['occupancy']:.0f} %" if arch in by_arch else "–" for arch in archs]
-        shared = "–".join(dict.fromkeys(f"{row['shared_bytes'] / 1024:.1f}" for row in sorted(
-            by_arch.values(), key=lambda row: row["shared_bytes"])))
-        lines.append(f"| `{kernel}` | {specimen} | {some['num_warps']} | {' | '.join(cells)} | {shared} | "
-                     f"{max(row['spills'] for row in by_arch.values())} |")
+        kernels.setdefault(row["kernel"], []).append(row)
+    for name, own in kernels.items():
+        cells = []
+        for arch in archs:
+            here = [row for row in own if row["arch"] == arch]
+            cells.append(f"{max(row['registers'] for row in here)}, {max(row['shared_bytes'] for row in here) / 1024:.0f}, "
+                         f"{100 * min(row['occupancy'] for row in here):.0f} %")
+        lines.append(f"| `{name.removesuffix('_kernel')}` | {own[0]['direction']} | {len({row['specimen'] for row in own})} | "
+                     f"{' | '.join(cells)} | {max(row['spills'] for row in own)} |")
     return lines
 
 
-def compile_rows(architectures=ARCHITECTURES, only: str | None = None) -> Iterator[dict]:
-    """A row for each kernel, specimen and architecture."""
+def compile_rows(architectures=ARCHITECTURES, only: str | None = None, first: bool = False) -> Iterator[dict]:
+    """A row for each kernel, specimen (or the first one) and architecture."""
     for name, kernel in sorted(load_kernels().items()):
         if only and only not in name:
             continue
-        for specimen in kernel.specimens:
+        for specimen in kernel.specimens[:1] if first else kernel.specimens:
             for arch in architectures:
                 yield {"kernel": name, "direction": kernel.direction, "specimen": specimen.label, "arch": arch,
                        **compile_one(kernel, kernel.configs[0], specimen, arch)}
@@ -153,8 +155,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--arch", default=",".join(ARCHITECTURES))
     parser.add_argument("--only", help="kernels with this in their name")
+    parser.add_argument("--first", action="store_true", help="one specimen of each kernel")
     args = parser.parse_args()
-    for row in compile_rows(args.arch.split(","), args.only):
+    for row in compile_rows(args.arch.split(","), args.only, args.first):
         print(json.dumps(row), flush=True)
 
 
