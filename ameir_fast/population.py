@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import forward
+from . import forward, ops
 from .batch import Batch
 from .errors import InputError
 from .metrics import auc_columns, log_loss_columns
@@ -44,14 +44,14 @@ def evaluate_population(net: Supernet, archs: Sequence[Architecture], batches: I
     """Scores of all ``archs`` (CTR) with the supernet's weights; equal to ``net(batch, arch)`` one by one.
 
     Children that are the same in canonical form are computed once. All are visited in the order of their behaviour
-    paths, so that every common prefix of blocks, the pooled history, the SE shortcut and the full-width first
-    pre-activation are computed once a batch; children that differ in the MLP alone are computed together
-    (``MlpChildren``), and so are the fixed MLPs of step 1's (``PathChildren``).
+    paths, so that every common prefix of blocks, every layer after it that differs in the activation alone, the pooled
+    history, the SE shortcut and the full-width first pre-activation are computed once a batch; children that differ in
+    the MLP alone are computed together (``MlpChildren``), and so are the fixed MLPs of step 1's (``PathChildren``).
 
-    Memory, beside ``batches``, one batch's hidden states along one path and 16 of its pooled histories: of each group of more than K0 + 1 children
-    that differ in the MLP alone, samples × (K0 + 1) floats, whatever their number; of other children their scores,
-    n × samples floats; and at most twice 128 MiB of scores (or one child's) for the metrics. ``return_logits`` adds
-    n × samples floats.
+    Memory, beside ``batches``, one batch's hidden states along one path (with up to four activations of each block) and
+    16 of its pooled histories: of each group of more than K0 + 1 children that differ in the MLP alone, samples ×
+    (K0 + 1) floats, whatever their number; of other children their scores, n × samples floats; and at most twice 128 MiB
+    of scores (or one child's) for the metrics. ``return_logits`` adds n × samples floats.
 
     ``on_child`` is told the number of children finished. Raises ``InputError`` for an architecture outside the
     space, for unlabelled batches and for the retrieval task.
@@ -72,6 +72,7 @@ def evaluate_population(net: Supernet, archs: Sequence[Architecture], batches: I
             groups.append(_Group(net, canonical, members))
     if on_paths:
         groups.append(_Paths(net, canonical, on_paths))
+    siblings = _siblings(net, canonical)
     was_training = net.training
     net.eval()
     labels = []
@@ -79,7 +80,7 @@ def evaluate_population(net: Supernet, archs: Sequence[Architecture], batches: I
         for batch in batches:
             if batch.label is None:
                 raise InputError("evaluate_population needs labelled batches")
-            walk = _Walk(net, batch)
+            walk = _Walk(net, batch, siblings)
             for group in groups:
                 group.visit(walk)
             labels.append(batch.label.cpu())
@@ -194,11 +195,26 @@ def _shared_key(arch: Architecture) -> tuple:
     return arch.behavior, arch.interactions, arch.has_fixed_mlp, arch.shortcut
 
 
-class _Walk:
-    """Hidden states of one batch along the path visited last."""
+def _siblings(net: Supernet, archs: Sequence[Architecture]) -> dict[tuple, list[str]]:
+    """By the blocks before, norm and layer: activations of blocks that differ in these alone, where there are several."""
+    weight = net.embedding.weight
+    chosen = ops.resolve("sequence_block", net.backend, weight.device, weight.dtype)
+    if "sequence_activations" in ops.missing(chosen):
+        return {}
+    found: dict[tuple, dict[str, None]] = {}
+    for arch in archs:
+        for i, block in enumerate(arch.behavior):
+            if block.layer != "zero":
+                found.setdefault((arch.behavior[:i], block.norm, block.layer), {})[block.activation] = None
+    return {key: list(acts) for key, acts in found.items() if len(acts) > 1}
 
-    def __init__(self, net: Supernet, batch: Batch):
-        self.net = net
+
+class _Walk:
+    """Hidden states of one batch along the path visited last, and of its last blocks with other activations."""
+
+    def __init__(self, net: Supernet, batch: Batch, siblings: dict[tuple, list[str]]):
+        self.net, self.siblings = net, siblings
+        self.beside: dict[int, tuple[tuple, dict[str, Tensor]]] = {}
         self.inputs = forward.prepare(net.schema, net.embedding.weight, batch)
         self.path: list = []
         self.states = [self.inputs.history]
@@ -213,11 +229,23 @@ class _Walk:
             shared += 1
         del self.path[shared:], self.states[shared + 1:]
         for index in range(shared, len(arch.behavior)):
-            self.states.append(forward.run_block(weights, index, arch.behavior[index], self.states[-1], self.inputs))
+            self.states.append(self._block(weights, index, arch.behavior))
             self.path.append(arch.behavior[index])
         if self.pooled is None or self.pooled[0] != arch.behavior:
             self.pooled = arch.behavior, forward.pool(weights, self.states[-1], self.inputs)
         return self.pooled[1]
+
+    def _block(self, weights, index: int, behavior: tuple) -> Tensor:
+        """The block's hidden state; of all activations that come after the same layer, at the first one."""
+        block, x = behavior[index], self.states[-1]
+        key = behavior[:index], block.norm, block.layer
+        if key not in self.siblings:
+            return forward.run_block(weights, index, block, x, self.inputs)
+        if index not in self.beside or self.beside[index][0] != key:
+            acts = self.siblings[key]
+            found = forward.run_activations(weights, index, block.norm, block.layer, acts, x, self.inputs)
+            self.beside[index] = key, dict(zip(acts, found, strict=True))
+        return self.beside[index][1][block.activation]
 
     def logits(self, arch: Architecture) -> Tensor:
         weights = self.net.weights(arch)

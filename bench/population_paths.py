@@ -38,13 +38,13 @@ def rows(layers: int | None, children: int | None, samples: int, quick: bool) ->
     turns = Turns(batches, calls, len(archs), lambda: evaluate_population(net, archs, batches),
                   lambda n: evaluate_population(net, archs[:n], batches, return_logits=True).logits)
     turns.measure(1 if quick else ROUNDS)
-    blocks = {a.behavior[:n] for a in archs for n in range(1, net.space.num_blocks + 1) if a.behavior[n - 1].layer != "zero"}
-    alone_blocks = sum(block.layer != "zero" for a in archs for block in a.behavior)
+    places = [(a.behavior[:n], block) for a in archs for n, block in enumerate(a.behavior) if block.layer != "zero"]
+    layers_computed = {(before, block.norm, block.layer) for before, block in places}
     for row in turns.rows():
         row["peak_bytes"] = peaks[row["method"]]
         if row["method"] == "shared":
-            row.update(peak_bytes_of_a_tenth=peaks["tenth"], distinct=len(set(archs)),
-                       blocks_alone=alone_blocks, blocks_shared=len(blocks))
+            row.update(peak_bytes_of_a_tenth=peaks["tenth"], distinct=len(set(archs)), blocks_alone=len(places),
+                       blocks_shared=len(set(places)), layers_shared=len(layers_computed))
         yield {"case": f"{net.space.num_blocks} blocks", "samples": samples, "lengths": "ragged", **row}
 
 

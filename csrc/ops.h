@@ -37,6 +37,10 @@ std::vector<at::Tensor> sequence_block_backward(const at::Tensor& grad, const at
                                                 at::TensorList norm, at::TensorList weights,
                                                 const MaybeTensor& target, std::string layer,
                                                 std::string activation, int64_t max_length);
+// [n, ΣT, D]: a block with each of these activations.
+at::Tensor sequence_activations(const at::Tensor& x, const at::Tensor& offsets, at::TensorList norm,
+                                at::TensorList weights, const MaybeTensor& target, std::string layer,
+                                c10::List<std::string> activations, int64_t max_length);
 at::Tensor sequence_pool(const at::Tensor& x, const at::Tensor& offsets, const MaybeTensor& target,
                          at::TensorList attention, int64_t max_length);
 std::vector<at::Tensor> sequence_pool_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& offsets,

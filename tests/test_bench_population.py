@@ -73,7 +73,7 @@ def test_rows_of_step_1(small):
     eager, native, shared = rows
     assert all(row["max_abs_diff"] <= 1e-5 and row["refused"] is None for row in (native, shared))
     assert shared["ratio"] == pytest.approx(native["ratio"] * shared["ratios"]["native"])
-    assert shared["blocks_shared"] <= shared["blocks_alone"] <= 60 and shared["distinct"] <= 20
+    assert shared["layers_shared"] <= shared["blocks_shared"] <= shared["blocks_alone"] <= 60 and shared["distinct"] <= 20
     assert all(population.line(row) for row in rows) and "x native" in population.line(shared)
 
 

@@ -9,6 +9,7 @@ import torch
 import ameir_fast as af
 from ameir_fast import ops, path_children, population
 from ameir_fast.metrics import auc_columns, log_loss_columns
+from ameir_fast.space import ACTIVATIONS
 from ameir_fast.space.architecture import fixed_mlp
 from tests.helpers import make_schema, make_supernet, random_batch
 
@@ -64,19 +65,57 @@ def test_double_precision():
 
 
 def test_each_prefix_and_each_child_once(monkeypatch):
-    """Blocks are computed once a batch for every beginning that children have in common, and equal children once."""
+    """Layers are computed once a batch for every beginning and norm that children have in common, equal children once."""
     schema = make_schema(fields=3, behavior=2, seed=3)
     net = make_supernet(schema, 4, 3, torch.float32, blocks=3, backend=None)
-    ran, pooled = [], []
-    block, pool = population.forward.run_block, population.forward.pool
-    monkeypatch.setattr(population.forward, "run_block", lambda *a: ran.append(a[2]) or block(*a))
-    monkeypatch.setattr(population.forward, "pool", lambda *a: pooled.append(0) or pool(*a))
+    one, many, pooled = [], [], []
+    forward = population.forward
+    block, activations, pool = forward.run_block, forward.run_activations, forward.pool
+    monkeypatch.setattr(forward, "run_block", lambda *a: one.append(a[2].layer != "zero") or block(*a))
+    monkeypatch.setattr(forward, "run_activations", lambda *a: many.append(len(a[4])) or activations(*a))
+    monkeypatch.setattr(forward, "pool", lambda *a: pooled.append(0) or pool(*a))
     archs = children(net, 30)
     archs += [archs[0], *(af.Architecture(archs[0].behavior[:2] + a.behavior[2:], (), a.mlp, "none") for a in archs[:9])]
-    af.evaluate_population(net, archs + archs, [random_batch(schema, 40, 0), random_batch(schema, 9, 1)])
+    archs += [af.Architecture((*archs[0].behavior[:1], af.Block("none", "conv3", act), *archs[0].behavior[2:]), (),
+                              archs[0].mlp, "none") for act in ACTIVATIONS]
+    batches = [random_batch(schema, 40, 0), random_batch(schema, 9, 1), random_batch(schema, 0, 0)]
+    compared(net, archs, batches)
+    for calls in (one, many, pooled):
+        calls.clear()
+    af.evaluate_population(net, archs + archs, batches)
     paths = {a.canonical().behavior for a in archs}
-    prefixes = {p[:n] for p in paths for n in range(1, 4)}
-    assert len(ran) == 2 * len(prefixes) and len(pooled) == 2 * len(paths)
+    prefixes = {p[:n] for p in paths for n in range(1, 4) if p[n - 1].layer != "zero"}
+    layers = {(p[:-1], p[-1].norm, p[-1].layer) for p in prefixes}
+    assert sum(one) + len(many) == 3 * len(layers) and len(pooled) == 3 * len(paths)
+    assert sum(one) + sum(many) == 3 * len(prefixes) and many.count(4) >= 3
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@torch.no_grad()
+def test_activations_together_equal_blocks(norm):
+    """The same operations on the same numbers: no bit differs, whatever computes them."""
+    schema = make_schema(fields=3, behavior=2, seed=5)
+    net = make_supernet(schema, 4, 5, torch.float32, blocks=1, backend=None)
+    inputs = population.forward.prepare(net.schema, net.embedding.weight, random_batch(schema, 50, 0))
+    weights = net.eval().weights(children(net, 1)[0])
+    sets = torch.ops.ameir_fast.instruction_sets() if "sequence_activations" not in ops.missing("cpp") else []
+    try:
+        for name in [*sets, None]:
+            weights.backend = "reference" if name is None else "cpp"
+            if name is not None:
+                torch.ops.ameir_fast.use_instruction_set(name)
+            for layer in net.space.layers:
+                if layer == "zero":
+                    continue
+                kind = "layer_norm" if norm else "none"
+                acts = ["identity", "gelu", "relu"]
+                found = population.forward.run_activations(weights, 0, kind, layer, acts, inputs.history, inputs)
+                for act, got in zip(acts, found, strict=True):
+                    want = population.forward.run_block(weights, 0, af.Block(kind, layer, act), inputs.history, inputs)
+                    assert torch.equal(got, want), (name, layer, act)
+    finally:
+        if sets:
+            torch.ops.ameir_fast.use_instruction_set("")
 
 
 def test_hidden_states_kept_do_not_grow_with_the_children(monkeypatch):

@@ -109,6 +109,9 @@ OPS: dict[str, Op] = {op.name: op for op in (
     Op("sequence_block", "Tensor x, Tensor offsets, Tensor[] norm, Tensor[] weights, Tensor? target, str layer, "
        "str activation, int max_length", "Tensor",
        reference.sequence_block, lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format)),
+    Op("sequence_activations", "Tensor x, Tensor offsets, Tensor[] norm, Tensor[] weights, Tensor? target, str layer, "
+       "str[] activations, int max_length", "Tensor", reference.sequence_activations,
+       lambda x, *rest: x.new_empty(len(rest[5]), *x.shape), differentiable=False),
     Op("sequence_pool", "Tensor x, Tensor offsets, Tensor? target, Tensor[] attention, int max_length", "Tensor",
        reference.sequence_pool, _fake_pool),
     Op("squeeze_excite", f"{_LOOKUP}, Tensor project, Tensor squeeze, Tensor excite", "Tensor",

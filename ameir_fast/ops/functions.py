@@ -71,6 +71,15 @@ def sequence_block(x: Tensor, offsets: Tensor, norm: list[Tensor], weights: list
                  activation, max_length)
 
 
+def sequence_activations(x: Tensor, offsets: Tensor, norm: list[Tensor], weights: list[Tensor], target: Tensor | None,
+                         layer: str, activations: list[str], max_length: int,
+                         backend: Backend | str | None = None) -> Tensor:
+    """One behaviour block with each of n activations, [n, ΣT, D] (``reference.sequence_activations``). Not
+    differentiable."""
+    return _call("sequence_activations", backend, x, x, offsets, list(norm), list(weights), target, layer,
+                 list(activations), max_length)
+
+
 def sequence_pool(x: Tensor, offsets: Tensor, target: Tensor | None, attention: list[Tensor], max_length: int,
                   backend: Backend | str | None = None) -> Tensor:
     """Sum, last and target-attention pooling, [B, 2D or 3D] (``reference.sequence_pool``)."""

@@ -6,11 +6,11 @@ from .embedding_interactions import embedding_interactions, field_embeddings, pr
 from .embedding_update import embedding_update
 from .interaction_population import interaction_population
 from .mlp_population import mlp_population
-from .sequence_block import sequence_block
+from .sequence_block import sequence_activations, sequence_block
 from .sequence_pool import sequence_pool
 from .sliced_mlp import sliced_mlp
 from .squeeze_excite import recalibrate, squeeze_excite
 
 __all__ = ["activate", "batch_statistics", "dice", "embedding_catch_up", "embedding_interactions",
            "embedding_update", "field_embeddings", "interaction_population", "mlp_population",
-           "prelu", "products", "recalibrate", "relu", "sequence_block", "sequence_pool", "sliced_mlp", "squeeze_excite"]
+           "prelu", "products", "recalibrate", "relu", "sequence_activations", "sequence_block", "sequence_pool", "sliced_mlp", "squeeze_excite"]
