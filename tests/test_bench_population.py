@@ -57,12 +57,12 @@ def test_some_children_only(small):
 @native_only
 def test_rows_of_step_2(small):
     rows = population.run(2, samples=70)
-    assert [row["method"] for row in rows] == ["eager", "shared"]
-    eager, shared = rows
+    assert [(row["method"], row["embedding_dim"]) for row in rows] == [("eager", 4), ("shared", 4), ("eager", 8), ("shared", 8)]
+    eager, shared = rows[:2]
     assert eager["children"] == 5 and 300 < shared["children"] <= 600 and shared["compared"] == 5
     assert shared["max_abs_diff"] <= 1e-5 and shared["refused"] is None and eager["ratio"] is None
     assert shared["ratio"] == shared["ratios"]["eager"] == shared["children_per_s"] / eager["children_per_s"]
-    assert all(population.line(row) for row in rows) and len(population.table(rows)) == 4
+    assert all(population.line(row) for row in rows) and len(population.table(rows)) == 6
 
 
 @native_only
