@@ -140,6 +140,16 @@ def run_block(weights: Weights, index: int, block: Block, x: Tensor, inputs: Inp
     return x + drop(weights, y - x, weights.block_dropout)  # of the branch alone, as transformers do
 
 
+def run_activations(weights: Weights, index: int, norm: str, layer: str, activations: list[str], x: Tensor,
+                    inputs: Inputs) -> list[Tensor]:
+    """``run_block`` with each of these activations, without dropout; not for zero blocks."""
+    tensors = weights.norm(index) if norm == "layer_norm" else []
+    return list(ops.sequence_activations(
+        x, inputs.batch.history_offsets, tensors, weights.layer(index, layer),
+        inputs.target if layer == "target_attn" else None, layer, activations, inputs.max_length,
+        backend=weights.backend))
+
+
 def pool(weights: Weights, x: Tensor, inputs: Inputs) -> Tensor:
     """h_a from H_{L_a}."""
     attention = weights.pool_attention() if inputs.target is not None else []

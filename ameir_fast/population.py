@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import forward
+from . import forward, ops
 from .batch import Batch
 from .errors import InputError
 from .metrics import auc_columns, log_loss_columns
 from .mlp_children import MlpChildren, shares_front
-from .reference import products, relu
+from .path_children import TOGETHER, PathChildren, shares_mlp
 from .space import Architecture
-from .supernet import Supernet, interaction_name, reads_step1
+from .supernet import Supernet, reads_step1
 
 #: Scores of children of one front are made, judged and dropped this many bytes at a time, counted as float64.
 BLOCK_BYTES = 128 * 2**20
@@ -43,24 +43,36 @@ def evaluate_population(net: Supernet, archs: Sequence[Architecture], batches: I
                         on_child: Callable[[int], None] | None = None) -> PopulationResult:
     """Scores of all ``archs`` (CTR) with the supernet's weights; equal to ``net(batch, arch)`` one by one.
 
-    Children are visited in the order of their behaviour paths, so that every common prefix of blocks, the
-    pooled history, the SE shortcut and the full-width first pre-activation are computed once a batch; children that
-    differ in the MLP alone are computed together (``MlpChildren``).
+    Children that are the same in canonical form are computed once. All are visited in the order of their behaviour
+    paths, so that every common prefix of blocks, every layer after it that differs in the activation alone, the pooled
+    history, the SE shortcut and the full-width first pre-activation are computed once a batch; children that differ in
+    the MLP alone are computed together (``MlpChildren``), and so are the fixed MLPs of step 1's (``PathChildren``).
 
-    Memory, beside ``batches`` and one batch's hidden states along one path: of each group of more than K0 + 1 children
-    that differ in the MLP alone, samples × (K0 + 1) floats, whatever their number; of other children their scores,
-    n × samples floats; and at most twice 128 MiB of scores (or one child's) for the metrics. ``return_logits`` adds
-    n × samples floats.
+    Memory, beside ``batches``, one batch's hidden states along one path (with up to four activations of each block) and
+    16 of its pooled histories: of each group of more than K0 + 1 children that differ in the MLP alone, samples ×
+    (K0 + 1) floats, whatever their number; of other children their scores, n × samples floats; and at most twice 128 MiB
+    of scores (or one child's) for the metrics. ``return_logits`` adds n × samples floats.
 
     ``on_child`` is told the number of children finished. Raises ``InputError`` for an architecture outside the
     space, for unlabelled batches and for the retrieval task.
     """
     if net.schema.task != "ctr":
         raise InputError("evaluate_population scores click-through rates; this schema's task is retrieval")
-    canonical = [net.check(a) for a in archs]
+    distinct: dict[Architecture, int] = {}
+    place = [distinct.setdefault(net.check(a), len(distinct)) for a in archs]
+    canonical, times = list(distinct), np.bincount(place, minlength=len(distinct))
     order = sorted(range(len(canonical)), key=lambda i: _shared_key(canonical[i]))
-    groups = [_Group(net, canonical, list(members))
-              for _, members in itertools.groupby(order, key=lambda i: _shared_key(canonical[i]))]
+    alike = [list(members) for _, members in itertools.groupby(order, key=lambda i: _shared_key(canonical[i]))]
+    groups: list[_Group | _Paths] = []
+    on_paths = []
+    for members in alike:
+        if net.space.num_blocks and all(shares_mlp(canonical[i]) for i in members):
+            on_paths += members
+        else:
+            groups.append(_Group(net, canonical, members))
+    if on_paths:
+        groups.append(_Paths(net, canonical, on_paths))
+    siblings = _siblings(net, canonical)
     was_training = net.training
     net.eval()
     labels = []
@@ -68,37 +80,39 @@ def evaluate_population(net: Supernet, archs: Sequence[Architecture], batches: I
         for batch in batches:
             if batch.label is None:
                 raise InputError("evaluate_population needs labelled batches")
-            walk = _Walk(net, batch)
+            walk = _Walk(net, batch, siblings)
             for group in groups:
                 group.visit(walk)
             labels.append(batch.label.cpu())
         if not labels:
             raise InputError("evaluate_population got no batches")
         label = torch.cat(labels)
-        auc, log_loss = np.empty(len(archs)), np.empty(len(archs))
-        logits = torch.empty(len(archs), len(label), dtype=net.embedding.weight.dtype) if return_logits else None
+        auc, log_loss = np.empty(len(canonical)), np.empty(len(canonical))
+        logits = torch.empty(len(canonical), len(label), dtype=net.embedding.weight.dtype) if return_logits else None
         done = 0
         for members, scores in _blocks(groups, len(label)):
-            auc[members], log_loss[members] = _judged(scores, label, members)
+            auc[members], log_loss[members] = _judged(scores, label, lambda column, m=members: place.index(m[column]))
             if logits is not None:
                 logits[members] = scores
-            done += len(members)
+            done += int(times[members].sum())
             if on_child is not None:
                 on_child(done)
     finally:
         net.train(was_training)
-    work = [group.children.work() for group in groups if group.children is not None]
+    work = [group.children.work() for group in groups if isinstance(group, _Group) and group.children is not None]
     shared = sum(alone for alone, _ in work) / sum(together for _, together in work) if work else 1.0
-    return PopulationResult(auc, log_loss, logits, shared)
+    if len(canonical) < len(archs) and logits is not None:
+        logits = logits[place]
+    return PopulationResult(auc[place], log_loss[place], logits, shared)
 
 
-def _judged(scores: Tensor, label: Tensor, members: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """AUC and log loss of the columns of these children."""
+def _judged(scores: Tensor, label: Tensor, child: Callable[[int], int]) -> tuple[np.ndarray, np.ndarray]:
+    """AUC and log loss of columns; ``child`` tells which one a column is."""
     try:
         return auc_columns(scores, label), log_loss_columns(scores, label)
     except InputError:
         for column, sample in scores.isnan().nonzero()[:1].tolist():
-            raise InputError(f"score of column {members[column]}, sample {sample} is NaN") from None
+            raise InputError(f"score of column {child(column)}, sample {sample} is NaN") from None
         raise
 
 
@@ -139,7 +153,31 @@ class _Group:
         self.parts.clear()
 
 
-def _blocks(groups: list[_Group], samples: int) -> Iterator[tuple[list[int], Tensor]]:
+class _Paths:
+    """Step 1's children, at these places among all, in the order of their paths. Their logits are kept."""
+
+    def __init__(self, net: Supernet, archs: Sequence[Architecture], members: list[int]):
+        self.net, self.members = net, members
+        self.archs = [archs[i] for i in members]
+        self.parts: list[Tensor] = []
+
+    def visit(self, walk: _Walk) -> None:
+        children = PathChildren(self.net, walk.inputs)
+        logits = children.base.new_empty(len(self.archs), children.base.shape[0])
+        weights = self.net.weights(self.archs[0])
+        for start in range(0, len(self.archs), TOGETHER):
+            some = self.archs[start:start + TOGETHER]
+            logits[start:start + len(some)] = children.logits([walk.behavior(arch, weights) for arch in some])
+        self.parts.append(logits.cpu())
+
+    def scores(self, samples: int, size: int) -> Iterator[tuple[list[int], Tensor]]:
+        """As ``_Group.scores``."""
+        for start in range(0, len(self.members), size):
+            yield self.members[start:start + size], torch.cat([part[start:start + size] for part in self.parts], 1)
+        self.parts.clear()
+
+
+def _blocks(groups: list[_Group | _Paths], samples: int) -> Iterator[tuple[list[int], Tensor]]:
     """All groups' scores, many columns at once."""
     size = max(1, BLOCK_BYTES // (8 * max(1, samples)))
     members, held = [], []
@@ -157,11 +195,26 @@ def _shared_key(arch: Architecture) -> tuple:
     return arch.behavior, arch.interactions, arch.has_fixed_mlp, arch.shortcut
 
 
-class _Walk:
-    """Hidden states of one batch along the path visited last."""
+def _siblings(net: Supernet, archs: Sequence[Architecture]) -> dict[tuple, list[str]]:
+    """By the blocks before, norm and layer: activations of blocks that differ in these alone, where there are several."""
+    weight = net.embedding.weight
+    chosen = ops.resolve("sequence_block", net.backend, weight.device, weight.dtype)
+    if "sequence_activations" in ops.missing(chosen):
+        return {}
+    found: dict[tuple, dict[str, None]] = {}
+    for arch in archs:
+        for i, block in enumerate(arch.behavior):
+            if block.layer != "zero":
+                found.setdefault((arch.behavior[:i], block.norm, block.layer), {})[block.activation] = None
+    return {key: list(acts) for key, acts in found.items() if len(acts) > 1}
 
-    def __init__(self, net: Supernet, batch: Batch):
-        self.net = net
+
+class _Walk:
+    """Hidden states of one batch along the path visited last, and of its last blocks with other activations."""
+
+    def __init__(self, net: Supernet, batch: Batch, siblings: dict[tuple, list[str]]):
+        self.net, self.siblings = net, siblings
+        self.beside: dict[int, tuple[tuple, dict[str, Tensor]]] = {}
         self.inputs = forward.prepare(net.schema, net.embedding.weight, batch)
         self.path: list = []
         self.states = [self.inputs.history]
@@ -176,11 +229,23 @@ class _Walk:
             shared += 1
         del self.path[shared:], self.states[shared + 1:]
         for index in range(shared, len(arch.behavior)):
-            self.states.append(forward.run_block(weights, index, arch.behavior[index], self.states[-1], self.inputs))
+            self.states.append(self._block(weights, index, arch.behavior))
             self.path.append(arch.behavior[index])
         if self.pooled is None or self.pooled[0] != arch.behavior:
             self.pooled = arch.behavior, forward.pool(weights, self.states[-1], self.inputs)
         return self.pooled[1]
+
+    def _block(self, weights, index: int, behavior: tuple) -> Tensor:
+        """The block's hidden state; of all activations that come after the same layer, at the first one."""
+        block, x = behavior[index], self.states[-1]
+        key = behavior[:index], block.norm, block.layer
+        if key not in self.siblings:
+            return forward.run_block(weights, index, block, x, self.inputs)
+        if index not in self.beside or self.beside[index][0] != key:
+            acts = self.siblings[key]
+            found = forward.run_activations(weights, index, block.norm, block.layer, acts, x, self.inputs)
+            self.beside[index] = key, dict(zip(acts, found, strict=True))
+        return self.beside[index][1][block.activation]
 
     def logits(self, arch: Architecture) -> Tensor:
         weights = self.net.weights(arch)
@@ -195,19 +260,3 @@ class _Walk:
         _, pre, h_se = self.front
         h = forward.aggregate(weights, arch, pre[:, :arch.mlp[0].units(k0)], k0)
         return forward.score(weights, h, h_se, self.net.schema, self.inputs.batch, None)
-
-
-@torch.no_grad()
-def interaction_logits(net: Supernet, candidates: Sequence[tuple[int, ...]], batch: Batch,
-                       chunk: int = 16) -> Tensor:
-    """Step 2 (CTR): logits [n, B] of all candidates, the base projection computed once, ``chunk`` at a time."""
-    e, base = net.interaction_base(batch)
-    second, head = net.step2.mlp["1"], net.step2.head
-    out = torch.empty(len(candidates), len(batch), dtype=e.dtype, device=e.device)
-    for start in range(0, len(candidates), chunk):
-        part = candidates[start:start + chunk]
-        p = torch.stack(products(e, [list(c) for c in part]))                                # [c, B, K]
-        w = torch.stack([net.step2.interactions[interaction_name(c)].weight for c in part])  # [c, 200, K]
-        h = relu(torch.baddbmm(base, p, w.transpose(1, 2)))
-        out[start:start + chunk] = head(relu(second(h)))[..., 0]
-    return out

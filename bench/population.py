@@ -1,9 +1,9 @@
 """``ameir-fast bench population``: many children together against one at a time, step by step of the search.
 
 Methods: ``shared`` is ``evaluate_population``; ``plan`` one child after the other through the plan of its derived
-model, whose making is not counted; ``eager`` one child after the other through the supernet in plain PyTorch. All of them
-judge what they scored (AUC and log loss). The two slow ones evaluate some of the children, and a row's ``children`` says
-how many.
+model, whose making is not counted (step 3); ``native`` one child after the other through the native operations (step 1);
+``eager`` one child after the other through the supernet in plain PyTorch. All of them judge what they scored (AUC and log
+loss). The slow ones evaluate some of the children, and a row's ``children`` says how many.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import torch
 from .. import Batch, InputError, native
 from ..profile import random_batch
 from ..search.environment import describe
-from . import population_mlp
+from . import population_interactions, population_mlp, population_paths
 from .suites import lengths
 
 #: What measures a step: ``rows(layers, children, samples, quick)`` yields rows without the facts of ``run``.
-STEPS = {3: population_mlp.rows}
+STEPS = {1: population_paths.rows, 2: population_interactions.rows, 3: population_mlp.rows}
 BATCH = 2048  # as the search evaluates
-SAMPLES, QUICK_SAMPLES = 16_384, 4096
+SAMPLES, QUICK_SAMPLES = 16_384, 4096  # paths: 4,096 and 2,048
 
 
 def run(step: int, children: int | None = None, samples: int | None = None, layers: int | None = None,
@@ -33,13 +33,13 @@ def run(step: int, children: int | None = None, samples: int | None = None, laye
     """Rows of a step.
 
     A row has ``children`` and ``samples`` that were evaluated in ``seconds``, ``children_per_s``; ``ratio``, that over
-    the eager method's, and ``ratio_plan``, over the plan's; ``max_abs_diff`` and ``max_auc_diff``, of logits and AUC
+    the eager method's, ``ratio_plan``, over the plan's, and in steps 1 and 2 ``ratios``, over each that goes alone; ``max_abs_diff`` and ``max_auc_diff``, of logits and AUC
     from the eager ones, over ``compared`` children; ``peak_bytes``, the largest resident memory of a process that does
-    nothing else (of ``plan`` and ``eager`` with one child, of ``shared`` with all).
+    nothing else (of ``shared`` with all children, of the others with one).
 
     Args:
-        children: how many are evaluated together, drawn at random. Default: all.
-        samples: default 16,384 (4,096 with ``quick``).
+        children: how many are evaluated together, drawn at random. Default: all; of step 1's paths 2,000.
+        samples: default 16,384 (4,096 with ``quick``); for step 1 4,096 (2,048).
         layers: of the MLP (step 3). Default: 2 and 3; 2 with ``quick``.
         quick: under 45 seconds; not for quoting.
 
@@ -52,10 +52,16 @@ def run(step: int, children: int | None = None, samples: int | None = None, laye
         if native.why_not(name) is not None:
             raise InputError(f"bench population compares native code: {native.why_not(name)}")
     facts, found = _facts(), []
-    for row in STEPS[step](layers, children, samples or (QUICK_SAMPLES if quick else SAMPLES), quick):
+    for row in STEPS[step](layers, children, samples or _samples(step, quick), quick):
         found.append({"step": step, **row, **facts})
         on_row(found[-1])
     return found
+
+
+def _samples(step: int, quick: bool) -> int:
+    if step == 1:  # as many as the search ranks by: one path takes long in eager PyTorch
+        return population_paths.QUICK_SAMPLES if quick else population_paths.SAMPLES
+    return QUICK_SAMPLES if quick else SAMPLES
 
 
 def labelled_batches(schema, samples: int, kind: str = "full") -> list[Batch]:
@@ -96,6 +102,8 @@ def line(row: dict) -> str:
             f"{row['samples']:,} samples  {row['seconds']:>8.2f} s  {row['children_per_s']:>9,.1f} children/s")
     if row["ratio"]:
         text += f"  {row['ratio']:,.1f}x eager"
+    if row["method"] == "shared" and "native" in row.get("ratios", {}):
+        text += f", {row['ratios']['native']:,.1f}x native"
     if row["ratio_plan"]:
         text += f", {row['ratio_plan']:,.1f}x plans"
     if row["max_abs_diff"] is not None:

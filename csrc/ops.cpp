@@ -13,6 +13,7 @@ TORCH_LIBRARY_IMPL(ameir_fast, CPU, m) {
   m.impl("rank_counts", &ameir_fast::rank_counts);
   m.impl("sequence_block", &ameir_fast::sequence_block);
   m.impl("sequence_block_backward", &ameir_fast::sequence_block_backward);
+  m.impl("sequence_activations", &ameir_fast::sequence_activations);
   m.impl("sequence_pool", &ameir_fast::sequence_pool);
   m.impl("sequence_pool_backward", &ameir_fast::sequence_pool_backward);
   m.impl("embedding_interactions", &ameir_fast::embedding_interactions);
@@ -22,6 +23,7 @@ TORCH_LIBRARY_IMPL(ameir_fast, CPU, m) {
   m.impl("sliced_mlp", &ameir_fast::sliced_mlp);
   m.impl("sliced_mlp_backward", &ameir_fast::sliced_mlp_backward);
   m.impl("mlp_population", &ameir_fast::mlp_population);
+  m.impl("interaction_population", &ameir_fast::interaction_population);
   m.impl("embedding_update", &ameir_fast::embedding_update);
   m.impl("embedding_catch_up", &ameir_fast::embedding_catch_up);
 }

@@ -37,6 +37,10 @@ std::vector<at::Tensor> sequence_block_backward(const at::Tensor& grad, const at
                                                 at::TensorList norm, at::TensorList weights,
                                                 const MaybeTensor& target, std::string layer,
                                                 std::string activation, int64_t max_length);
+// [n, ΣT, D]: a block with each of these activations.
+at::Tensor sequence_activations(const at::Tensor& x, const at::Tensor& offsets, at::TensorList norm,
+                                at::TensorList weights, const MaybeTensor& target, std::string layer,
+                                c10::List<std::string> activations, int64_t max_length);
 at::Tensor sequence_pool(const at::Tensor& x, const at::Tensor& offsets, const MaybeTensor& target,
                          at::TensorList attention, int64_t max_length);
 std::vector<at::Tensor> sequence_pool_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& offsets,
@@ -72,6 +76,12 @@ std::vector<at::Tensor> sliced_mlp_backward(const at::Tensor& grad, const at::Te
 // see reference/mlp_population.py.
 at::Tensor mlp_population(const at::Tensor& x, at::TensorList weights, at::TensorList biases, at::TensorList dice,
                           const at::Tensor& head, const at::Tensor& common, const at::Tensor& children);
+
+// Step 2's logits [n, B] of n candidates from the fields' embeddings e [B, N, K] and their common first pre-activation base
+// [B, H], float32; see reference/interaction_population.py.
+at::Tensor interaction_population(const at::Tensor& e, const at::Tensor& base, at::IntArrayRef interaction_fields,
+                                  at::IntArrayRef orders, const at::Tensor& projections, const at::Tensor& weight,
+                                  const at::Tensor& bias, const at::Tensor& head, const at::Tensor& head_bias);
 
 // In place, float32: embedding and moments [F, K], rows int64 [n] with repeats, gradient [n, K];
 // see reference/embedding_update.py.

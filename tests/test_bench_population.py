@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ameir_fast import InputError, native
-from ameir_fast.bench import population, population_mlp
+from ameir_fast.bench import population, population_interactions, population_mlp, population_paths
 from ameir_fast.bench.suites import alimama
 from ameir_fast.bench.train import resized
 
@@ -16,8 +16,12 @@ native_only = pytest.mark.skipif(any(native.why_not(name) is not None for name i
 def small(monkeypatch):
     """Small batches of small vocabularies, and no processes whose memory is measured."""
     case = alimama()[0]
-    monkeypatch.setattr(population_mlp, "alimama", lambda: [type(case)(case.suite, case.name, resized(case.schema, 900),
-                                                                      case.architecture, case.embedding_dim, case.batch)])
+    fewer = type(case)(case.suite, case.name, resized(case.schema, 900), case.architecture, case.embedding_dim, case.batch)
+    for module in (population_mlp, population_interactions, population_paths):
+        monkeypatch.setattr(module, "alimama", lambda: [fewer])
+    monkeypatch.setattr(population_interactions, "EAGER", 5)
+    monkeypatch.setattr(population_paths, "EAGER", 2)
+    monkeypatch.setattr(population_paths, "NATIVE", 7)
     monkeypatch.setattr(population, "BATCH", 32)
     monkeypatch.setattr(population_mlp, "EAGER", 4)
     monkeypatch.setattr(population_mlp, "PLANS", 5)
@@ -48,6 +52,29 @@ def test_rows_of_step_3(small):
 def test_some_children_only(small):
     rows = population.run(3, children=30, samples=40, layers=1)
     assert [row["children"] for row in rows] == [4, 5, 30]
+
+
+@native_only
+def test_rows_of_step_2(small):
+    rows = population.run(2, samples=70)
+    assert [(row["method"], row["embedding_dim"]) for row in rows] == [("eager", 4), ("shared", 4), ("eager", 8), ("shared", 8)]
+    eager, shared = rows[:2]
+    assert eager["children"] == 5 and 300 < shared["children"] <= 600 and shared["compared"] == 5
+    assert shared["max_abs_diff"] <= 1e-5 and shared["refused"] is None and eager["ratio"] is None
+    assert shared["ratio"] == shared["ratios"]["eager"] == shared["children_per_s"] / eager["children_per_s"]
+    assert all(population.line(row) for row in rows) and len(population.table(rows)) == 6
+
+
+@native_only
+def test_rows_of_step_1(small):
+    rows = population.run(1, children=20, samples=40)
+    assert [row["method"] for row in rows] == ["eager", "native", "shared"]
+    assert [row["children"] for row in rows] == [2, 7, 20]
+    native, shared = rows[1:]
+    assert all(row["max_abs_diff"] <= 1e-5 and row["refused"] is None for row in (native, shared))
+    assert shared["ratio"] == pytest.approx(native["ratio"] * shared["ratios"]["native"])
+    assert shared["layers_shared"] <= shared["blocks_shared"] <= shared["blocks_alone"] <= 60 and shared["distinct"] <= 20
+    assert all(population.line(row) for row in rows) and "x native" in population.line(shared)
 
 
 def test_unknown_steps_are_named():

@@ -413,6 +413,7 @@ def test_strategies_by_name_and_of_ones_own(tmp_path, monkeypatch):
 
     assert isinstance(run_commands.choose_strategy("random"), RandomStrategy)
     assert isinstance(run_commands.choose_strategy("evolution"), EvolutionStrategy)
+    assert run_commands.choose_strategy("beam").width is None
     (tmp_path / "my_strategies_for_test.py").write_text(
         "class Mine:\n    def propose(self, sample, mutate, seen, generator, count):\n        return []\n"
     )

@@ -14,9 +14,9 @@ from tests import oracle
 from tests.helpers import assert_close
 
 NAMES = ("embedding_interactions", "sliced_mlp", "sequence_block", "sequence_pool", "squeeze_excite",
-         "embedding_update", "embedding_catch_up", "mlp_population")
+         "embedding_update", "embedding_catch_up", "mlp_population", "interaction_population", "sequence_activations")
 IN_PLACE = ("embedding_update", "embedding_catch_up")
-WITHOUT_GRADIENT = (*IN_PLACE, "mlp_population")
+WITHOUT_GRADIENT = (*IN_PLACE, "mlp_population", "interaction_population", "sequence_activations")
 LENGTHS = [3, 0, 1, 5, 2]
 TARGETS = (True, False)
 
@@ -195,10 +195,30 @@ def _population_cases():
         yield f"{layers}-layers", build
 
 
+def _candidate_cases():
+    for name, orders in (("none", []), ("orders", [1, 2, 1, 4])):
+        def build(make, orders=orders):
+            fields = [(3 * i + i // 4) % 3 if i % 5 else 2 for i in range(sum(orders))]
+            return (make(7, 3, 4).detach(), make(7, 6).detach(), fields, orders, make(len(orders), 6, 4).detach(),
+                    make(5, 6).detach(), make(5).detach(), make(5).detach(), make(1).detach())
+        yield name, build
+
+
+def _activations_cases():
+    for layer, norm in (("conv3", "layer_norm"), ("bi_gru", "none"), ("target_attn", "layer_norm")):
+        def build(make, layer=layer, norm=norm):
+            plain = Maker(make.g.initial_seed(), make.dtype, grad=False)
+            *before, _, longest = block_args(layer, norm, "relu", plain)
+            return (*before, ["swish", "identity", "gelu", "relu"], longest)
+        yield f"{layer}-{norm}", build
+
+
 CASES = {"embedding_interactions": list(_lookup_cases()), "sliced_mlp": list(_mlp_cases()),
          "sequence_block": list(_block_cases()), "sequence_pool": list(_pool_cases()),
          "squeeze_excite": list(_excite_cases()), "embedding_update": list(_update_cases()),
-         "embedding_catch_up": list(_catch_up_cases()), "mlp_population": list(_population_cases())}
+         "embedding_catch_up": list(_catch_up_cases()), "mlp_population": list(_population_cases()),
+         "interaction_population": list(_candidate_cases()),
+         "sequence_activations": list(_activations_cases())}
 ALL = [pytest.param(op, build, id=f"{op}-{name}") for op, cases in CASES.items() for name, build in cases]
 DIFFERENTIABLE = [case for case in ALL if case.values[0] not in WITHOUT_GRADIENT]
 
@@ -474,6 +494,7 @@ TRACED = {"embedding_interactions": ["bags-2-dense"], "squeeze_excite": ["bags-2
           "sliced_mlp": ["swish-dice-dice", "dice-fixed", "identity"],
           "sequence_block": ["conv3-layer_norm", "max_pool3-none", "target_attn-layer_norm", "zero-none"],
           "sequence_pool": ["target"], "embedding_update": ["sgd", "adam"], "embedding_catch_up": ["rows"],
+          "interaction_population": ["orders"], "sequence_activations": ["conv3-layer_norm"],
           "mlp_population": []}  # the reference asks its table for numbers, which is no graph
 
 
@@ -548,6 +569,10 @@ PUBLIC = {
     ),
     "embedding_catch_up": lambda a, backend: ops.embedding_catch_up(*a, backend=backend),
     "mlp_population": lambda a, backend: ops.mlp_population(*a, backend=backend),
+    "sequence_activations": lambda a, backend: ops.sequence_activations(*a, backend=backend),
+    "interaction_population": lambda a, backend: ops.interaction_population(
+        *a[:2], reference_nested(a[2], a[3]), *a[4:], backend=backend
+    ),
 }
 
 
@@ -586,6 +611,8 @@ COMPILED = {
     "embedding_update": ["adam"],
     "embedding_catch_up": [],  # opcheck traces it; its reference asks tensors for numbers, which breaks a graph
     "mlp_population": [],
+    "interaction_population": [],
+    "sequence_activations": [],
 }
 
 

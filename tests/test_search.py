@@ -19,7 +19,15 @@ from ameir_fast.data import Dataset
 from ameir_fast.errors import InputError
 from ameir_fast.ops import _triton
 from ameir_fast.progress import Progress
-from ameir_fast.search import EvolutionStrategy, RandomStrategy, SearchConfig, evaluate, search, train
+from ameir_fast.search import (
+    BeamStrategy,
+    EvolutionStrategy,
+    RandomStrategy,
+    SearchConfig,
+    evaluate,
+    search,
+    train,
+)
 from ameir_fast.search.driver import make_context
 from ameir_fast.search.interactions import expand
 from ameir_fast.search.race import race, trained_finalist
@@ -219,7 +227,8 @@ class Fussy:
         return [mutate(max(seen, key=seen.get), generator) for _ in range(count)]
 
 
-@pytest.mark.parametrize("strategy", [RandomStrategy(), EvolutionStrategy(population=8, tournament=3), Fussy()])
+@pytest.mark.parametrize("strategy", [RandomStrategy(), EvolutionStrategy(population=8, tournament=3), BeamStrategy(),
+                                      Fussy()])
 def test_strategies(data, tmp_path, strategy):
     quick = tiny.CONFIG.changed(behavior_children=70, mlp_children=8, cycles=1, epochs=0.5, behavior_epochs=0.5)
     search(data, tmp_path / "run", quick, strategy=strategy, variants=("AMEIR-A", "AMEIR-C"))

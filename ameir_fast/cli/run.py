@@ -76,7 +76,7 @@ def search(
         typer.Option(
             "--strategy",
             metavar="NAME",
-            help="random, evolution, or module:Class, your own code, which is imported and run as it is.",
+            help="random, evolution, beam, or module:Class, your own code, which is imported and run as it is.",
         ),
     ] = "random",
     variants: Annotated[

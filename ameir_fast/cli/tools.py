@@ -448,12 +448,12 @@ def bench_train(
 
 @bench.command("population")
 def bench_population(
-    step: Annotated[int, typer.Option("--step", metavar="N", help="Of the search. 3: all MLPs over given blocks.")],
+    step: Annotated[int, typer.Option("--step", metavar="N", help="Of the search. 1: behaviour paths; 2: interactions; 3: MLPs over given blocks.")],
     children: Annotated[
-        int | None, typer.Option("--children", min=1, metavar="N", help="Evaluated together, at random. Default: all.")
+        int | None, typer.Option("--children", min=1, metavar="N", help="Evaluated together, at random. Default: all; in step 1 2,000.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("--samples", min=2, metavar="N", help="Rows. Default: 16,384; 4,096 with --quick.")
+        int | None, typer.Option("--samples", min=2, metavar="N", help="Rows. Default: 16,384, in step 1 4,096; with --quick 4,096 and 2,048.")
     ] = None,
     layers: Annotated[
         int | None, typer.Option("--layers", min=1, max=3, metavar="L", help="Of the MLP (step 3). Default: 2 and 3; 2 with --quick.")
@@ -462,7 +462,7 @@ def bench_population(
     quick: Quick = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Many children together against one at a time, through plans and in eager PyTorch.
+    """Many children together against one at a time, through plans or native operations and in eager PyTorch.
 
     Logits are compared, and a row says from how many children's it has its difference. Memory is the peak of a process that
     does nothing else.

@@ -5,7 +5,9 @@ from .functions import (
     embedding_catch_up,
     embedding_interactions,
     embedding_update,
+    interaction_population,
     mlp_population,
+    sequence_activations,
     sequence_block,
     sequence_pool,
     sliced_mlp,
@@ -13,4 +15,5 @@ from .functions import (
 )
 
 __all__ = ["Backend", "OPS", "backends", "embedding_catch_up", "embedding_interactions", "embedding_update",
-           "missing", "mlp_population", "resolve", "sequence_block", "sequence_pool", "sliced_mlp", "squeeze_excite"]
+           "interaction_population", "missing", "mlp_population", "resolve", "sequence_activations",
+           "sequence_block", "sequence_pool", "sliced_mlp", "squeeze_excite"]

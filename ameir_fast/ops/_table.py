@@ -70,6 +70,10 @@ def _squeeze_excite(embedding, rows, bag_rows, bag_offsets, multi_fields, intera
                                     nested(interaction_fields, orders), project, squeeze, excite)
 
 
+def _interaction_population(e, base, interaction_fields, orders, *rest):
+    return reference.interaction_population(e, base, nested(interaction_fields, orders), *rest)
+
+
 def _embedding_update(embedding, first, second, *rest):
     reference.embedding_update(embedding, [s for s in (first, second) if s is not None], *rest)
 
@@ -105,6 +109,9 @@ OPS: dict[str, Op] = {op.name: op for op in (
     Op("sequence_block", "Tensor x, Tensor offsets, Tensor[] norm, Tensor[] weights, Tensor? target, str layer, "
        "str activation, int max_length", "Tensor",
        reference.sequence_block, lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format)),
+    Op("sequence_activations", "Tensor x, Tensor offsets, Tensor[] norm, Tensor[] weights, Tensor? target, str layer, "
+       "str[] activations, int max_length", "Tensor", reference.sequence_activations,
+       lambda x, *rest: x.new_empty(len(rest[5]), *x.shape), differentiable=False),
     Op("sequence_pool", "Tensor x, Tensor offsets, Tensor? target, Tensor[] attention, int max_length", "Tensor",
        reference.sequence_pool, _fake_pool),
     Op("squeeze_excite", f"{_LOOKUP}, Tensor project, Tensor squeeze, Tensor excite", "Tensor",
@@ -118,6 +125,9 @@ OPS: dict[str, Op] = {op.name: op for op in (
     Op("mlp_population", "Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] dice, Tensor head, Tensor common, "
        "Tensor children", "Tensor", reference.mlp_population,
        lambda x, *rest: x.new_empty(rest[-1].shape[0], x.shape[0]), differentiable=False),
+    Op("interaction_population", "Tensor e, Tensor base, int[] interaction_fields, int[] orders, Tensor projections, "
+       "Tensor weight, Tensor bias, Tensor head, Tensor head_bias", "Tensor", _interaction_population,
+       lambda e, base, fields, orders, *rest: e.new_empty(len(orders), e.shape[0]), differentiable=False),
 )}
 
 

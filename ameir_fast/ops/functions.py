@@ -56,11 +56,28 @@ def mlp_population(x: Tensor, weights: list[Tensor], biases: list[Tensor], dice:
     return _call("mlp_population", backend, x, x, list(weights), list(biases), list(dice), head, common, children)
 
 
+def interaction_population(e: Tensor, base: Tensor, interactions, projections: Tensor, weight: Tensor, bias: Tensor,
+                           head: Tensor, head_bias: Tensor, backend: Backend | str | None = None) -> Tensor:
+    """Step 2's logits [n, B] of n candidates over one first pre-activation (``reference.interaction_population``). Not
+    differentiable."""
+    return _call("interaction_population", backend, e, e, base, *_flat(interactions), projections, weight, bias, head,
+                 head_bias)
+
+
 def sequence_block(x: Tensor, offsets: Tensor, norm: list[Tensor], weights: list[Tensor], target: Tensor | None,
                    layer: str, activation: str, max_length: int, backend: Backend | str | None = None) -> Tensor:
     """One behaviour block on jagged sequences, [ΣT, D] (``reference.sequence_block``)."""
     return _call("sequence_block", backend, x, x, offsets, list(norm), list(weights), target, layer,
                  activation, max_length)
+
+
+def sequence_activations(x: Tensor, offsets: Tensor, norm: list[Tensor], weights: list[Tensor], target: Tensor | None,
+                         layer: str, activations: list[str], max_length: int,
+                         backend: Backend | str | None = None) -> Tensor:
+    """One behaviour block with each of n activations, [n, ΣT, D] (``reference.sequence_activations``). Not
+    differentiable."""
+    return _call("sequence_activations", backend, x, x, offsets, list(norm), list(weights), target, layer,
+                 list(activations), max_length)
 
 
 def sequence_pool(x: Tensor, offsets: Tensor, target: Tensor | None, attention: list[Tensor], max_length: int,

@@ -31,6 +31,20 @@ def sequence_block(x: Tensor, offsets: Tensor, norm: list[Tensor], weights: list
     if layer == "zero" or x.shape[0] == 0:
         # Act(0) is 0 for every activation of the space.
         return x.clone(memory_format=torch.contiguous_format)
+    return activate(activation, _layer(x, offsets, norm, weights, target, layer, max_length)) + x
+
+
+def sequence_activations(x: Tensor, offsets: Tensor, norm: list[Tensor], weights: list[Tensor], target: Tensor | None,
+                         layer: str, activations: list[str], max_length: int) -> Tensor:
+    """``sequence_block`` with each of n activations, whose layer is computed once: [n, ΣT, D]. Not for layer zero."""
+    if x.shape[0] == 0:
+        return x.new_empty(len(activations), *x.shape)
+    pre = _layer(x, offsets, norm, weights, target, layer, max_length)
+    return torch.stack([activate(name, pre) + x for name in activations])
+
+
+def _layer(x, offsets, norm, weights, target, layer, max_length) -> Tensor:
+    """``Layer(Norm(H))``."""
     layout = Layout.of(offsets, x.shape[0], max_length)
     h = F.layer_norm(x, (x.shape[1],), norm[0], norm[1], NORM_EPS) if norm else x
-    return activate(activation, layout.unpad(run_layer(layer, layout.pad(h), layout, weights, target))) + x
+    return layout.unpad(run_layer(layer, layout.pad(h), layout, weights, target))

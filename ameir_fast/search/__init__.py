@@ -4,7 +4,7 @@ from .config import QUICK, RETRIEVAL, SearchConfig
 from .driver import search
 from .samplers import FairSampler, UniformSampler
 from .single import evaluate, train
-from .strategy import EvolutionStrategy, RandomStrategy, Strategy
+from .strategy import BeamStrategy, EvolutionStrategy, RandomStrategy, Strategy
 
-__all__ = ["EvolutionStrategy", "FairSampler", "QUICK", "RETRIEVAL", "RandomStrategy", "SearchConfig", "Strategy",
-           "UniformSampler", "evaluate", "search", "train"]
+__all__ = ["BeamStrategy", "EvolutionStrategy", "FairSampler", "QUICK", "RETRIEVAL", "RandomStrategy", "SearchConfig",
+           "Strategy", "UniformSampler", "evaluate", "search", "train"]

@@ -8,6 +8,7 @@ import torch
 
 from ..batch import Batch
 from ..space import ACTIVATIONS, NORMS, Architecture, Block
+from ..space.architecture import ZERO
 from ..supernet import Supernet
 from .context import Context
 from .proposals import rank_children
@@ -74,7 +75,8 @@ def rank(context: Context) -> list[dict]:
         context, context.scope.scope("behavior", "rank"), count=context.config.behavior_children,
         always=[context.zero_path()], sample=lambda g: _canonical(space.sample_behavior(g)),
         mutate=lambda child, g: _canonical(mutate(child, g)), to_arch=context.behavior_child,
-        to_json=lambda child: context.behavior_child(child).to_dict()["behavior"])
+        to_json=lambda child: context.behavior_child(child).to_dict()["behavior"],
+        choices=[[ZERO, *(b for b in space.distinct_blocks() if b != ZERO)]] * space.num_blocks)
 
 
 def _canonical(blocks: tuple[Block, ...]) -> tuple[Block, ...]:

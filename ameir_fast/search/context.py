@@ -112,7 +112,8 @@ def require_backend(config: SearchConfig, device: str) -> None:
     """``InputError`` with the reason where the backend that was asked for cannot compute on the device."""
     try:
         for name in ops.OPS:
-            if name != "mlp_population":  # in whose place the reference stands (mlp_children.py)
+            # In whose place something else stands (mlp_children.py, interaction_candidates.py, population.py).
+            if name not in ("mlp_population", "interaction_population", "sequence_activations"):
                 ops.resolve(name, config.backend, torch.device(device))
     except RuntimeError as error:
         raise InputError(f"config: {error}") from None

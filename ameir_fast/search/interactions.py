@@ -8,7 +8,7 @@ from functools import cache, partial
 import torch
 
 from .. import metrics
-from ..population import interaction_logits
+from ..interaction_candidates import InteractionCandidates
 from ..space.architecture import interaction_key
 from .context import Context
 from .crosses import Crosses, nothing_added
@@ -104,7 +104,8 @@ def score_candidates(context: Context, candidates: list[Interaction]) -> list[di
     batches = task.held_out("valid", context.config.validation_subset)
     net.eval()
     if isinstance(task.objective, CtrObjective):
-        logits = torch.cat([interaction_logits(net, candidates, b).cpu() for b in batches], 1)
+        together = InteractionCandidates(net, candidates)
+        logits = torch.cat([together.logits(b).cpu() for b in batches], 1)
         label = torch.cat([b.label.cpu() for b in batches])
         return [{"auc": float(a), "log_loss": float(b)} for a, b in
                 zip(metrics.auc_columns(logits, label), metrics.log_loss_columns(logits, label), strict=True)]

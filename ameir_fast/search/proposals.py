@@ -19,14 +19,16 @@ FRUITLESS_ROUNDS = 20
 def rank_children(context: Context, scope: Scope, *, count: int, always: Sequence, sample: Callable,
                   mutate: Callable, to_arch: Callable[[object], Architecture],
                   to_json: Callable[[object], object],
-                  allowed: Callable[[object], bool] = lambda child: True) -> list[dict]:
+                  allowed: Callable[[object], bool] = lambda child: True,
+                  choices: Sequence[Sequence] | None = None) -> list[dict]:
     """``count`` distinct children (``always`` first) scored on the validation subset, best first.
 
     The scores are stored chunk by chunk: of proposed children as they come, of many known ones 4096 at a time.
     Proposals are a function of the seed, the round and the scores so far, so a resumed ranking proposes what the
     interrupted one would have. The top k are re-evaluated on all of validation and lead the ranking in that order, as
     in the paper. Entries hold ``score``, the metrics and the child under the step's name. Raises ``InputError`` when
-    no child is ``allowed``.
+    no child is ``allowed``. ``choices``: of each place of a child, where all combinations are children; the first ones are
+    those that do nothing.
     """
     config, primary = context.config, context.primary
     ledger = _Ledger(context, scope, to_arch, to_json)
@@ -36,7 +38,10 @@ def rank_children(context: Context, scope: Scope, *, count: int, always: Sequenc
     while len(ledger.seen) + len(pending) < count and fruitless < FRUITLESS_ROUNDS:
         number += 1
         g = generator(config.seed, *scope.names, "round", number)
-        proposed = dict.fromkeys(context.strategy.propose(sample, mutate, dict(ledger.seen), g, CHUNK))
+        if choices is not None and hasattr(context.strategy, "expand"):
+            proposed = dict.fromkeys(context.strategy.expand(choices, dict(ledger.seen), g, count))
+        else:
+            proposed = dict.fromkeys(context.strategy.propose(sample, mutate, dict(ledger.seen), g, CHUNK))
         fresh = [c for c in proposed if c not in ledger.seen and c not in pending and allowed(c)]
         fruitless = 0 if fresh else fruitless + 1
         pending = (pending + fresh)[:count - len(ledger.seen)]

@@ -114,9 +114,12 @@ class SearchSpace:
 
     def enumerate_behavior(self) -> Iterator[tuple[Block, ...]]:
         """All canonical behaviour paths."""
-        one = sorted({Architecture(behavior=(b,)).canonical().behavior[0] for b in self.behavior_choices},
-                     key=self.behavior_choices_order)
-        return itertools.product(one, repeat=self.num_blocks)
+        return itertools.product(self.distinct_blocks(), repeat=self.num_blocks)
+
+    def distinct_blocks(self) -> list[Block]:
+        """The canonical blocks, in one place of a path."""
+        return sorted({Architecture(behavior=(b,)).canonical().behavior[0] for b in self.behavior_choices},
+                      key=self.behavior_choices_order)
 
     def behavior_choices_order(self, block: Block) -> tuple[int, int, int]:
         return NORMS.index(block.norm), tuple(LAYERS).index(block.layer), ACTIVATIONS.index(block.activation)

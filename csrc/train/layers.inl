@@ -211,14 +211,18 @@ inline void block_forward(Group& g, float* out) {
   Normed normed(g);
   float* y = g.rows(g.d);
   with_layer(g, [&](auto& layer) { layer.forward(normed.n, y); });
-  by_act(g.s.act, [&]<Act act>() {
-    for (int64_t i = 0; i < g.d; ++i) {
-      for (int64_t p = 0; p < g.lanes; p += V) {
-        store(g.row(y, i) + p, load(g.row(normed.x, i) + p) + activate<act>(load(g.row(y, i) + p)));
+  float* to = g.s.acts.size() > 1 ? g.rows(g.d) : y;
+  for (const Act one : g.s.acts) {
+    by_act(one, [&]<Act act>() {
+      for (int64_t i = 0; i < g.d; ++i) {
+        for (int64_t p = 0; p < g.lanes; p += V) {
+          store(g.row(to, i) + p, load(g.row(normed.x, i) + p) + activate<act>(load(g.row(y, i) + p)));
+        }
       }
-    }
-  });
-  g.scatter(y, out);
+    });
+    g.scatter(to, out);
+    out += g.s.elements * g.d;
+  }
 }
 
 inline void block_backward(Group& g, const float* grad, float* grad_x, float* grad_target, float* parameters) {

@@ -194,7 +194,7 @@ class Call {
 // A block's layer by its name, with its weights taken and packed.
 void prepare_block(Call& call, const std::string& name, const std::string& activation) {
   Sequences& s = call.s;
-  s.act = act_of(activation);
+  s.act = act_of(activation), s.acts = {s.act};
   const int64_t d = s.width;
   switch (s.layer) {
     case Layer::conv: {
@@ -276,6 +276,19 @@ at::Tensor sequence_block(const at::Tensor& x, const at::Tensor& offsets, at::Te
   if (layer == "zero") return x.clone(at::MemoryFormat::Contiguous);
   Call call = block_call(x, offsets, norm, weights, target, layer, activation);
   at::Tensor out = at::empty({call.s.elements, call.s.width}, x.options());
+  call.forward(out);
+  return out;
+}
+
+at::Tensor sequence_activations(const at::Tensor& x, const at::Tensor& offsets, at::TensorList norm,
+                                at::TensorList weights, const MaybeTensor& target, std::string layer,
+                                c10::List<std::string> activations, int64_t max_length) {
+  TORCH_CHECK_VALUE(layer != "zero", "sequence_activations: layer 'zero' has no activation");
+  TORCH_CHECK_VALUE(!activations.empty(), "sequence_activations: no activations");
+  Call call = block_call(x, offsets, norm, weights, target, layer, activations.get(0));
+  call.s.acts.clear();
+  for (const std::string& name : activations.vec()) call.s.acts.push_back(act_of(name));
+  at::Tensor out = at::empty({static_cast<int64_t>(activations.size()), call.s.elements, call.s.width}, x.options());
   call.forward(out);
   return out;
 }

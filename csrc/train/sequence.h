@@ -28,6 +28,7 @@ struct Unit {
 struct Sequences {
   Layer layer;
   Act act = Act::identity;
+  std::vector<Act> acts;                         // of a block's forward pass, each with an output of its own
   int64_t width = 0, samples = 0, elements = 0;  // D, B, ΣT
   const float* x = nullptr;                      // [ΣT][D]
   const int64_t* offsets = nullptr;              // [B + 1], checked
