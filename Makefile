@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help build search results test test-slow test-gpu test-triton-matrix bench-native bench-prepare bench-planted bench-cpu \
-        bench-train bench-ops bench-kernels bench-gpu sanitize lint clean distclean
+        bench-train bench-ops bench-kernels bench-gpu bench-population sanitize lint clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | awk '{ name = $$1; $$1 = ""; printf "  make %-20s%s\n", name, $$0 }'
@@ -111,6 +111,9 @@ bench-ops: $(READY)  ## each native operation against the reference, forward and
 
 bench-kernels: $(READY)  ## registers, spills and shared memory of every Triton kernel, from its machine code; needs no GPU
 	$(BIN)/ameir-fast bench kernels --compile-only --json bench/results/kernels.jsonl $(ARGS)
+
+bench-population: $(READY)  ## many children together against one at a time, step by step of the search, stored under bench/results
+	for step in 1 2 3; do $(BIN)/ameir-fast bench population --step $$step --json bench/results/population-$$step.jsonl $(ARGS) || exit 1; done
 
 bench-gpu: $(READY)  ## the plan against PyTorch on this machine's GPU, and a supernet's training, stored under bench/results
 	$(BIN)/ameir-fast bench gpu --json bench/results/gpu.jsonl $(ARGS)
