@@ -58,10 +58,20 @@ def register(library: torch.library.Library, names: tuple[str, ...], differentia
     if why_not() or interpreting():
         return False
     for name in filter(exists, names):
-        library.impl(name, module(name).forward, "CUDA")
+        library.impl(name, on_own_device(module(name).forward), "CUDA")
     for name in filter(exists, differentiable):
-        library.impl(f"{name}_backward", module(name).backward, "CUDA")
+        library.impl(f"{name}_backward", on_own_device(module(name).backward), "CUDA")
     return True
+
+
+def on_own_device(function: Callable) -> Callable:
+    """``function`` where the GPU of its first tensor is the current one, which is where Triton launches."""
+    @functools.wraps(function)
+    def run(*arguments):
+        with torch.cuda.device(arguments[0].device):
+            return function(*arguments)
+
+    return run
 
 
 def interpreted(name: str, arguments: tuple, differentiable: bool):
