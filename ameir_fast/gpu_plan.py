@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 from collections import OrderedDict
@@ -48,6 +49,8 @@ class GpuPlan:
         self.device = torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise RuntimeError("plans for GPUs need one: no CUDA device is available (ameir-fast doctor says why)")
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
         for name, op in ops.OPS.items():
             if op.differentiable:
                 ops.resolve(name, "triton", self.device)
@@ -71,6 +74,8 @@ class GpuPlan:
         self._lock = threading.Lock()
         self._states: OrderedDict[tuple, _State] = OrderedDict()
         self._pool = None
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # calls come from other threads and streams
 
     def __call__(self, batch: Batch, items: Items = None) -> Tensor:
         """Scores of a batch: logits [B]; of retrieval [B, V], [B, n] of ``items`` [B, n], or what a function makes of them.
@@ -141,45 +146,56 @@ class GpuPlan:
         rows = len(batch)
         if not rows:
             return torch.empty((0,) if self._ctr else (0, self._outputs), device=batch.device)
-        with self._lock:
-            state = self._state(_Sizes.of(batch, self.schema, one_user))
-            state.fill(batch)
+        with self._lock, torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
+            state = self._filled(batch, one_user)
             if state.graph is None:
                 self._run(state)
             else:
                 state.graph.replay()
             found = state.result.to(batch.device, copy=True)
-        if int(found[-1:].view(torch.int32)):
+            # This waits for the device: the next call, maybe on another stream, finds its buffers at rest.
+            fault = int(found[-1:].view(torch.int32))
+        if fault:
             _with_all_rows(batch, one_user).check(self.schema)
             raise AssertionError("the device found an id outside its vocabulary that the host does not find")
         out = found[:-1].view(-1, self._outputs)[:rows]
         return out[:, 0] if self._ctr else out
 
-    def _state(self, sizes: _Sizes) -> _State:
-        state = self._states.get(sizes)
+    def _filled(self, batch: Batch, one_user: bool) -> _State:
+        """The bucket's buffers with the batch in them; captured if they are new."""
+        sizes = _Sizes.of(batch, self.schema, one_user)
+        state = self._states.pop(sizes, None)
         if state is None:
-            state = self._states[sizes] = _State(sizes, self.schema, self._outputs, self.device)
-            if self.graphs and self.device.type == "cuda":  # elsewhere kernels are interpreted, or noted
-                self._capture(state)
-            while len(self._states) > max(1, self.graphs):
-                self._states.popitem(last=False)
-        self._states.move_to_end(sizes)
+            with torch.inference_mode(False):  # buffers that calls in any mode may fill
+                state = _State(sizes, self.schema, self._outputs, self.device)
+        state.fill(batch)
+        if state.graph is None and self.graphs and self.device.type == "cuda":  # elsewhere kernels are interpreted, or noted
+            self._capture(state)
+        self._states[sizes] = state
+        while len(self._states) > max(1, self.graphs):
+            self._states.popitem(last=False)
         return state
 
     def _capture(self, state: _State) -> None:
-        with torch.cuda.device(self.device):
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # compiles kernels and fills caches, which a capture may not
-                for _ in range(2):
-                    self._run(state)
-            torch.cuda.current_stream().wait_stream(side)
-            # Graphs run one at a time and leave their results outside of the pool, so they can share its memory.
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+        from .kernels._plan import plan_of
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # compiles kernels, tunes them and fills caches, which a capture may not
+            for _ in range(2):
                 self._run(state)
-            state.graph = graph
+        torch.cuda.current_stream().wait_stream(side)
+        # The graph reads the tables of the interactions where they are; a cache alone may forget them.
+        products = self.arch.interactions
+        state.tables = plan_of(state.batch.fields, self.schema.multi_fields, [f for fields in products for f in fields],
+                               [len(fields) for fields in products])
+        # Graphs run one at a time and leave their results outside of the pool, so they can share its memory.
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on using the device while this one captures.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            self._run(state)
+        state.graph = graph
 
     @torch.inference_mode()
     def _run(self, state: _State) -> None:
@@ -279,7 +295,7 @@ class _State:
     """
 
     def __init__(self, sizes: _Sizes, schema, outputs: int, device: torch.device):
-        self.sizes, self.graph = sizes, None
+        self.sizes, self.graph, self.tables = sizes, None, None
         self.max_history, self.multi = schema.max_history, len(schema.multi_fields)
         spare = 0 if sizes.one_user else max(-(-sizes.elements // max(1, self.max_history)) if schema.behavior else 0,
                                              1 if self.multi else 0)

@@ -58,6 +58,17 @@ def test_a_plan_gives_what_the_model_gives(name):
     assert plan._states == before  # the bucket there was
 
 
+@pytest.mark.parametrize("first, then", [(True, False), (False, True)])
+def test_calls_in_inference_mode_and_outside_share_buffers(first, then):
+    schema = make_schema(fields=4, behavior=2, max_history=6, seed=3)
+    model, _ = pair(schema, arch_of("zero"), 4)
+    with torch.inference_mode(first):
+        plan = GpuPlan(model, DEVICE)
+        found = plan(random_batch(schema, 7, 1)).clone()
+    with torch.inference_mode(then):
+        assert torch.equal(plan(random_batch(schema, 7, 1)), found)
+
+
 def test_retrieval_scores_items():
     schema = make_schema(task="retrieval", fields=0, behavior=2, max_history=6, seed=2)
     model, twin = pair(schema, arch_of("conv1") | {"interactions": [], "shortcut": "none"}, 4)
@@ -135,6 +146,62 @@ def test_buckets(count):
     up = rounded_up(count)
     assert count <= up <= max(2 * count, 1.25 * count) and (count <= 16 or up <= 1.25 * count + 1)
     assert rounded_up(up) == up
+
+
+@pytest.mark.gpu
+def test_graphs_keep_the_tables_that_they_read():
+    from ameir_fast.kernels import _plan
+
+    schema = make_schema(fields=4, behavior=2, max_history=6, seed=3)
+    model, twin = pair(schema, arch_of("zero"), 4)
+    plan, batch = GpuPlan(model, "cuda"), random_batch(schema, 7, 1)
+    plan(batch)
+    _plan._plan.cache_clear()
+    for _ in range(100):  # what is freed is written over
+        torch.full((16,), 2**30, dtype=torch.int32, device="cuda")
+    assert_near(plan(batch), exact(twin, batch))
+
+
+@pytest.mark.gpu
+def test_threads_with_streams_of_their_own():
+    from concurrent.futures import ThreadPoolExecutor
+
+    schema = make_schema(fields=4, behavior=2, max_history=6, seed=3)
+    model, twin = pair(schema, arch_of("conv3"), 4)
+    plan = GpuPlan(model, "cuda")
+    batches = [random_batch(schema, 5 + i % 9, i) for i in range(64)]
+
+    def call(batch: af.Batch) -> torch.Tensor:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return plan(batch.to("cuda")).cpu()
+
+    with ThreadPoolExecutor(4) as pool:
+        for batch, got in zip(batches, pool.map(call, batches), strict=True):
+            assert_near(got, exact(twin, batch))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_device_that_is_not_the_current_one():
+    schema = make_schema(fields=4, behavior=2, max_history=6, seed=3)
+    model, twin = pair(schema, arch_of("conv3"), 4)
+    batch = random_batch(schema, 7, 1)
+    for graphs in (0, 4):
+        assert_near(GpuPlan(model, "cuda:1", graphs)(batch), exact(twin, batch))
+    assert_near(model.to("cuda:1")(batch.to("cuda:1")).cpu(), exact(twin, batch))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("multi", [0, 2])
+def test_the_eager_model_can_be_captured(multi):
+    from ameir_fast.bench.gpu import _captured
+
+    schema = make_schema(fields=4 + multi, multi=multi, behavior=2, max_history=6, seed=3)
+    model, twin = pair(schema, arch_of("bi_gru", "target_attn"), 4)
+    model, batch = model.cuda(), random_batch(schema, 7, 1)
+    for model.backend in ("reference", "triton"):
+        with torch.inference_mode():
+            assert_near(_captured(model, batch.to("cuda"))().cpu(), exact(twin, batch))
 
 
 @pytest.mark.gpu
