@@ -224,8 +224,7 @@ class GpuPlan:
         if schema.multi_fields:
             bag_rows = self._bag_rows(batch, fault)
             if state.sizes.one_user:
-                # Every candidate's bags are the user's: as many copies of the ids.
-                bag_rows, bag_offsets = _repeated(bag_rows, bag_offsets, batch.fields.shape[0])
+                bag_rows, bag_offsets = _repeated_bags(bag_rows, bag_offsets, batch.fields.shape[0])
         return Inputs(batch, matrix, rows, bag_rows, bag_offsets, schema.multi_fields, history, target, schema.max_history)
 
     def _bag_rows(self, batch: Batch, fault: Tensor) -> Tensor:
@@ -283,9 +282,8 @@ class _Sizes:
     @classmethod
     def of(cls, batch: Batch, schema, one_user: bool) -> _Sizes:
         count = lambda t: 0 if t is None else t.shape[0]
-        ids = count(batch.bag_ids)  # of one user they are repeated for each candidate, with nothing between
         return cls(rounded_up(len(batch)), rounded_up(count(batch.history)) if schema.behavior else 0,
-                   (ids if one_user else rounded_up(ids)) if schema.multi_fields else 0, one_user)
+                   rounded_up(count(batch.bag_ids)) if schema.multi_fields else 0, one_user)
 
 
 class _State:
@@ -327,7 +325,8 @@ class _State:
             own = batch.bag_offsets.shape[0]
             to["bag_offsets"][:own].copy_(batch.bag_offsets)
             to["bag_offsets"][own:].fill_(batch.bag_ids.shape[0])
-            to["bag_offsets"][-1] = self.sizes.ids
+            if not self.sizes.one_user:  # whose bags are all there is: ids behind them are nobody's
+                to["bag_offsets"][-1] = self.sizes.ids
         if to is self.staged:
             self.memory.copy_(self.host, non_blocking=True)
         assert rows <= self.sizes.rows
@@ -369,6 +368,14 @@ def _repeated(values: Tensor, offsets: Tensor, rows: int) -> tuple[Tensor, Tenso
     starts = torch.arange(rows, device=values.device)[:, None] * count
     ends = torch.full((1,), rows * count, device=values.device)
     return values.repeat(rows, *[1] * (values.dim() - 1)), torch.cat([(starts + offsets[:-1]).flatten(), ends])
+
+
+def _repeated_bags(values: Tensor, offsets: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """One row's bags, ``rows`` times: the values before the last offset, which only the device knows, without a gap."""
+    own = offsets[-1:]
+    place = torch.arange(rows * values.shape[0], device=values.device) % own.clamp(min=1)
+    starts = torch.arange(rows + 1, device=values.device)[:, None] * own
+    return values[place], torch.cat([(starts[:-1] + offsets[:-1]).flatten(), starts[-1]])
 
 
 def _with_all_rows(batch: Batch, one_user: bool) -> Batch:

@@ -100,6 +100,23 @@ def test_candidates_of_one_user(layers, target, multi):
         plan.score(user, candidates, fields)
 
 
+def test_users_with_bags_of_other_sizes_share_a_bucket():
+    schema = make_schema(fields=5, multi=2, behavior=0, seed=3)
+    model, twin = pair(schema, arch_of(), 4)
+    plan = GpuPlan(model, DEVICE)
+    candidates = torch.zeros(3, 1, dtype=torch.int32)
+    for first, count in ((2, 5), (0, 6), (8, 8), (0, 0)):
+        ids, offsets = torch.arange(count, dtype=torch.int32) % 2, torch.tensor([0, first, count])
+        user = af.Batch(random_batch(schema, 1, 2).fields, bag_ids=ids, bag_offsets=offsets)
+        row = af.Batch(user.fields.clone(), bag_ids=ids, bag_offsets=offsets)
+        row.fields[0, 0] = 0
+        assert_near(plan.score(user, candidates, ["f0"]), exact(twin, row).expand(3))
+    assert len(plan._states) == 2  # of 5 to 8 ids, and of none
+    user = af.Batch(user.fields, bag_ids=torch.tensor([1, 99], dtype=torch.int32), bag_offsets=torch.tensor([0, 1, 2]))
+    with pytest.raises(af.InputError, match="field 'f4', row 0: id 99"):
+        plan.score(user, candidates, ["f0"])
+
+
 def test_bad_input_is_named_and_nothing_is_read_outside():
     schema = make_schema(fields=4, multi=1, behavior=2, max_history=6, seed=3)
     plan, batch = GpuPlan(pair(schema, arch_of("conv1"), 4)[0], DEVICE), random_batch(schema, 9, 1)
