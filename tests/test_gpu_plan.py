@@ -137,6 +137,24 @@ def test_bad_input_is_named_and_nothing_is_read_outside():
     assert torch.equal(plan(batch), good)
 
 
+def test_offsets_are_checked_at_once():
+    schema = make_schema(fields=4, multi=1, behavior=2, max_history=6, seed=3)
+    plan = GpuPlan(pair(schema, arch_of("zero"), 4)[0], DEVICE)
+    for rows in (0, 1, 9):
+        batch = random_batch(schema, rows, 1)
+        assert plan._partitions(batch, rows)
+        for name in ("history_offsets", "bag_offsets"):
+            right = getattr(batch, name)
+            for change in (lambda t: t + 1, lambda t: t[:-1], lambda t: t.flip(0) + 1, lambda t: torch.cat([t[:-1], t[-1:] + 1])):
+                wrong = af.Batch(**{**vars(batch), name: change(right)})
+                assert not plan._partitions(wrong, rows)
+                with pytest.raises(af.InputError, match=name):
+                    plan(wrong)
+    long = random_batch(schema, 2, 1, lengths=[6, 6])
+    assert plan._partitions(long, 2)
+    assert not plan._partitions(af.Batch(**{**vars(long), "history_offsets": torch.tensor([0, 7, 12])}), 2)
+
+
 def test_larger_batches_go_in_parts_and_old_graphs_are_forgotten(monkeypatch):
     monkeypatch.setattr(gpu_plan, "LARGEST", 8)
     schema = make_schema(fields=3, behavior=2, max_history=4, seed=1)
