@@ -15,6 +15,7 @@ from .batch import Batch
 from .embedded import Embedded
 from .schema import FeatureSchema
 from .space import Architecture, Block
+from .tables import table
 
 
 #: Which items a retrieval model scores: see ``item_scores``.
@@ -67,14 +68,14 @@ class Inputs:
 def field_rows(schema: FeatureSchema, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Embedding rows of the non-sequential fields: rows [B, N], bag rows [*], bag offsets."""
     device = batch.device
-    rows = batch.fields.long() + torch.tensor(schema.field_offsets, dtype=torch.int64, device=device)
+    rows = batch.fields.long() + table(schema.field_offsets, device)
     if not schema.multi_fields:
         return rows, None, None
     bag_rows, offsets = batch.bag_ids.long(), [schema.field_offsets[i] for i in schema.multi_fields]
     if len(set(offsets)) == 1:
         return rows, bag_rows + offsets[0], batch.bag_offsets
     owner = torch.arange(batch.bag_offsets.shape[0] - 1, device=device) % len(offsets)
-    start = torch.tensor(offsets, device=device)[owner]
+    start = table(offsets, device)[owner]
     return rows, bag_rows + start.repeat_interleave(batch.bag_offsets.diff(),
                                                     output_size=bag_rows.shape[0]), batch.bag_offsets
 
@@ -83,8 +84,7 @@ def rows_read(schema: FeatureSchema, batch: Batch, items: Tensor | None = None) 
     """Embedding rows of all that a forward pass looks up, int64: fields [B, N], history [ΣT, N_a], bags [*] and
     ``items`` [B, n]; None for what is not there."""
     rows, bag_rows, _ = field_rows(schema, batch)
-    history = batch.history.long() + torch.tensor(schema.behavior_offsets, dtype=torch.int64, device=batch.device) \
-        if schema.behavior else None
+    history = batch.history.long() + table(schema.behavior_offsets, batch.device) if schema.behavior else None
     return [rows, history, bag_rows, None if items is None else items.long() + schema.offset(schema.item_vocabulary)]
 
 
@@ -116,14 +116,14 @@ def prepare(schema: FeatureSchema, embedding: Tensor, batch: Batch) -> Inputs:
     max_length = 0
     if schema.behavior:
         if batch.embedded is None:
-            ids = batch.history.long() + torch.tensor(schema.behavior_offsets, dtype=torch.int64, device=device)
+            ids = batch.history.long() + table(schema.behavior_offsets, device)
             history = F.embedding(ids, embedding).flatten(1)
         else:
             history = batch.embedded.history.flatten(1)
         # On a GPU the exact maximum would cost a synchronisation.
         max_length = schema.max_history if device.type == "cuda" or not len(batch) else int(batch.lengths.max())
         if schema.target:
-            target = F.embedding(rows[:, list(schema.target_positions)], matrix).flatten(1)
+            target = F.embedding(rows.index_select(1, table(schema.target_positions, device)), matrix).flatten(1)
     return Inputs(batch, matrix, rows, bag_rows, bag_offsets, schema.multi_fields, history, target, max_length)
 
 

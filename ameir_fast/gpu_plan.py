@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 from collections import OrderedDict
@@ -48,6 +49,8 @@ class GpuPlan:
         self.device = torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise RuntimeError("plans for GPUs need one: no CUDA device is available (ameir-fast doctor says why)")
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
         for name, op in ops.OPS.items():
             if op.differentiable:
                 ops.resolve(name, "triton", self.device)
@@ -71,6 +74,8 @@ class GpuPlan:
         self._lock = threading.Lock()
         self._states: OrderedDict[tuple, _State] = OrderedDict()
         self._pool = None
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # calls come from other threads and streams
 
     def __call__(self, batch: Batch, items: Items = None) -> Tensor:
         """Scores of a batch: logits [B]; of retrieval [B, V], [B, n] of ``items`` [B, n], or what a function makes of them.
@@ -121,6 +126,8 @@ class GpuPlan:
     def _check(self, batch: Batch) -> int:
         """Rows of a batch whose shapes, types and offsets fit; ids are checked where they are looked up."""
         schema, rows = self.schema, batch._check_shapes(self.schema)
+        if batch.fields.is_cuda and self._partitions(batch, rows):  # else what follows names the fault
+            return rows
         if schema.behavior:
             lengths = _check_offsets("history_offsets", batch.history_offsets, batch.history.shape[0], rows)
             if rows and int(lengths.max()) > schema.max_history:
@@ -130,6 +137,21 @@ class GpuPlan:
         if schema.multi_fields:
             _check_offsets("bag_offsets", batch.bag_offsets, batch.bag_ids.shape[0], rows * len(schema.multi_fields))
         return rows
+
+    def _partitions(self, batch: Batch, rows: int) -> bool:
+        """Whether all offsets are right, by one answer of the device."""
+        schema, parts = self.schema, []
+        if schema.behavior:
+            parts.append((batch.history_offsets, len(batch.history), rows, schema.max_history))
+        if schema.multi_fields:
+            parts.append((batch.bag_offsets, len(batch.bag_ids), rows * len(schema.multi_fields), len(batch.bag_ids)))
+        if any(len(offsets) != groups + 1 for offsets, _, groups, _ in parts):
+            return False
+        right = []
+        for offsets, values, _, longest in parts:
+            sizes = offsets.diff()
+            right += [offsets[:1] == 0, offsets[-1:] == values, (sizes >= 0) & (sizes <= longest)]
+        return not right or bool(torch.cat(right).all())
 
     # ---- computing ---------------------------------------------------------------------------------------
 
@@ -141,45 +163,56 @@ class GpuPlan:
         rows = len(batch)
         if not rows:
             return torch.empty((0,) if self._ctr else (0, self._outputs), device=batch.device)
-        with self._lock:
-            state = self._state(_Sizes.of(batch, self.schema, one_user))
-            state.fill(batch)
+        with self._lock, torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
+            state = self._filled(batch, one_user)
             if state.graph is None:
                 self._run(state)
             else:
                 state.graph.replay()
             found = state.result.to(batch.device, copy=True)
-        if int(found[-1:].view(torch.int32)):
+            # This waits for the device: the next call, maybe on another stream, finds its buffers at rest.
+            fault = int(found[-1:].view(torch.int32))
+        if fault:
             _with_all_rows(batch, one_user).check(self.schema)
             raise AssertionError("the device found an id outside its vocabulary that the host does not find")
         out = found[:-1].view(-1, self._outputs)[:rows]
         return out[:, 0] if self._ctr else out
 
-    def _state(self, sizes: _Sizes) -> _State:
-        state = self._states.get(sizes)
+    def _filled(self, batch: Batch, one_user: bool) -> _State:
+        """The bucket's buffers with the batch in them; captured if they are new."""
+        sizes = _Sizes.of(batch, self.schema, one_user)
+        state = self._states.pop(sizes, None)
         if state is None:
-            state = self._states[sizes] = _State(sizes, self.schema, self._outputs, self.device)
-            if self.graphs and self.device.type == "cuda":  # elsewhere kernels are interpreted, or noted
-                self._capture(state)
-            while len(self._states) > max(1, self.graphs):
-                self._states.popitem(last=False)
-        self._states.move_to_end(sizes)
+            with torch.inference_mode(False):  # buffers that calls in any mode may fill
+                state = _State(sizes, self.schema, self._outputs, self.device)
+        state.fill(batch)
+        if state.graph is None and self.graphs and self.device.type == "cuda":  # elsewhere kernels are interpreted, or noted
+            self._capture(state)
+        self._states[sizes] = state
+        while len(self._states) > max(1, self.graphs):
+            self._states.popitem(last=False)
         return state
 
     def _capture(self, state: _State) -> None:
-        with torch.cuda.device(self.device):
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # compiles kernels and fills caches, which a capture may not
-                for _ in range(2):
-                    self._run(state)
-            torch.cuda.current_stream().wait_stream(side)
-            # Graphs run one at a time and leave their results outside of the pool, so they can share its memory.
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+        from .kernels._plan import plan_of
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # compiles kernels, tunes them and fills caches, which a capture may not
+            for _ in range(2):
                 self._run(state)
-            state.graph = graph
+        torch.cuda.current_stream().wait_stream(side)
+        # The graph reads the tables of the interactions where they are; a cache alone may forget them.
+        products = self.arch.interactions
+        state.tables = plan_of(state.batch.fields, self.schema.multi_fields, [f for fields in products for f in fields],
+                               [len(fields) for fields in products])
+        # Graphs run one at a time and leave their results outside of the pool, so they can share its memory.
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on using the device while this one captures.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            self._run(state)
+        state.graph = graph
 
     @torch.inference_mode()
     def _run(self, state: _State) -> None:
@@ -208,8 +241,7 @@ class GpuPlan:
         if schema.multi_fields:
             bag_rows = self._bag_rows(batch, fault)
             if state.sizes.one_user:
-                # Every candidate's bags are the user's: as many copies of the ids.
-                bag_rows, bag_offsets = _repeated(bag_rows, bag_offsets, batch.fields.shape[0])
+                bag_rows, bag_offsets = _repeated_bags(bag_rows, bag_offsets, batch.fields.shape[0])
         return Inputs(batch, matrix, rows, bag_rows, bag_offsets, schema.multi_fields, history, target, schema.max_history)
 
     def _bag_rows(self, batch: Batch, fault: Tensor) -> Tensor:
@@ -267,9 +299,8 @@ class _Sizes:
     @classmethod
     def of(cls, batch: Batch, schema, one_user: bool) -> _Sizes:
         count = lambda t: 0 if t is None else t.shape[0]
-        ids = count(batch.bag_ids)  # of one user they are repeated for each candidate, with nothing between
         return cls(rounded_up(len(batch)), rounded_up(count(batch.history)) if schema.behavior else 0,
-                   (ids if one_user else rounded_up(ids)) if schema.multi_fields else 0, one_user)
+                   rounded_up(count(batch.bag_ids)) if schema.multi_fields else 0, one_user)
 
 
 class _State:
@@ -279,7 +310,7 @@ class _State:
     """
 
     def __init__(self, sizes: _Sizes, schema, outputs: int, device: torch.device):
-        self.sizes, self.graph = sizes, None
+        self.sizes, self.graph, self.tables = sizes, None, None
         self.max_history, self.multi = schema.max_history, len(schema.multi_fields)
         spare = 0 if sizes.one_user else max(-(-sizes.elements // max(1, self.max_history)) if schema.behavior else 0,
                                              1 if self.multi else 0)
@@ -311,7 +342,8 @@ class _State:
             own = batch.bag_offsets.shape[0]
             to["bag_offsets"][:own].copy_(batch.bag_offsets)
             to["bag_offsets"][own:].fill_(batch.bag_ids.shape[0])
-            to["bag_offsets"][-1] = self.sizes.ids
+            if not self.sizes.one_user:  # whose bags are all there is: ids behind them are nobody's
+                to["bag_offsets"][-1] = self.sizes.ids
         if to is self.staged:
             self.memory.copy_(self.host, non_blocking=True)
         assert rows <= self.sizes.rows
@@ -353,6 +385,14 @@ def _repeated(values: Tensor, offsets: Tensor, rows: int) -> tuple[Tensor, Tenso
     starts = torch.arange(rows, device=values.device)[:, None] * count
     ends = torch.full((1,), rows * count, device=values.device)
     return values.repeat(rows, *[1] * (values.dim() - 1)), torch.cat([(starts + offsets[:-1]).flatten(), ends])
+
+
+def _repeated_bags(values: Tensor, offsets: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """One row's bags, ``rows`` times: the values before the last offset, which only the device knows, without a gap."""
+    own = offsets[-1:]
+    place = torch.arange(rows * values.shape[0], device=values.device) % own.clamp(min=1)
+    starts = torch.arange(rows + 1, device=values.device)[:, None] * own
+    return values[place], torch.cat([(starts[:-1] + offsets[:-1]).flatten(), starts[-1]])
 
 
 def _with_all_rows(batch: Batch, one_user: bool) -> Batch:

@@ -273,7 +273,7 @@ def largest_error(model: Model, batch, output: torch.Tensor) -> float:
     """max |output − fp64 reference| on the same fp32-rounded weights, a few rows at a time."""
     exact = copy.deepcopy(model).double()
     exact.backend = "reference"
-    largest = torch.zeros((), dtype=torch.float64)
+    largest = torch.zeros((), dtype=torch.float64, device=output.device)
     for start in range(0, len(batch), CHECK_ROWS):
         stop = min(start + CHECK_ROWS, len(batch))
         gap = (exact(batch.slice(start, stop)) - output[start:stop].double()).abs().max()

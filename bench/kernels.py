@@ -7,6 +7,7 @@ gfx942, whose assembly states it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import os
@@ -91,12 +92,17 @@ def table(rows: list[dict]) -> list[str]:
     return lines
 
 
-def compile_rows(architectures=ARCHITECTURES, only: str | None = None, first: bool = False) -> Iterator[dict]:
-    """A row for each kernel, specimen (or the first one) and architecture."""
+def compile_rows(architectures=ARCHITECTURES, only: str | None = None, first: bool = False,
+                 ones: bool = False) -> Iterator[dict]:
+    """A row for each kernel, specimen (or the first one) and architecture; with ``ones`` as of tensors whose strides are
+    all 1, which Triton makes constants of."""
     for name, kernel in sorted(load_kernels().items()):
         if only and only not in name:
             continue
         for specimen in kernel.specimens[:1] if first else kernel.specimens:
+            if ones:
+                strides = dict.fromkeys(kernel.strides, 1)
+                specimen = dataclasses.replace(specimen, constants={**strides, **specimen.constants})
             for arch in architectures:
                 yield {"kernel": name, "direction": kernel.direction, "specimen": specimen.label, "arch": arch,
                        **compile_one(kernel, kernel.configs[0], specimen, arch)}
@@ -176,8 +182,9 @@ def main() -> None:
     parser.add_argument("--arch", default=",".join(ARCHITECTURES))
     parser.add_argument("--only", help="kernels with this in their name")
     parser.add_argument("--first", action="store_true", help="one specimen of each kernel")
+    parser.add_argument("--ones", action="store_true", help="strides are 1")
     args = parser.parse_args()
-    for row in compile_rows(args.arch.split(","), args.only, args.first):
+    for row in compile_rows(args.arch.split(","), args.only, args.first, args.ones):
         print(json.dumps(row), flush=True)
 
 

@@ -21,6 +21,8 @@ import torch
 import triton
 
 MAX_CONFIGS = 8
+#: How the names of arguments end that are strides.
+STRIDES = ("_row", "_column", "_col", "_stride", "_out", "_in", "_tap")
 
 #: Every kernel by name; filled by the declarations in this folder.
 KERNELS: dict[str, Kernel] = {}
@@ -110,6 +112,13 @@ class Kernel:
         if self.name in KERNELS:
             raise ValueError(f"two kernels are called {self.name}")
         KERNELS[self.name] = self
+        # Triton compiles anew for a number that is 1 or a multiple of 16. That pays for strides, which say how wide loads
+        # may be, but sizes differ from batch to batch and from child to child.
+        numbers = {name for name, kind in self.signature.items() if kind in ("i32", "i64")} & set(self.function.arg_names)
+        self.strides = sorted(name for name in numbers if name.endswith(STRIDES))
+        for parameter in getattr(self.function, "params", ()):  # the interpreter's functions have none
+            if parameter.name in numbers and parameter.name not in self.strides:
+                parameter.do_not_specialize = True
 
     def __call__(self, grid: Callable[[Mapping[str, int]], tuple[int, ...]], bucket: tuple = (), **arguments) -> None:
         """Launches over ``grid(blocks)``; shapes in one ``bucket`` share a tuned configuration. A grid with a zero in

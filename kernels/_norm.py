@@ -40,7 +40,7 @@ NORM = Kernel(norm_backward_kernel, "backward",
               [Config(AREA=2048, num_warps=4), Config(AREA=2048, num_warps=8)],
               [specimen(norm_backward_kernel, label, {"WIDTH": width, "PADDED": padded(width), "x_column": 1,
                                                       "norm_weight_stride": 1, "gradient_column": 1})
-               for label, width in (("64", 64), ("256", 256))])
+               for label, width in (("64", 64), ("256", 256))], accumulates=("dx",))
 
 
 def norm_backward(dx: Tensor, gradient: Tensor, x: Tensor, norm: list[Tensor]) -> Tensor:

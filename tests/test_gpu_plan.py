@@ -58,6 +58,17 @@ def test_a_plan_gives_what_the_model_gives(name):
     assert plan._states == before  # the bucket there was
 
 
+@pytest.mark.parametrize("first, then", [(True, False), (False, True)])
+def test_calls_in_inference_mode_and_outside_share_buffers(first, then):
+    schema = make_schema(fields=4, behavior=2, max_history=6, seed=3)
+    model, _ = pair(schema, arch_of("zero"), 4)
+    with torch.inference_mode(first):
+        plan = GpuPlan(model, DEVICE)
+        found = plan(random_batch(schema, 7, 1)).clone()
+    with torch.inference_mode(then):
+        assert torch.equal(plan(random_batch(schema, 7, 1)), found)
+
+
 def test_retrieval_scores_items():
     schema = make_schema(task="retrieval", fields=0, behavior=2, max_history=6, seed=2)
     model, twin = pair(schema, arch_of("conv1") | {"interactions": [], "shortcut": "none"}, 4)
@@ -89,6 +100,23 @@ def test_candidates_of_one_user(layers, target, multi):
         plan.score(user, candidates, fields)
 
 
+def test_users_with_bags_of_other_sizes_share_a_bucket():
+    schema = make_schema(fields=5, multi=2, behavior=0, seed=3)
+    model, twin = pair(schema, arch_of(), 4)
+    plan = GpuPlan(model, DEVICE)
+    candidates = torch.zeros(3, 1, dtype=torch.int32)
+    for first, count in ((2, 5), (0, 6), (8, 8), (0, 0)):
+        ids, offsets = torch.arange(count, dtype=torch.int32) % 2, torch.tensor([0, first, count])
+        user = af.Batch(random_batch(schema, 1, 2).fields, bag_ids=ids, bag_offsets=offsets)
+        row = af.Batch(user.fields.clone(), bag_ids=ids, bag_offsets=offsets)
+        row.fields[0, 0] = 0
+        assert_near(plan.score(user, candidates, ["f0"]), exact(twin, row).expand(3))
+    assert len(plan._states) == 2  # of 5 to 8 ids, and of none
+    user = af.Batch(user.fields, bag_ids=torch.tensor([1, 99], dtype=torch.int32), bag_offsets=torch.tensor([0, 1, 2]))
+    with pytest.raises(af.InputError, match="field 'f4', row 0: id 99"):
+        plan.score(user, candidates, ["f0"])
+
+
 def test_bad_input_is_named_and_nothing_is_read_outside():
     schema = make_schema(fields=4, multi=1, behavior=2, max_history=6, seed=3)
     plan, batch = GpuPlan(pair(schema, arch_of("conv1"), 4)[0], DEVICE), random_batch(schema, 9, 1)
@@ -107,6 +135,24 @@ def test_bad_input_is_named_and_nothing_is_read_outside():
     with pytest.raises(af.InputError, match="history_offsets"):
         plan(af.Batch(**{**vars(batch), "history_offsets": offsets}))
     assert torch.equal(plan(batch), good)
+
+
+def test_offsets_are_checked_at_once():
+    schema = make_schema(fields=4, multi=1, behavior=2, max_history=6, seed=3)
+    plan = GpuPlan(pair(schema, arch_of("zero"), 4)[0], DEVICE)
+    for rows in (0, 1, 9):
+        batch = random_batch(schema, rows, 1)
+        assert plan._partitions(batch, rows)
+        for name in ("history_offsets", "bag_offsets"):
+            right = getattr(batch, name)
+            for change in (lambda t: t + 1, lambda t: t[:-1], lambda t: t.flip(0) + 1, lambda t: torch.cat([t[:-1], t[-1:] + 1])):
+                wrong = af.Batch(**{**vars(batch), name: change(right)})
+                assert not plan._partitions(wrong, rows)
+                with pytest.raises(af.InputError, match=name):
+                    plan(wrong)
+    long = random_batch(schema, 2, 1, lengths=[6, 6])
+    assert plan._partitions(long, 2)
+    assert not plan._partitions(af.Batch(**{**vars(long), "history_offsets": torch.tensor([0, 7, 12])}), 2)
 
 
 def test_larger_batches_go_in_parts_and_old_graphs_are_forgotten(monkeypatch):
@@ -135,6 +181,62 @@ def test_buckets(count):
     up = rounded_up(count)
     assert count <= up <= max(2 * count, 1.25 * count) and (count <= 16 or up <= 1.25 * count + 1)
     assert rounded_up(up) == up
+
+
+@pytest.mark.gpu
+def test_graphs_keep_the_tables_that_they_read():
+    from ameir_fast.kernels import _plan
+
+    schema = make_schema(fields=4, behavior=2, max_history=6, seed=3)
+    model, twin = pair(schema, arch_of("zero"), 4)
+    plan, batch = GpuPlan(model, "cuda"), random_batch(schema, 7, 1)
+    plan(batch)
+    _plan._plan.cache_clear()
+    for _ in range(100):  # what is freed is written over
+        torch.full((16,), 2**30, dtype=torch.int32, device="cuda")
+    assert_near(plan(batch), exact(twin, batch))
+
+
+@pytest.mark.gpu
+def test_threads_with_streams_of_their_own():
+    from concurrent.futures import ThreadPoolExecutor
+
+    schema = make_schema(fields=4, behavior=2, max_history=6, seed=3)
+    model, twin = pair(schema, arch_of("conv3"), 4)
+    plan = GpuPlan(model, "cuda")
+    batches = [random_batch(schema, 5 + i % 9, i) for i in range(64)]
+
+    def call(batch: af.Batch) -> torch.Tensor:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return plan(batch.to("cuda")).cpu()
+
+    with ThreadPoolExecutor(4) as pool:
+        for batch, got in zip(batches, pool.map(call, batches), strict=True):
+            assert_near(got, exact(twin, batch))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_device_that_is_not_the_current_one():
+    schema = make_schema(fields=4, behavior=2, max_history=6, seed=3)
+    model, twin = pair(schema, arch_of("conv3"), 4)
+    batch = random_batch(schema, 7, 1)
+    for graphs in (0, 4):
+        assert_near(GpuPlan(model, "cuda:1", graphs)(batch), exact(twin, batch))
+    assert_near(model.to("cuda:1")(batch.to("cuda:1")).cpu(), exact(twin, batch))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("multi", [0, 2])
+def test_the_eager_model_can_be_captured(multi):
+    from ameir_fast.bench.gpu import _captured
+
+    schema = make_schema(fields=4 + multi, multi=multi, behavior=2, max_history=6, seed=3)
+    model, twin = pair(schema, arch_of("bi_gru", "target_attn"), 4)
+    model, batch = model.cuda(), random_batch(schema, 7, 1)
+    for model.backend in ("reference", "triton"):
+        with torch.inference_mode():
+            assert_near(_captured(model, batch.to("cuda"))().cpu(), exact(twin, batch))
 
 
 @pytest.mark.gpu

@@ -65,6 +65,24 @@ def test_default_configurations_compile_without_spills_at_every_specimen(arch):
     check(compiled("--arch", arch))
 
 
+@pytest.mark.slow
+def test_strides_of_one_compile():
+    rows = compiled("--arch", "sm_90", "--first", "--ones")
+    assert {row["kernel"] for row in rows} == launched_kernels()
+
+
+def test_only_strides_are_compiled_for():
+    """A batch or a child of another size finds its kernels compiled."""
+    code = ("from ameir_fast.bench.kernels import load_kernels\n"
+            "for name, kernel in load_kernels().items():\n"
+            "    for p in kernel.function.params:\n"
+            "        if kernel.signature.get(p.name) in ('i32', 'i64') and not p.do_not_specialize: print(p.name)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True,
+                          env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"})
+    found = set(done.stdout.split())
+    assert "weight_row" in found and all(name.endswith(_launch.STRIDES) for name in found)
+
+
 def test_the_stored_table_has_every_specimen_of_every_kernel():
     rows = [json.loads(line) for line in STORED.read_text(encoding="utf-8").splitlines()]
     check(rows)

@@ -58,10 +58,31 @@ def register(library: torch.library.Library, names: tuple[str, ...], differentia
     if why_not() or interpreting():
         return False
     for name in filter(exists, names):
-        library.impl(name, module(name).forward, "CUDA")
+        library.impl(name, on_own_device(module(name).forward), "CUDA")
     for name in filter(exists, differentiable):
-        library.impl(f"{name}_backward", module(name).backward, "CUDA")
+        library.impl(f"{name}_backward", on_own_device(module(name).backward, apart), "CUDA")
     return True
+
+
+def on_own_device(function: Callable, then: Callable = lambda found: found) -> Callable:
+    """``then`` of ``function``, where the GPU of its first tensor is the current one, which is where Triton launches."""
+    @functools.wraps(function)
+    def run(*arguments):
+        with torch.cuda.device(arguments[0].device):
+            return then(function(*arguments))
+
+    return run
+
+
+def apart(tensors: list[Tensor]) -> list[Tensor]:
+    """The same without any two in one piece of memory, as results of an operation have to be: gradients of small tensors
+    are summed up side by side. One launch copies them all."""
+    places = [t.untyped_storage().data_ptr() for t in tensors]
+    shared = [i for i, place in enumerate(places) if places.count(place) > 1 and tensors[i].numel()]
+    if not shared:
+        return tensors
+    copies = dict(zip(shared, torch._foreach_mul([tensors[i] for i in shared], 1.0), strict=True))
+    return [copies.get(i, t) for i, t in enumerate(tensors)]
 
 
 def interpreted(name: str, arguments: tuple, differentiable: bool):

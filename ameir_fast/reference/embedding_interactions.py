@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..tables import table
 from .activations import activate
 
 
@@ -20,7 +21,7 @@ def field_embeddings(embedding: Tensor, rows: Tensor, bag_rows: Tensor | None, b
     if not multi_fields:
         return e
     pooled = F.embedding_bag(bag_rows, embedding, bag_offsets, mode="mean", include_last_offset=True)
-    where = torch.tensor(multi_fields, device=rows.device)
+    where = table(multi_fields, rows.device)
     return e.index_copy(1, where, pooled.view(rows.shape[0], len(multi_fields), embedding.shape[1]))
 
 
