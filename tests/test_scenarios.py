@@ -279,7 +279,7 @@ def test_the_retrieval_table_over_seeds(sequences, retrieved, tmp_path):
     for seed in range(2):
         (tmp_path / f"seed-{seed}").mkdir()
         (tmp_path / f"seed-{seed}" / "metrics.json").write_bytes((retrieved[0] / "metrics.json").read_bytes())
-    report = quality.collect(Namespace(data=sequences.directory, work=tmp_path, name="steps", seeds=2, jobs=1,
+    report = quality.collect(Namespace(data=[sequences.directory], work=tmp_path, name="steps", seeds=2, jobs=1,
                                        config=None, set=None, against=None))
     assert report["metric"] == "ndcg@5" and report["references"] == ["DIN", "SASRec"]
     text = quality.as_markdown(report)
