@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from ameir_fast import InputError, native
-from ameir_fast.bench import population, population_interactions, population_mlp, population_paths
+from ameir_fast.bench import population, population_figure, population_interactions, population_mlp, population_paths
 from ameir_fast.bench.suites import alimama
 from ameir_fast.bench.train import resized
 
@@ -80,3 +83,21 @@ def test_rows_of_step_1(small):
 def test_unknown_steps_are_named():
     with pytest.raises(InputError, match="unknown step 9"):
         population.run(9)
+
+
+def test_the_page_quotes_the_stored_rows():
+    root = Path(__file__).resolve().parents[1]
+    read = lambda step: [json.loads(line) for line in (root / f"bench/results/population-{step}.jsonl").read_text().splitlines()]
+    page = (root / "docs" / "population.md").read_text(encoding="utf-8")
+    assert "\n".join(population.table([row for step in (3, 2, 1) for row in read(step)])) in page
+    assert (root / "docs" / "population.svg").read_text(encoding="utf-8") == population_figure.figure(read(3))
+    together = {row["case"]: row for step in (1, 2, 3) for row in reversed(read(step)) if row["method"] == "shared"}
+    for row in read(3):  # of all children
+        if row["method"] == "shared" and row["ratio"] > together[row["case"]]["ratio"]:
+            together[row["case"]] = row
+    two, three, paths, products = (together[case] for case in ("2 layers", "3 layers", "3 blocks", "50x12 K=4"))
+    readme = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    for said in (f"scored {two['ratio']:,.0f} times as fast", f"{two['ratio_plan']:,.0f} times as fast as through their plans",
+                 f"three layers {three['ratio']:,.0f} and {three['ratio_plan']:,.0f} times", f"paths {paths['ratio']:,.1f} times",
+                 f"of which {paths['ratios']['native']:,.1f} come", f"interactions {products['ratio']:,.1f} times"):
+        assert said in readme, said
