@@ -41,7 +41,7 @@ def nets(data, seed: int) -> tuple[af.Supernet, af.Supernet]:
 def test_random_children_forward_and_backward(data, group):
     net, exact = nets(data, group)
     generator = torch.Generator().manual_seed(group)
-    batch = list(data.batches("valid", 10))[group]  # late rows, whose histories are not empty
+    batch = list(data.batches("valid", 6))[group]  # late rows, whose histories are not empty
     for number in range(EACH):
         arch = exact.sample(generator)
         if number == 0:
