@@ -103,8 +103,9 @@ bench-cpu: $(BENCH_READY)  ## the plan against eager, torch.compile and ONNX Run
 	$(BIN)/ameir-fast bench cpu --suite alimama,criteo --lengths full --batch 1 --engines plan,eager,compile,onnxruntime \
 	    --json bench/results/cpu-latency.jsonl $(ARGS)
 
-bench-train: $(READY)  ## a supernet's training step against the reference backend, and as the embedding grows (6 minutes)
+bench-train: $(READY)  ## a supernet's training step against the reference backend, as the embedding grows, and of many children (8 minutes)
 	$(BIN)/ameir-fast bench train --json bench/results/train.jsonl $(ARGS)
+	$(BIN)/ameir-fast bench train --children 16 --json bench/results/train-children.jsonl $(ARGS)
 
 bench-ops: $(READY)  ## each native operation against the reference, forward and backward, with pytest-benchmark
 	$(BIN)/python -m pytest -q bench/operations --benchmark-group-by=group --benchmark-columns=median,iqr,rounds \

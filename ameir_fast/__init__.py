@@ -14,18 +14,20 @@ __version__ = "0.1.0"
 _WHERE = {
     "Architecture": ".space", "Backend": ".ops", "Batch": ".batch", "Block": ".space", "EmbeddingAdam": ".embedding_optimizer", "FeatureSchema": ".schema",
     "InputError": ".errors", "MlpLayer": ".space", "Model": ".model", "Plan": ".plan", "SearchSpace": ".space", "Supernet": ".supernet",
-    "evaluate_population": ".population",
+    "ModelGroup": ".group", "evaluate_population": ".population", "forward_children": ".paths",
 }
-__all__ = ["Architecture", "Backend", "Batch", "Block", "EmbeddingAdam", "FeatureSchema", "InputError", "MlpLayer", "Model", "Plan",
-           "SearchSpace", "Supernet", "evaluate_population", "ops"]
+__all__ = ["Architecture", "Backend", "Batch", "Block", "EmbeddingAdam", "FeatureSchema", "InputError", "MlpLayer", "Model", "ModelGroup",
+           "Plan", "SearchSpace", "Supernet", "evaluate_population", "forward_children", "ops"]
 
 if TYPE_CHECKING:
     from . import ops
     from .batch import Batch
     from .embedding_optimizer import EmbeddingAdam
     from .errors import InputError
+    from .group import ModelGroup
     from .model import Model
     from .ops import Backend
+    from .paths import forward_children
     from .plan import Plan
     from .population import evaluate_population
     from .schema import FeatureSchema

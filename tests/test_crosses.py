@@ -148,6 +148,18 @@ def test_a_whole_search_ranks_by_crosses(tmp_path):
     assert [0, 2] in metrics["found"][0]["AMEIR-B"]["interactions"]
 
 
+def test_crosses_rank_by_default_where_there_are_clicks(tmp_path):
+    usual = SearchConfig(embedding_dim=4)
+    cases = ((tiny.prepared_fields(tmp_path / "fields"), {}, True),
+             (tiny.prepared_fields(tmp_path / "plain"), {"interaction_warmup_epochs": 0}, False),
+             (tiny.prepared_fields(tmp_path / "paper"), {"interaction_ranking": "shared"}, False),
+             (tiny.prepared_sequences(tmp_path / "sequences"), {}, False))
+    for number, (data, changes, wanted) in enumerate(cases):
+        with RunDirectory(tmp_path / f"run-{number}", {"version": 1}) as run:
+            context = make_context(data, usual.changed(**changes), run.scope(0), None, Progress(), "cpu")
+            assert context.ranks_by_crosses is wanted
+
+
 def test_settings_that_cannot_be(tmp_path):
     for changes, message in (({"interaction_ranking": "best"}, "neither 'shared' nor 'crosses'"),
                              ({"interaction_ranking": "crosses", "interaction_warmup_epochs": 0}, "above 0"),

@@ -86,4 +86,4 @@ CONFIG = SearchConfig(
     embedding_dim=4, batch_size=256, epochs=2.0, inherited_epochs=2.0, evaluate_every=0.5, patience=2, runs=1, validation_subset=120,
     top_k=2, finalists=3, race_epochs=(0.5, 1.0), mlp_finalists=3, mlp_race_epochs=(0.5,), warmup_epochs=0.5, behavior_epochs=1.0, behavior_children=40,
     interaction_warmup_epochs=0.5, cycles=2, keep_interactions=8, updates_per_interaction=2,
-    interactions_per_step=4, mlp_epochs=1.0, mlp_children=64)
+    interactions_per_step=4, interaction_ranking="shared", mlp_epochs=1.0, mlp_children=64)

@@ -79,6 +79,18 @@ def search(
             help="random, evolution, beam, or module:Class, your own code, which is imported and run as it is.",
         ),
     ] = "random",
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="B",
+            help="What a search may take: 30m, or 40x one model's training. Split between steps and races.",
+        ),
+    ] = None,
+    paths_per_step: Annotated[
+        int | None,
+        typer.Option("--paths-per-step", min=1, metavar="N", help="Behaviour paths a training step, over one lookup."),
+    ] = None,
     variants: Annotated[
         str | None,
         typer.Option(
@@ -105,6 +117,7 @@ def search(
     ameir-fast search --data data/movielens-100k --run runs/five --repeats 5 --variants all
     ameir-fast search --data D --run R --set embedding_dim=8 --set behavior_children=500
     ameir-fast search --data D --run R --strategy my_strategies:Annealing
+    ameir-fast search --data data/movielens-100k --run runs/long --budget 10m
 
     A run that was stopped, by Ctrl-C or by a kill, goes on with the same command and --resume. --settings
     lists what --set and --config can change.
@@ -113,9 +126,14 @@ def search(
     check_resume(resume, overwrite)
     from ..report import build_report
     from ..search import search as run_search
+    from ..search.budget import Budget
     from ..search.fixed import all_variants
 
+    if paths_per_step is not None:
+        settings = [*(settings or []), f"paths_per_step={paths_per_step}"]
     make_config(config, settings, seed=seed, quick=quick)  # refuses wrong ones before the data is read
+    if budget is not None:
+        Budget.parse(budget)
     chosen = choose_strategy(strategy)
     wanted = choose_variants(variants)
     set_threads(threads)
@@ -136,6 +154,7 @@ def search(
             progress=progress,
             device=device,
             variants=wanted,
+            budget=budget,
         )
     page = build_report(run)
     show_results(json_file, metrics)

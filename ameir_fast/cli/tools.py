@@ -426,6 +426,10 @@ def bench_train(
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, metavar="N", help="Of each engine. Default: 64.")
     ] = None,
+    children: Annotated[
+        int | None,
+        typer.Option("--children", min=2, metavar="N", help="Instead: N children in one pass over the data, against one after the other."),
+    ] = None,
     threads: Threads = None,
     quick: Quick = False,
     json_file: JsonFile = None,
@@ -433,14 +437,22 @@ def bench_train(
     """A supernet's training step: native operations against the reference backend, and as the embedding grows.
 
     Both train the same uniformly drawn paths on the same batches, in turn. Growth is that of the step's time and of a
-    process's peak memory with the rows of the embedding.
+    process's peak memory with the rows of the embedding. With --children, models or paths that are trained together are
+    compared with the same ones trained one after the other.
 
     \b
     ameir-fast bench train --quick
     ameir-fast bench train --threads 2 --json rows.jsonl
+    ameir-fast bench train --children 16 --threads 2
     """
     check_json_file(json_file)
     set_threads(threads)
+    if children is not None:
+        if steps is not None:
+            raise InputError("--steps is of the supernet's training step; --children has none")
+        suite_module = bench_module("train_children")
+        write_rows(json_file, suite_module.run(children, quick, on_row=lambda row: say(json_file, suite_module.line(row))))
+        return
     suite_module = bench_module("train")
     found = suite_module.run(quick, steps, on_row=lambda row: say(json_file, suite_module.line(row)))
     write_rows(json_file, found)

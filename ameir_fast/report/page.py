@@ -275,7 +275,7 @@ def _rankings(run: Run) -> Html | None:
                 else summary.describe_interaction(one["fields"], names)
             )
             rows.append([_score(one), said, one.get("order", len(one["fields"])), one.get("cycle", "–")])
-        by_crosses = ((run.config or {}).get("config") or {}).get("interaction_ranking") == "crosses"
+        by_crosses = "log_loss" not in interactions[0] and "ndcg@5" not in interactions[0]
         header = ["z" if by_crosses else "score", "interaction", "order", "cycle"]
         cards.append(_ranking("Step 2 · interactions", interactions, header, rows, (1,)))
     mlp = _scored(rankings.get("mlp"))
@@ -394,7 +394,7 @@ def _curves(run: Run) -> Html | None:
         "Learning curves",
         grid(*cards, small=True),
         note="Validation while the supernet trains is the mean over a fixed set of children. In races and "
-        "in retraining there is one line a training.",
+        "in retraining there is one line a training; of finalists that are trained together, their mean.",
     )
 
 
@@ -412,7 +412,8 @@ def _series(group: str, member: str, repeat: int, points: tuple, several: bool) 
     """A line of the chart of ``group``, coloured by variant in retraining and by cycle in step 2."""
     if group.endswith(".race"):
         number, _, length = member.partition(".")
-        member = f"finalist {number}, " + ("full training" if length == "full" else f"{length} epochs")
+        who = f"finalist {number}" if number.isdecimal() else "together"
+        member = f"{who}, " + ("full training" if length == "full" else f"{length} epochs")
     name = f"{member}, repeat {repeat}" if several else member
     if group == "retrain":
         variant = member.split(".")[0]

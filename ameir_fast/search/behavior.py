@@ -7,6 +7,7 @@ import itertools
 import torch
 
 from ..batch import Batch
+from ..paths import forward_children
 from ..space import ACTIVATIONS, NORMS, Architecture, Block
 from ..space.architecture import ZERO
 from ..supernet import Supernet
@@ -35,15 +36,21 @@ def train_supernet(context: Context) -> dict:
         if step < warmup:
             return context.net(batch, plain, items)
         chosen = draws[(step - warmup) * together:(step - warmup + 1) * together]
-        return over_parts(context.net, batch, [context.behavior_child(_blocks(space.layers, d)) for d in chosen],
-                          items)
+        archs = [context.behavior_child(_blocks(space.layers, d)) for d in chosen]
+        return over(context.net, batch, archs, items)
 
+    over = forward_together if config.path_rows == "all" else over_parts
     watch = generator(config.seed, *scope.names, "monitor")
     children = [context.behavior_child(space.sample_behavior(watch)) for _ in range(MONITORED)]
     context.net.dropout, context.net.block_dropout = config.dropout, config.block_dropout
     outcome = fit(context.task, context.net, scope, total=total, learning_rate=config.learning_rate,
                   forward=forward, validate=context.monitor(children))
     return {"train_steps": outcome.steps, "seconds": outcome.seconds, "device_seconds": outcome.device_seconds}
+
+
+def forward_together(net: Supernet, batch: Batch, archs: list[Architecture], items: torch.Tensor | None) -> torch.Tensor:
+    """All children's scores of the whole batch: the loss is the mean over them."""
+    return forward_children(net, archs, batch, items)
 
 
 def over_parts(net: Supernet, batch: Batch, archs: list[Architecture], items: torch.Tensor | None) -> torch.Tensor:

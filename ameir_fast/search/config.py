@@ -10,7 +10,7 @@ from ..ops import Backend
 from ..space.choices import FIXED_ACTIVATIONS
 
 VERSION = 1
-_SWITCHES = ("inherit", "mlp_inherit", "inherit_retraining")
+_SWITCHES = ("inherit", "mlp_inherit", "inherit_retraining", "mlp_race_together")
 _RACES = ("race_epochs", "mlp_race_epochs")
 
 
@@ -58,12 +58,14 @@ class SearchConfig:
     inherit: bool = True                    # its rounds start from the supernet's weights
     mlp_finalists: int = 6                  # the same of step 3's race
     mlp_race_epochs: tuple[float, ...] = (1.0,)
+    mlp_race_together: bool = False         # a round of step 3's race in one pass over the data, with one embedding and one front
     mlp_inherit: bool = False               # shared weights favour MLPs that adapt fast, identity layers
     max_parameters: int | None = None       # of step 3's result, outside the embedding; None: those of the all-zero path
     # step 1
     warmup_epochs: float = 1.0              # on the all-zero path
     behavior_epochs: float = 3.0
-    paths_per_step: int = 8                 # sampled paths, each on its own part of the batch
+    paths_per_step: int = 8                 # sampled paths over one lookup
+    path_rows: str = "part"                 # of the batch that each path sees; or "all": the mean over the paths
     behavior_children: int = 200
     # step 2
     interaction_warmup_epochs: float = 1.0
@@ -71,7 +73,8 @@ class SearchConfig:
     keep_interactions: int = 50
     updates_per_interaction: int = 50
     interactions_per_step: int = 16         # each on its own part of the batch
-    interaction_ranking: str = "shared"     # by shared weights, or "crosses": by training rows (crosses.py)
+    interaction_ranking: str | None = None  # by training rows ("crosses": crosses.py), or by shared weights ("shared", the
+                                            # paper's); None: by training rows where there are clicks
     # step 3
     mlp_epochs: float = 2.0
     mlp_children: int | None = None         # all, where there are fewer; None: all of up to three layers, else 2000
@@ -79,8 +82,8 @@ class SearchConfig:
     def __post_init__(self):
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name in ("backend", "max_parameters", "mlp_children", "sampler", "interaction_ranking", "mlp_activation", *_SWITCHES,
-                          *_RACES):
+            if f.name in ("backend", "max_parameters", "mlp_children", "sampler", "interaction_ranking", "mlp_activation", "path_rows",
+                          *_SWITCHES, *_RACES):
                 continue
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
                 raise InputError(f"config: {f.name} is {value!r}, not a finite number >= 0")
@@ -99,7 +102,9 @@ class SearchConfig:
             raise InputError(f"config: backend is {self.backend!r}, none of {', '.join(b.value for b in Backend)}")
         if self.sampler not in ("fair", "uniform"):
             raise InputError(f"config: sampler is {self.sampler!r}, neither 'fair' nor 'uniform'")
-        if self.interaction_ranking not in ("shared", "crosses"):
+        if self.path_rows not in ("part", "all"):
+            raise InputError(f"config: path_rows is {self.path_rows!r}, neither 'part' nor 'all'")
+        if self.interaction_ranking not in (None, "shared", "crosses"):
             raise InputError(f"config: interaction_ranking is {self.interaction_ranking!r}, neither 'shared' nor "
                              "'crosses'")
         if self.interaction_ranking == "crosses" and not self.interaction_warmup_epochs:

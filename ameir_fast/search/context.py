@@ -10,6 +10,7 @@ from torch import nn
 
 from .. import ops
 from ..errors import InputError
+from ..group import ModelGroup
 from ..model import Model
 from ..population import evaluate_population
 from ..schema import FeatureSchema
@@ -43,6 +44,14 @@ class Context:
     @property
     def primary(self) -> str:
         return self.task.objective.primary
+
+    @property
+    def ranks_by_crosses(self) -> bool:
+        """Whether step 2's candidates are ranked by the training rows (crosses.py)."""
+        chosen = self.config.interaction_ranking
+        if chosen is not None:
+            return chosen == "crosses"
+        return isinstance(self.task.objective, CtrObjective) and self.config.interaction_warmup_epochs > 0
 
     def zero_path(self) -> tuple[Block, ...]:
         return (ZERO,) * self.space.num_blocks
@@ -146,19 +155,28 @@ def derives(arch: Architecture) -> bool:
     return not arch.has_fixed_mlp or reads_step1(arch)
 
 
-def train_model(task: Task, model: nn.Module, scope: Scope, inherit: bool = False, epochs: float | None = None,
+def train_model(task: Task, model: Model | ModelGroup, scope: Scope, inherit: bool = False, epochs: float | None = None,
                 seeds: Scope | None = None) -> Outcome:
-    """Trains a model of its own: dropout, early stop by validation, best weights kept.
+    """Trains a model of its own, or a group: dropout, early stop by validation, best weights kept.
 
     One that starts from inherited weights has a schedule of its own, shorter and gentler; ``epochs`` sets
-    another length, ``seeds`` another scope to draw batches and dropout from.
+    another length, ``seeds`` another scope to draw batches and dropout from. A group is judged by the mean over its models; each
+    validation has their scores as ``models``, and the last weights stay.
     """
     config = task.config
     model.dropout, model.block_dropout = config.dropout, config.block_dropout
     if epochs is None:
         epochs = config.inherited_epochs if inherit else config.epochs
+    is_group = isinstance(model, ModelGroup)
+
+    def validate() -> dict:
+        call = lambda b, items: model(b, items=items)
+        if not is_group:
+            return task.objective.evaluate(call, task.validation())
+        found = task.objective.evaluate_group(call, task.validation())
+        primary = task.objective.primary
+        return {primary: sum(found) / len(found), "models": found}
+
     return fit(task, model, scope, total=max(1, round(epochs * task.steps_per_epoch)), seeds=seeds,
                learning_rate=config.inherited_learning_rate if inherit else config.learning_rate,
-               forward=lambda step, batch, items: model(batch, items=items),
-               validate=lambda: task.objective.evaluate(lambda b, items: model(b, items=items),
-                                                        task.validation()))
+               forward=lambda step, batch, items: model(batch, items=items), validate=validate, keep_best=not is_group)

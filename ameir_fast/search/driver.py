@@ -12,6 +12,7 @@ from ..model import Model
 from ..progress import Progress
 from ..space import Architecture, SearchSpace
 from . import behavior, interactions
+from .budget import Budget, describe_budget, split
 from .config import SearchConfig
 from .context import Context, fresh_supernet, require_backend
 from .controls import control_rows
@@ -30,31 +31,42 @@ RACED = ("AMEIR-A", "AMEIR-C")
 
 def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, repeats: int = 1, resume: bool = False,
            overwrite: bool = False, strategy: Strategy | None = None, variants: tuple[str, ...] | None = None,
-           progress: Progress | None = None, device: str = "cpu") -> dict:
+           progress: Progress | None = None, device: str = "cpu", budget: str | None = None) -> dict:
     """Searches a complete model for ``data`` and fills the run directory; returns ``metrics.json``'s content.
 
     Repeat r uses seed ``config.seed + r``; the files at the top are those of the repeat whose found model
     validates best. A killed run continues with ``resume=True`` and ends with the same result. Steps whose
     features the data lacks are left out: without behaviour fields steps 2 and 3 remain, without other fields
-    step 1. ``config`` is by default that of the data's task. ``variants`` are the rows of the table, by default those of ``fixed.default_variants``. Raises ``InputError`` for wrong settings, an unknown variant, or a directory in use.
+    step 1. ``config`` is by default that of the data's task. ``variants`` are the rows of the table, by default those of ``fixed.default_variants``.
+    ``budget``, such as ``"30m"`` or ``"40x"`` (of one model's full training), is what one repeat may cost without the rows of models by
+    hand; it decides the settings of training, ranking and races (``budget.split``), whatever ``config`` says of them. Raises ``InputError`` for wrong settings, an unknown variant, or a directory in use.
     """
     config, progress = config or SearchConfig.for_task(data.task), progress or Progress()
     variants = applicable(data.schema, variants)
     if repeats < 1:
         raise InputError(f"repeats is {repeats}, not at least 1")
-    identity = {"version": 1, "config": config.to_dict(), "repeats": repeats, "variants": list(variants),
+    spending = None if budget is None else Budget.parse(budget)
+    identity = {"version": 1, **({} if budget is None else {"budget": budget}), "config": config.to_dict(), "repeats": repeats, "variants": list(variants),
                 "strategy": describe_strategy(strategy or RandomStrategy()), "data": data_identity(data),
                 "device": device}
     space_of(data, config)  # refuses impossible settings before anything is written
     require_backend(config, device)
     with RunDirectory(run_dir, identity, resume=resume, overwrite=overwrite) as run:
         began = time.perf_counter()
+        plan = None
+        if spending is not None:
+            plan = run.scope("budget").result("plan", lambda: split(
+                spending, make_context(data, config, run.scope("budget"), strategy, progress, device)))
+            config = config.changed(**plan["settings"])
+            progress.note(describe_budget(plan))
         found = []
         for repeat in range(repeats):
             seeded = config.changed(seed=config.seed + repeat)
             context = make_context(data, seeded, run.scope(repeat), strategy, progress, device)
             found.append(search_once(context, variants))
         result = summarize(found, variants, config, data, device)
+        if plan is not None:
+            result["budget"] = plan
         spent = sum(step["seconds"] for f in found for step in f["steps"].values())
         result["seconds"] = round(max(time.perf_counter() - began, spent), 3)  # of all sessions of a resumed run
         best = max(range(repeats), key=lambda r: found[r]["valid"])

@@ -33,7 +33,7 @@ def search_interactions(context: Context) -> dict:
     """All cycles. ``ranking`` holds the last cycle's candidates best first, ``found`` the best M of order ≥ 2."""
     config, fields = context.config, context.space.schema.num_fields
     scope = context.scope.scope("interactions")
-    by_data = config.interaction_ranking == "crosses"
+    by_data = context.ranks_by_crosses
     rank, distinct = (_by_crosses(context), nothing_added) if by_data else (partial(_rank, context), list)
     kept: list[Interaction] = [(f,) for f in range(fields)]
     steps = ranked = 0

@@ -128,4 +128,4 @@ class MlpStep:
         """Step 3's race of any finalists."""
         config = self.context.config
         return race(self.context, scope, archs, config.mlp_race_epochs, config.mlp_inherit,
-                    self.context.max_parameters())
+                    self.context.max_parameters(), config.mlp_race_together)

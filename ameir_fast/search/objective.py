@@ -45,6 +45,10 @@ class Objective:
         """Metrics over the batches, without gradients."""
         raise NotImplementedError
 
+    def evaluate_group(self, call: Call, batches: Iterable[Batch]) -> list[float]:
+        """``primary`` of each model of a ``ModelGroup``."""
+        raise NotImplementedError
+
     def test(self, call: Call, batches: Iterable[Batch], candidates: Iterable[list[Tensor]] = ()) -> dict[str, float]:
         """``evaluate``, further metrics of the task, and the standard error that the rows leave on ``primary``."""
         raise NotImplementedError
@@ -66,6 +70,11 @@ class CtrObjective(Objective):
 
     def evaluate(self, call, batches):
         return self._metrics(*self.scores(call, batches))
+
+    @torch.no_grad()
+    def evaluate_group(self, call, batches):
+        logits, labels = zip(*((call(b, None).cpu(), b.label.cpu()) for b in batches), strict=True)
+        return metrics.auc_columns(torch.cat(logits, 1), torch.cat(labels)).tolist()
 
     def test(self, call, batches, candidates=()):
         logits, label = self.scores(call, batches)
@@ -94,6 +103,10 @@ class RetrievalObjective(Objective):
     def evaluate(self, call, batches):
         return rank_metrics(self._counts(call, ((b, []) for b in batches))[0])
 
+    def evaluate_group(self, call, batches):
+        counts = self._counts(call, ((b, []) for b in batches), dim=2)
+        return [rank_metrics(own)[self.primary] for own in counts[:, 0]]
+
     def test(self, call, batches, candidates=()):
         counts = self._counts(call, zip(batches, candidates, strict=True))
         found = rank_metrics(counts[0])
@@ -104,14 +117,14 @@ class RetrievalObjective(Objective):
         return {**found, self.primary + ERROR: error}
 
     @torch.no_grad()
-    def _counts(self, call: Call, rows: Iterable[tuple[Batch, list[Tensor]]]) -> Tensor:
-        """Items above and tied [1 + sets of candidates, rows, 2], among all items first."""
+    def _counts(self, call: Call, rows: Iterable[tuple[Batch, list[Tensor]]], dim: int = 1) -> Tensor:
+        """Items above and tied [1 + sets of candidates, rows, 2], among all items first; of a group [models, …]."""
         def ranked(batch: Batch, drawn: list[Tensor]) -> Tensor:
             seen = None if batch.seen is None else (batch.seen_offsets, batch.seen)
             return call(batch, lambda users, items: torch.stack(
                 [rank_counts(users, items, batch.items, seen=seen),
                  *(rank_counts(users, items, batch.items, among) for among in drawn)]))
-        return torch.cat([ranked(batch, drawn).cpu() for batch, drawn in rows], 1)
+        return torch.cat([ranked(batch, drawn).cpu() for batch, drawn in rows], dim)
 
 
 def make_objective(schema: FeatureSchema, config: SearchConfig) -> Objective:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
+from ..group import ModelGroup
 from ..model import Model
 from ..space import Architecture
 from .context import Context, derives, outside_embedding, train_model
@@ -14,6 +15,7 @@ from .store import Scope
 from .together import together
 from .training import Outcome
 
+GROUP = 32  # models in memory together
 FULL = "full"  # the name of a finalist's full training; that of a short one is its length
 
 
@@ -31,7 +33,7 @@ class Standing:
 
 
 def race(context: Context, scope: Scope, finalists: Sequence[Architecture], rounds: Sequence[float], inherit: bool,
-         max_parameters: int | None = None) -> list[Standing]:
+         max_parameters: int | None = None, in_one_pass: bool = False) -> list[Standing]:
     """Successive halving by validation, standings best first.
 
     In each round all that are left are trained for so many epochs with a schedule that ends there, from the
@@ -39,7 +41,7 @@ def race(context: Context, scope: Scope, finalists: Sequence[Architecture], roun
     The last ``runs`` of them get one full training each, as many as any hand-made model has, and the best of
     these wins. Those that left earlier stand after those that left later. Finalists with more than
     ``max_parameters`` outside the embedding race for comparison: they leave before the full trainings, or stand
-    behind all others.
+    behind all others. ``in_one_pass``: the short trainings of a round are one of a ``ModelGroup``.
     """
     runs = context.config.runs
     alive = [Standing(arch, order) for order, arch in enumerate(finalists)]
@@ -55,8 +57,11 @@ def race(context: Context, scope: Scope, finalists: Sequence[Architecture], roun
         if len(alive) <= runs:
             break
         keep = runs if number == len(rounds) else max(runs, math.ceil(len(alive) / 2))
-        _side_by_side(context, scope, f"{epochs:g}", alive, lambda c, s, epochs=epochs: train_shortly(
-            c, scope, s, epochs, inherit))
+        if in_one_pass:
+            train_together(context, scope, alive, epochs, inherit)
+        else:
+            _side_by_side(context, scope, f"{epochs:g}", alive, lambda c, s, epochs=epochs: train_shortly(
+                c, scope, s, epochs, inherit))
         sort(deciding=keep == runs)
         alive, out = alive[:keep], alive[keep:] + out
     _side_by_side(context, scope, FULL, alive, lambda c, s: _train_fully(c, scope, s))
@@ -68,7 +73,37 @@ def train_shortly(context: Context, scope: Scope, standing: Standing, epochs: fl
     """One more round of a finalist. Single short trainings of neighbouring children differ by less than their
     noise: hence the score is the mean over rounds."""
     _result(context, scope, standing, f"{epochs:g}", epochs, inherit)
-    standing.score = fmean(r[context.primary] for r in standing.rounds)
+    standing.score = _mean_score(context, standing)
+
+
+def _mean_score(context: Context, standing: Standing) -> float:
+    return fmean(r[context.primary] for r in standing.rounds)
+
+
+def train_together(context: Context, scope: Scope, standings: Sequence[Standing], epochs: float, inherit: bool) -> None:
+    """``train_shortly`` of all of them in one pass over the data (``ModelGroup``), ``GROUP`` at most."""
+    name = f"{epochs:g}"
+    for start in range(0, len(standings), GROUP):
+        some = standings[start:start + GROUP]
+        place = scope.scope(f"group-{start}", name)
+        found = place.result("models", lambda some=some, place=place: _group_result(
+            context, scope.scope(name), place, [s.arch for s in some], epochs, inherit))
+        for standing, own in zip(some, found["models"], strict=True):
+            _note(context, standing, own)
+            standing.score = _mean_score(context, standing)
+
+
+def _group_result(context: Context, seeds: Scope, scope: Scope, archs: Sequence[Architecture], epochs: float,
+                  inherit: bool) -> dict:
+    """Each model's best validation. All groups of a round see the same batches and start alike."""
+    models = [context.build(arch, inherit, seeds) for arch in archs]
+    sizes = [outside_embedding(model) for model in models]
+    group = ModelGroup(models)
+    outcome = train_model(context.task, group, scope, inherit, epochs, seeds)
+    best = [max(column) for column in zip(*(entry["valid_models"] for entry in outcome.curve), strict=True)]
+    share = {key: getattr(outcome, key) / len(archs) for key in ("seconds", "device_seconds")}
+    return {"models": [{"score": score, "steps": outcome.steps, "parameters": size, **share}
+                       for score, size in zip(best, sizes, strict=True)]}
 
 
 def _train_fully(context: Context, scope: Scope, standing: Standing) -> None:
@@ -96,11 +131,15 @@ def _result(context: Context, scope: Scope, standing: Standing, name: str, epoch
                 "device_seconds": outcome.device_seconds, "parameters": outside_embedding(model)}
 
     found = scope.scope(standing.order).result(name, run)
+    _note(context, standing, found)
+    return found
+
+
+def _note(context: Context, standing: Standing, found: dict) -> None:
     standing.parameters = found["parameters"]
     standing.seconds += found["seconds"]
     standing.device_seconds += found["device_seconds"]
     standing.rounds.append({"steps": found["steps"], context.primary: found["score"]})
-    return found
 
 
 def _train(context: Context, scope: Scope, standing: Standing, name: str, epochs: float | None,

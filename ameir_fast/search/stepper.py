@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..embedding_optimizer import EmbeddingAdam
+from ..group import ModelGroup
 from ..model import Model
 from ..ops import Backend, resolve
 from ..supernet import Supernet
@@ -65,7 +66,7 @@ def trains_by_rows(task: Task, net: nn.Module) -> bool:
     """Whether the embedding is trained by the rows that a batch reads, which gives what the dense step would, up to
     rounding, and does not grow with the matrix. The reference backend takes dense steps."""
     schema, config = task.data.schema, task.config
-    if not isinstance(net, (Supernet, Model)) or net.embedding.weight.device.type != "cpu" or config.weight_decay:
+    if not isinstance(net, (Supernet, Model, ModelGroup)) or net.embedding.weight.device.type != "cpu" or config.weight_decay:
         return False
     if config.backend == "reference":
         return False

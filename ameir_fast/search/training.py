@@ -152,7 +152,8 @@ def fit(task: Task, net: nn.Module, scope: Scope, *, total: int, learning_rate: 
             state.loss_sum, state.loss_count = 0.0, 0
             scope.log(total=total, **state.curve[-1],
                       seconds=round(state.seconds + clock() - began, 3))
-            task.progress.update(state.step, **{k: v for k, v in state.curve[-1].items() if k != "step"})
+            task.progress.update(state.step, **{k: v for k, v in state.curve[-1].items()
+                                                if k != "step" and not isinstance(v, list)})
             state.stopped = validate is not None and state.bad >= config.patience and keep_best
             if state.stopped or state.step == total:
                 break

@@ -1,0 +1,119 @@
+"""What a budget buys: how it is read, split, refused, spent and resumed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import pytest
+
+from ameir_fast.errors import InputError
+from ameir_fast.progress import Progress
+from ameir_fast.search import search
+from ameir_fast.search.budget import COSTS, Budget, allocate, describe_budget, schedule
+from ameir_fast.search.driver import make_context
+from ameir_fast.search.store import RunDirectory
+
+from . import tiny
+
+CONFIG = tiny.CONFIG.changed(runs=1, epochs=1.0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.prepared(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def context(data, tmp_path):
+    with RunDirectory(tmp_path / "context", {"version": 1}) as run:
+        yield make_context(data, CONFIG, run.scope(0), None, Progress(), "cpu")
+
+
+@pytest.mark.parametrize(("text", "seconds", "trainings"), [
+    ("90s", 90, None), ("30m", 1800, None), ("1.5h", 5400, None), ("40x", None, 40), ("2.5X", None, 2.5)])
+def test_parsing(text, seconds, trainings):
+    found = Budget.parse(text)
+    assert (found.seconds, found.trainings, found.text) == (seconds, trainings, text)
+
+
+@pytest.mark.parametrize("text", ["", "30", "m", "-3m", "0x", "0.0h", "3 days", "1e3s", "nan x", "infm"])
+def test_what_is_no_budget(text):
+    with pytest.raises(InputError, match="budget"):
+        Budget.parse(text)
+
+
+@pytest.mark.parametrize(("epochs", "last"), list(itertools.product([0.5, 3, 10, 40, 200, 1000], [1, 2, 3])))
+def test_a_race_costs_what_it_may(epochs, last):
+    finalists, rounds = schedule(epochs, last, 0.25)
+    assert all(b == pytest.approx(2 * a) for a, b in itertools.pairwise(rounds))
+    left, cost = finalists, 0.0
+    for length in rounds:
+        cost += left * length
+        left = math.ceil(left / 2)
+    assert cost <= epochs * 1.35  # odd numbers are halved upwards
+    if epochs >= 3:
+        assert cost >= 0.7 * epochs
+    if len(rounds) > 1:
+        assert finalists / 2 ** (len(rounds) - 1) >= 2 * last
+
+
+def test_parts_add_up_and_races_get_the_rest(context):
+    found = {x: allocate(x, context) for x in (20, 40, 160)}
+    for trainings, plan in found.items():
+        assert sum(plan["parts"].values()) == pytest.approx(trainings, abs=0.01)
+        changed = CONFIG.changed(**plan["settings"])
+        assert changed.behavior_children >= 4 * changed.finalists
+        shared = (changed.warmup_epochs + changed.behavior_epochs) * COSTS["behavior"] / CONFIG.epochs
+        assert shared == pytest.approx(plan["parts"]["shared weights, behavior"], abs=0.01)
+    raced = [sum(v for k, v in plan["parts"].items() if k.startswith("race")) / x for x, plan in found.items()]
+    assert raced == sorted(raced) and raced[-1] > 0.8
+    assert found[40]["settings"]["finalists"] > found[20]["settings"]["finalists"]
+
+
+def test_too_small_a_budget_says_what_is_needed(context):
+    with pytest.raises(InputError, match=r"too few.*need 10x"):
+        allocate(3, context)
+    allocate(10, context)
+
+
+def test_one_step_alone_gets_everything(tmp_path):
+    for name, make in (("sequences", tiny.prepared_sequences), ("fields", tiny.prepared_fields)):
+        only = make(tmp_path / name)
+        with RunDirectory(tmp_path / f"{name}-run", {"version": 1}) as run:
+            context = make_context(only, CONFIG, run.scope(0), None, Progress(), "cpu")
+            plan = allocate(30, context)
+        races = [k for k in plan["parts"] if k.startswith("race")]
+        assert len(races) == 1 and sum(plan["parts"].values()) == pytest.approx(30, abs=0.01)
+        assert ("finalists" in plan["settings"]) == (name == "sequences")
+
+
+def test_search_spends_it_and_resumes(data, tmp_path):
+    lines = []
+
+    class Notes(Progress):
+        def note(self, text):
+            lines.append(text)
+
+    result = search(data, tmp_path / "run", CONFIG, budget="14x", variants=("AMEIR-A", "AMEIR-C"), progress=Notes())
+    plan = result["budget"]
+    assert plan["asked"] == "14x" and plan["seconds_per_training"] is None
+    assert describe_budget(plan) in lines and "14.0 trainings" in describe_budget(plan)
+    rankings = json.loads((tmp_path / "run" / "rankings.json").read_text())
+    assert len(rankings["race"]["behavior"]) == plan["settings"]["finalists"]
+    assert len(rankings["race"]["mlp"]) == plan["settings"]["mlp_finalists"]
+    again = search(data, tmp_path / "run", CONFIG, budget="14x", variants=("AMEIR-A", "AMEIR-C"), resume=True)
+    assert again["variants"]["AMEIR-C"]["auc"] == result["variants"]["AMEIR-C"]["auc"]
+    with pytest.raises(InputError, match="budget"):
+        search(data, tmp_path / "run", CONFIG, budget="20x", variants=("AMEIR-A", "AMEIR-C"), resume=True)
+
+
+def test_time_is_turned_into_trainings_once(data, tmp_path):
+    run = tmp_path / "run"
+    result = search(data, run, CONFIG, budget="30s", variants=("AMEIR-A",))
+    plan = result["budget"]
+    assert plan["trainings"] == pytest.approx(30 / plan["seconds_per_training"])
+    stored = next((run / "checkpoint" / "budget").glob("plan.json"))
+    assert search(data, run, CONFIG, budget="30s", variants=("AMEIR-A",), resume=True)["budget"] == plan
+    assert json.loads(stored.read_text())["result"] == plan
