@@ -28,7 +28,8 @@ class PopulationResult:
     """``auc`` and ``log_loss`` float64 [n], in the order of the architectures; ``logits`` [n, samples] if asked.
 
     ``shared_work``: multiplications of one child after the other over those that were done, from the first pre-activation
-    on, of all children whose MLPs were computed together; 1 where there are none.
+    on, of all children whose MLPs were computed together; where there are none, layers of step 1's paths one after the other
+    over those that were computed; 1 where there are none either.
     """
 
     auc: np.ndarray
@@ -100,6 +101,8 @@ def evaluate_population(net: Supernet, archs: Sequence[Architecture], batches: I
     finally:
         net.train(was_training)
     work = [group.children.work() for group in groups if isinstance(group, _Group) and group.children is not None]
+    if on_paths and not work:
+        work = [_layers([canonical[i] for i in on_paths], times[on_paths].tolist(), bool(siblings))]
     shared = sum(alone for alone, _ in work) / sum(together for _, together in work) if work else 1.0
     if len(canonical) < len(archs) and logits is not None:
         logits = logits[place]
@@ -193,6 +196,17 @@ def _blocks(groups: list[_Group | _Paths], samples: int) -> Iterator[tuple[list[
 
 def _shared_key(arch: Architecture) -> tuple:
     return arch.behavior, arch.interactions, arch.has_fixed_mlp, arch.shortcut
+
+
+def _layers(archs: list[Architecture], times: list[int], activations_together: bool) -> tuple[int, int]:
+    """Layers of paths that are asked for so many times: one after the other, and computed; at least one."""
+    alone, computed = 0, set()
+    for arch, count in zip(archs, times, strict=True):
+        for i, block in enumerate(arch.behavior):
+            if block.layer != "zero":
+                alone += count
+                computed.add((arch.behavior[:i], block.norm, block.layer, None if activations_together else block.activation))
+    return max(1, alone), max(1, len(computed))
 
 
 def _siblings(net: Supernet, archs: Sequence[Architecture]) -> dict[tuple, list[str]]:

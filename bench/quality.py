@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side, one thread each")
     parser.add_argument("--config", metavar="FILE", help="settings as JSON")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="one setting; may be repeated")
+    parser.add_argument("--budget", metavar="B", help="of each search, as of ameir-fast search (30m, 40x)")
     parser.add_argument("--variants", metavar="V,…", help="rows of the table, or all (default: those of the search)")
     parser.add_argument("--against", metavar="V,…", help="rows to take paired differences from")
     parser.add_argument("--collect", action="store_true", help="only make the report of what has been run")
@@ -80,7 +81,8 @@ def search_seed(args: argparse.Namespace, seed: int) -> None:
     torch.set_num_threads(1)
     data, wanted = Dataset.open(args.data[seed % len(args.data)]), choose_variants(args.variants)
     search(data, args.work / f"seed-{seed}", make_config(args.config, args.set, seed=seed, task=data.task), resume=True,
-           variants=all_variants(data.schema) if wanted == ("all",) else wanted, progress=make_progress(sys.stdout))
+           variants=all_variants(data.schema) if wanted == ("all",) else wanted, progress=make_progress(sys.stdout),
+           budget=args.budget)
 
 
 # ---- collecting ----------------------------------------------------------------------------------------
@@ -140,7 +142,8 @@ def collect(args: argparse.Namespace) -> dict:
     data = Dataset.open(args.data[0])
     default = make_config(None, None, task=data.task).to_dict()
     config = make_config(args.config, args.set, task=data.task).to_dict()
-    return {"version": 1, "name": args.name, "data": runs[0]["data"], "seeds": args.seeds, "jobs": args.jobs,
+    budget = {"budget": runs[0]["budget"]} if args.budget else {}
+    return {"version": 1, "name": args.name, **budget, "data": runs[0]["data"], "seeds": args.seeds, "jobs": args.jobs,
             "checksums": [run["data"]["checksum"] for run in runs[:len(args.data)]], "threads_per_job": 1, "metric": metric, "standard_error": runs[0]["standard_error"], "config": config,
             "changed_settings": {key: value for key, value in config.items() if value != default[key]},
             "variants": table, "references": references,
@@ -184,6 +187,7 @@ def table_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def as_markdown(report: dict) -> str:
     """The tables that the README quotes."""
     from ameir_fast.report import summary
+    from ameir_fast.search.budget import describe_budget
     env, data, table = report["environment"], report["data"], report["variants"]
     names = summary.metric_names(report)
     names.remove("valid")
@@ -203,6 +207,7 @@ def as_markdown(report: dict) -> str:
         f"{np.mean(report['seconds_per_search']) / 60:.0f} minutes on average.",
         f"Settings: {changed + ', otherwise ' if changed else ''}the default ones. ± is the deviation over seeds, of "
         f"paired differences their standard error{noise}.",
+        *([f"The first seed's {describe_budget(report['budget'])}."] if "budget" in report else []),
         f"Every trained row is the best of {report['config']['runs']} full trainings by validation.",
     ]
     if data.get("ranked"):

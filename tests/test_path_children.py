@@ -82,12 +82,14 @@ def test_each_prefix_and_each_child_once(monkeypatch):
     compared(net, archs, batches)
     for calls in (one, many, pooled):
         calls.clear()
-    af.evaluate_population(net, archs + archs, batches)
+    shared = af.evaluate_population(net, archs + archs, batches).shared_work
     paths = {a.canonical().behavior for a in archs}
     prefixes = {p[:n] for p in paths for n in range(1, 4) if p[n - 1].layer != "zero"}
     layers = {(p[:-1], p[-1].norm, p[-1].layer) for p in prefixes}
     assert sum(one) + len(many) == 3 * len(layers) and len(pooled) == 3 * len(paths)
     assert sum(one) + sum(many) == 3 * len(prefixes) and many.count(4) >= 3
+    alone = 2 * sum(block.layer != "zero" for a in archs for block in a.behavior)
+    assert shared == alone / len(layers) > 2
 
 
 @pytest.mark.parametrize("norm", [True, False])

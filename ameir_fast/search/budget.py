@@ -21,10 +21,10 @@ from .together import together
 from .training import Task
 
 SECONDS = {"s": 1, "m": 60, "h": 3600}
-#: Of what full trainings leave: the most that each gets. The rest is for races, two thirds of it for step 1's.
+#: Of what full trainings leave: the most that each gets. The rest is for races, three quarters of it for step 1's.
 SHARES = {"behavior": 0.20, "interactions": 0.12, "mlp": 0.05}
 LEAST_SHARED = 0.5   # epochs of a supernet's training
-FIRST_ROUND, FIRST_MLP_ROUND = 0.25, 0.5  # epochs of a race's first trainings; each round doubles them
+FIRST_ROUND, FIRST_MLP_ROUND = 0.5, 1.0  # epochs of a race's first trainings; each round doubles them
 #: A model of step 3's race costs so much of one that is trained alone, where all are trained together.
 TOGETHER = 0.4
 #: An epoch of training shared weights over one of a model's own, two of which run side by side: on MovieLens-100K, two threads.
@@ -74,7 +74,7 @@ def allocate(trainings: float, context: Context) -> dict:
     left = (trainings - full) * config.epochs  # in epochs from here on
     shared = _shared(context, races, left)
     racing = left - sum(shared.values())
-    weight = {"behavior": 2.0 * races["behavior"], "mlp": 1.0 * races["mlp"]}
+    weight = {"behavior": 3.0 * races["behavior"], "mlp": 1.0 * races["mlp"]}
     racing = {step: racing * weight[step] / sum(weight.values()) for step in weight}
     settings: dict = {}
     if races["behavior"]:
@@ -129,9 +129,9 @@ def schedule(epochs: float, last: int, first: float) -> tuple[int, tuple[float, 
     """Finalists and the rounds of a race of successive halving that takes so many epochs in all.
 
     Rounds double from ``first``, and with half the finalists left cost alike. There are as many as leave at least twice
-    ``last`` finalists in the last one, four at most. No more than ``MOST_FINALISTS`` start, whatever is left.
+    ``last`` finalists in the last one, three at most. No more than ``MOST_FINALISTS`` start, whatever is left.
     """
-    for rounds in (4, 3, 2, 1):
+    for rounds in (3, 2, 1):
         finalists = int(epochs / (rounds * first))
         if finalists / 2 ** (rounds - 1) >= 2 * last or rounds == 1:
             break

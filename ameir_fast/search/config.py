@@ -54,11 +54,11 @@ class SearchConfig:
     validation_subset: int = 4096
     top_k: int = 5                          # re-evaluated on all of validation
     finalists: int = 10                     # of step 1's race
-    race_epochs: tuple[float, ...] = (0.25, 0.375, 0.5)  # its rounds; the last ``runs`` get full trainings
+    race_epochs: tuple[float, ...] = (0.5, 1.0)  # its rounds; the last ``runs`` get full trainings
     inherit: bool = True                    # its rounds start from the supernet's weights
-    mlp_finalists: int = 6                  # the same of step 3's race
+    mlp_finalists: int = 12                 # the same of step 3's race
     mlp_race_epochs: tuple[float, ...] = (1.0,)
-    mlp_race_together: bool = False         # a round of step 3's race in one pass over the data, with one embedding and one front
+    mlp_race_together: bool = True          # a round of step 3's race in one pass over the data, with one embedding and one front
     mlp_inherit: bool = False               # shared weights favour MLPs that adapt fast, identity layers
     max_parameters: int | None = None       # of step 3's result, outside the embedding; None: those of the all-zero path
     # step 1
