@@ -9,6 +9,7 @@ for each.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -42,14 +43,19 @@ class Children:
             torch.manual_seed(0)
             self.net = Supernet(SearchSpace(schema), embedding_dim)
             self.archs = _architectures(self.net.space, case, count)
-            make = lambda: [Model(schema, arch, embedding_dim) for arch in self.archs]
             if case == "supernet":
                 own = self._stepper(self.net)
                 self._alone = [lambda b, a=a: own.step(b, RATE, lambda b, i: self.net(b, a)) for a in self.archs]
                 self._together = lambda b: own.step(b, RATE, lambda b, i: forward_children(self.net, self.archs, b))
             else:
-                self._alone = [self._of(model) for model in make()]
-                self._together = self._of(ModelGroup(make()))
+                self.models = [Model(schema, arch, embedding_dim) for arch in self.archs]
+                self.group = ModelGroup(copy.deepcopy(self.models))
+                shared = ("embedding.", "behavior.", "pool.") if self.group.shares_front else ("embedding.",)
+                first = {k: v for k, v in self.models[0].state_dict().items() if k.startswith(shared)}
+                for model in self.models:  # the group starts from the first one's
+                    model.load_state_dict(first, strict=False)
+                self._alone = [self._of(model) for model in self.models]
+                self._together = self._of(self.group)
         self.ways: dict[str, Callable[[Batch], object]] = {"alone": self._one_by_one, "together": self._together}
         if case != "supernet":
             self.ways["side by side"] = self._side_by_side

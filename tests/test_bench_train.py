@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from ameir_fast import InputError, native
-from ameir_fast.bench import train
+from ameir_fast.bench import train, train_children
 from ameir_fast.bench.suites import alimama
+from ameir_fast.profile import random_batch
 
 ROOT = Path(__file__).resolve().parents[1]
 native_only = pytest.mark.skipif(native.why_not("_C") is not None, reason=str(native.why_not("_C")))
@@ -84,6 +85,35 @@ def test_without_native_operations_it_says_why(monkeypatch):
         train.run(quick=True)
 
 
+@native_only
+def test_children_in_one_pass_and_alone(monkeypatch):
+    monkeypatch.setattr(train_children, "BATCHES", 1)
+    monkeypatch.setattr(train_children, "BATCH", 32)
+    rows = train_children.run(3, quick=True)
+    assert [(row["case"], row["way"]) for row in rows] == [
+        (case, way) for case in train_children.CASES
+        for way in ("alone", "together", *(["side by side"] if case != "supernet" else []))]
+    for row in rows:
+        assert row["samples_per_s"] > 0 and (row["ratio"] is None) == (row["way"] == "alone")
+        assert f"3 {row['case']}" in train_children.line(row)
+    assert len(train_children.table(rows)) == 2 + len(train_children.CASES)
+
+
+@native_only
+@pytest.mark.parametrize("kind", ["MLPs", "paths"])
+def test_the_ways_train_the_same_children(kind):
+    """What is compared starts from the same weights: the gradients agree then (test_group.py)."""
+    case = alimama()[0]
+    batch = train._labelled(random_batch(case.schema, 64, np.full(64, 5), 0), 0)
+    these = train_children.Children(case.schema, case.embedding_dim, kind, 3)
+    these.group.dropout = 0.0
+    with torch.no_grad():
+        scores = these.group(batch)
+        for i, model in enumerate(these.models):
+            model.dropout = 0.0
+            torch.testing.assert_close(scores[i], model(batch), rtol=1e-4, atol=1e-5)
+
+
 def test_the_pages_quote_the_stored_rows():
     rows = [json.loads(line) for line in (ROOT / "bench/results/train.jsonl").read_text(encoding="utf-8").splitlines()]
     page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
@@ -95,6 +125,9 @@ def test_the_pages_quote_the_stored_rows():
             assert f"{row['ratio']:.1f} times" in readme
         if row["case"] == "growth" and row["ids"] == "zipf" and row["ratio"]:
             assert f"{row['ratio']:.2f} times" in readme
+    children = [json.loads(line) for line in (ROOT / "bench/results/train-children.jsonl").read_text(encoding="utf-8").splitlines()]
+    for line in train_children.table(children):
+        assert line in page, line
     ratios = json.loads((ROOT / "bench/results/operations.json").read_text(encoding="utf-8"))["groups"]
     for group, ratio in ratios.items():
         assert f"| {group} | {ratio:.1f} |" in page, group
