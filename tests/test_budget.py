@@ -98,7 +98,8 @@ def test_search_spends_it_and_resumes(data, tmp_path):
 
     result = search(data, tmp_path / "run", CONFIG, budget="14x", variants=("AMEIR-A", "AMEIR-C"), progress=Notes())
     plan = result["budget"]
-    assert plan["asked"] == "14x" and plan["seconds_per_training"] is None
+    assert plan["asked"] == "14x" and plan["seconds_per_training"] is None and plan["spent_seconds"] > 0
+    assert lines[-1].startswith("budget 14x: a search took ")
     assert describe_budget(plan) in lines and "14.0 trainings" in describe_budget(plan)
     rankings = json.loads((tmp_path / "run" / "rankings.json").read_text())
     assert len(rankings["race"]["behavior"]) == plan["settings"]["finalists"]
@@ -115,5 +116,5 @@ def test_time_is_turned_into_trainings_once(data, tmp_path):
     plan = result["budget"]
     assert plan["trainings"] == pytest.approx(30 / plan["seconds_per_training"])
     stored = next((run / "checkpoint" / "budget").glob("plan.json"))
-    assert search(data, run, CONFIG, budget="30s", variants=("AMEIR-A",), resume=True)["budget"] == plan
-    assert json.loads(stored.read_text())["result"] == plan
+    assert search(data, run, CONFIG, budget="30s", variants=("AMEIR-A",), resume=True)["budget"]["trainings"] == plan["trainings"]
+    assert json.loads(stored.read_text())["result"] == {k: v for k, v in plan.items() if k != "spent_seconds"}

@@ -91,11 +91,12 @@ def _canonical(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
 
 
 def finalists(context: Context, ranking: list[dict]) -> list[Architecture]:
-    """Spread over the ranking, the all-zero path always among them."""
+    """Spread over the ranking, the all-zero path always among them. A third comes from its top at most: on small data
+    that is no better than the rest, or worse (bench/results/movielens-100k.md)."""
     config = context.config
     archs = [context.behavior_child(Architecture.from_dict(
         {"version": 1, "behavior": r["behavior"], "interactions": [], "mlp": []}).behavior)
-        for r in spread(ranking, min(config.top_k, config.finalists), config.finalists)]
+        for r in spread(ranking, min(config.top_k, config.finalists // 3), config.finalists)]
     plain = context.behavior_child(context.zero_path())
     if plain not in archs:
         archs[-1] = plain

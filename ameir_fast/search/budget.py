@@ -54,7 +54,7 @@ class Budget:
 
 def split(budget: Budget, context: Context) -> dict:
     """The settings that the budget pays for and what each part gets, as JSON: ``asked``, ``trainings``,
-    ``seconds_per_training`` (None where nothing was timed), ``settings``, ``parts`` (in trainings).
+    ``seconds_per_training`` (None where nothing was timed), ``settings``, ``parts`` (in trainings). ``search`` adds ``spent_seconds``.
 
     A budget in time is turned into trainings by timing the plain path, once: a resumed run uses the stored answer.
 

@@ -53,7 +53,7 @@ class SearchConfig:
     sampler: str = "fair"                   # or "uniform"
     validation_subset: int = 4096
     top_k: int = 5                          # re-evaluated on all of validation
-    finalists: int = 10                     # of step 1's race
+    finalists: int = 16                     # of step 1's race
     race_epochs: tuple[float, ...] = (0.5, 1.0)  # its rounds; the last ``runs`` get full trainings
     inherit: bool = True                    # its rounds start from the supernet's weights
     mlp_finalists: int = 12                 # the same of step 3's race

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..atomic import write_json
 from ..errors import InputError
 from ..model import Model
-from ..progress import Progress
+from ..progress import Progress, show_seconds
 from ..space import Architecture, SearchSpace
 from . import behavior, interactions
 from .budget import Budget, describe_budget, split
@@ -65,9 +65,11 @@ def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, rep
             context = make_context(data, seeded, run.scope(repeat), strategy, progress, device)
             found.append(search_once(context, variants))
         result = summarize(found, variants, config, data, device)
-        if plan is not None:
-            result["budget"] = plan
         spent = sum(step["seconds"] for f in found for step in f["steps"].values())
+        searching = sum(step["seconds"] for f in found for name, step in f["steps"].items() if name != "retrain")
+        if plan is not None:
+            result["budget"] = {**plan, "spent_seconds": round(searching / repeats, 3)}
+            progress.note(f"budget {plan['asked']}: a search took {show_seconds(searching / repeats)}")
         result["seconds"] = round(max(time.perf_counter() - began, spent), 3)  # of all sessions of a resumed run
         best = max(range(repeats), key=lambda r: found[r]["valid"])
         publish(run, run.scope(best), data, config, found[best], result)
