@@ -286,3 +286,15 @@ def test_a_line_written_again_after_a_kill_counts_once(tmp_path):
     (tmp_path / "history.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
     records, broken = read_history(tmp_path / "history.jsonl")
     assert [r.get("loss") for r in records] == [1.0, 3.0, None, None] and broken == 0
+
+
+def test_a_budget_is_shown_where_there_was_one(tmp_path):
+    run = fake_run.write(tmp_path / "run")
+    assert "in trainings of one model" not in text_of(run)
+    stored = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    stored["budget"] = {"asked": "<40x>", "trainings": 40.0, "seconds_per_training": None, "spent_seconds": 171.5,
+                        "settings": {"finalists": 42, "race_epochs": [0.5, 1, 2]}, "parts": {"full trainings": 4, "race, behavior": 21.4}}
+    (run / "metrics.json").write_text(json.dumps(stored), encoding="utf-8")
+    text = text_of(run)
+    for said in ("Budget", "in trainings of one model", "race, behavior", "21.4", "<40x>", "0.5, 1, 2", "171.5"):
+        assert said in text

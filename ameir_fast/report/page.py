@@ -44,6 +44,7 @@ def render(run: Run) -> str:
         _race(run),
         _curves(run),
         _steps(run),
+        _budget(run),
         _data(run),
         _conditions(run),
     ]
@@ -462,6 +463,18 @@ def _steps(run: Run) -> Html | None:
     return section(
         "Time of each step",
         grid(figure("wall seconds", bars), table(["step", "what it did"], rows, text_columns=(0, 1))),
+    )
+
+
+def _budget(run: Run) -> Html | None:
+    budget = (run.metrics or {}).get("budget")
+    if not budget:
+        return None
+    bars = bar_chart([(name, float(cost), f"{cost:.1f}") for name, cost in budget["parts"].items()])
+    facts = {key: budget.get(key) for key in ("asked", "trainings", "seconds_per_training", "spent_seconds")}
+    return section(
+        "Budget",
+        grid(figure("planned, in trainings of one model", bars), figure("Chosen by it", _pairs({**facts, **budget["settings"]}))),
     )
 
 
