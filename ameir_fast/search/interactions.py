@@ -9,6 +9,7 @@ import torch
 
 from .. import metrics
 from ..interaction_candidates import InteractionCandidates
+from ..progress import count
 from ..space.architecture import interaction_key
 from .context import Context
 from .crosses import Crosses, nothing_added
@@ -125,7 +126,13 @@ def _by_crosses(context: Context) -> Callable[[list[Interaction]], list[dict]]:
     crosses = cache(lambda: Crosses.of(context))
 
     def rank(candidates: list[Interaction]) -> list[dict]:
-        known.update({c: crosses().score(c) for c in candidates if c not in known})
+        fresh = [c for c in candidates if c not in known]
+        progress = context.task.progress
+        progress.start("interactions.rank", len(fresh), "candidate")
+        for done, candidate in enumerate(fresh, start=1):
+            known[candidate] = crosses().score(candidate)
+            progress.update(done)
+        progress.finish(f"{count(len(candidates), 'candidate')} by {crosses().values[0].shape[0]:,} training rows")
         return _sorted([{"score": known[c], "fields": list(c)} for c in candidates])
 
     return rank
