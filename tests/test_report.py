@@ -98,6 +98,17 @@ def test_a_finished_run_shows_everything(tmp_path):
         assert expected in text, expected
 
 
+def test_a_budget_says_where_it_went(tmp_path):
+    run = fake_run.write(tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["budget"] = {"asked": "40x", "trainings": 40.0, "seconds_per_training": None, "settings": {"finalists": 4242, "race_epochs": [0.5, 1.0]},
+                         "parts": {"full trainings": 4, "race, behavior": 21.4}}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    text = text_of(run)
+    for expected in ("Budget", "40x", "settings.finalists", "4242", "parts.race, behavior", "21.4"):
+        assert expected in text
+
+
 PARTS = ("config", "architecture", "metrics", "rankings", "history", "model")
 
 

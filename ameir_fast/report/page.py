@@ -502,6 +502,9 @@ def _conditions(run: Run) -> Html | None:
         parts.append(figure("Environment", _pairs(environment)))
     if run.config:
         parts.append(figure("Configuration", _pairs(run.config)))
+    budget = (run.metrics or {}).get("budget")
+    if budget:
+        parts.append(figure("Budget: its settings replace those of the configuration; parts in trainings", _pairs(budget)))
     return section("Conditions", grid(*parts)) if parts else None
 
 
