@@ -98,6 +98,12 @@ def test_a_refused_budget_leaves_no_run(data, tmp_path):
         with pytest.raises(InputError, match="too few"):
             search(data, tmp_path / "run", CONFIG, budget=text)
         assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
+    search(data, tmp_path / "run", CONFIG, budget="11x", variants=("AMEIR-A",))
+    plan = tmp_path / "run" / "checkpoint" / "budget" / "plan.json"
+    plan.write_text(plan.read_text().replace('"version": 1', '"version": 9'))
+    with pytest.raises(InputError, match="plan.json"):  # that costs no work
+        search(data, tmp_path / "run", CONFIG, budget="11x", variants=("AMEIR-A",), resume=True)
+    assert (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_rounded_epochs_are_timed_by_their_steps(data, tmp_path, monkeypatch):

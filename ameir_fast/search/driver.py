@@ -60,7 +60,8 @@ def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, rep
                 plan = run.scope("budget").result("plan", lambda: split(
                     spending, make_context(data, config, run.scope("budget"), strategy, progress, device)))
             except InputError:
-                run.clear()  # too small a budget: another one may have the directory
+                if not resume:
+                    run.clear()  # too small a budget: another one may have the directory
                 raise
             config = config.changed(**plan["settings"])
             progress.note(describe_budget(plan))
