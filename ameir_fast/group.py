@@ -86,7 +86,7 @@ class ModelGroup(nn.Module):
             batch = replace(batch, embedded=batch.embedded.map(self._averaging))
         inputs = forward.prepare(self.schema, self.embedding.weight, batch)
         weights = [_Member(self, model) for model in self.members]
-        if self.schema.task == "ctr" and len({len(arch.mlp) for arch in self.archs}) == 1:
+        if self.schema.task == "ctr":
             scores = _Together(self, weights, inputs).logits()
         else:
             scores = torch.stack(self._one_by_one(weights, inputs, items))
@@ -124,8 +124,8 @@ class _Member(ModelWeights):
 
 
 class _Together:
-    """All members' MLPs over one batch (CTR): a layer's units of all members lie side by side, those with one activation
-    next to each other."""
+    """All members' MLPs over one batch (CTR): a layer's units of all members that have it lie side by side, those with one
+    activation next to each other."""
 
     def __init__(self, group: ModelGroup, weights: list[_Member], inputs: forward.Inputs):
         self.group, self.weights, self.archs, self.inputs = group, weights, group.archs, inputs
@@ -133,10 +133,10 @@ class _Together:
     def logits(self) -> Tensor:
         """[n, B]."""
         h = self._activated(0, *self._first())
-        for layer in range(1, len(self.archs[0].mlp)):
+        for layer in range(1, max(len(arch.mlp) for arch in self.archs)):
             order = self._order(layer)
             z = [F.linear(h[i], *self.weights[i].mlp(layer, 0, 0)) for i in order]
-            h = self._activated(layer, torch.cat(z, 1), order)
+            h |= self._activated(layer, torch.cat(z, 1), order)
         return torch.stack([self._score(i, h[i]) for i in range(len(self.archs))])
 
     def _score(self, i: int, h: Tensor) -> Tensor:
@@ -144,7 +144,8 @@ class _Together:
         return forward.score(own, h, forward.shortcut(own, self.archs[i], self.inputs), self.group.schema, self.inputs.batch)
 
     def _order(self, layer: int) -> list[int]:
-        return sorted(range(len(self.archs)), key=lambda i: self.archs[i].mlp[layer].activation)
+        having = [i for i, arch in enumerate(self.archs) if len(arch.mlp) > layer]
+        return sorted(having, key=lambda i: self.archs[i].mlp[layer].activation)
 
     def _first(self) -> tuple[Tensor, list[int]]:
         """The first layers' pre-activations [B, Σ units], and whose they are in turn."""

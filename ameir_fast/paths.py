@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import forward
 from .batch import Batch
+from .errors import InputError
 from .space import Architecture
 
 if TYPE_CHECKING:
@@ -23,8 +24,10 @@ def forward_children(net: Supernet, archs: Sequence[Architecture], batch: Batch,
     layer's pre-activation of children that differ in the MLP alone are computed once. The gradient of a mean over children is
     the mean of their gradients, up to rounding; dropout draws for shared parts once.
 
-    Raises ``InputError`` for an architecture that the supernet cannot compute.
+    Raises ``InputError`` for an architecture that the supernet cannot compute, and for none at all.
     """
+    if not archs:
+        raise InputError("forward_children needs at least one architecture")
     archs = [net.check(arch) for arch in archs]
     inputs = forward.prepare(net.schema, net.embedding.weight, batch)
     known: dict[tuple, Tensor | None] = {(): inputs.history}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 
 import pytest
 
 from ameir_fast.errors import InputError
 from ameir_fast.progress import Progress
-from ameir_fast.search import search
-from ameir_fast.search.budget import COSTS, Budget, allocate, describe_budget, schedule
+from ameir_fast.search import budget, search
+from ameir_fast.search.budget import COSTS, Budget, allocate, describe_budget, schedule, seconds_per_training
 from ameir_fast.search.driver import make_context
 from ameir_fast.search.store import RunDirectory
+from ameir_fast.search.training import Outcome
 
 from . import tiny
 
@@ -78,6 +80,40 @@ def test_too_small_a_budget_says_what_is_needed(context):
     allocate(10, context)
 
 
+@pytest.mark.parametrize("changes", [{"runs": 5}, {"runs": 3}, {"runs": 12}, {"runs": 2, "epochs": 3.0, "mlp_race_together": False}])
+def test_what_is_needed_is_enough(data, tmp_path, changes):
+    config = tiny.CONFIG.changed(epochs=1.0, finalists=20, mlp_finalists=20).changed(**changes)
+    with RunDirectory(tmp_path / "run", {"version": 1}) as run:
+        context = make_context(data, config, run.scope(0), None, Progress(), "cpu")
+        with pytest.raises(InputError, match="too few") as error:
+            allocate(1, context)
+        least = int(re.search(r"need (\d+)x", str(error.value))[1])
+        allocate(least, context)
+        with pytest.raises(InputError, match=rf"need {least}x, here {2 * least}s"):
+            allocate(least - 1, context, unit=2.0)
+
+
+def test_a_refused_budget_leaves_no_run(data, tmp_path):
+    for text in ("3x", "0.001s"):
+        with pytest.raises(InputError, match="too few"):
+            search(data, tmp_path / "run", CONFIG, budget=text)
+        assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
+    search(data, tmp_path / "run", CONFIG, budget="11x", variants=("AMEIR-A",))
+    plan = tmp_path / "run" / "checkpoint" / "budget" / "plan.json"
+    plan.write_text(plan.read_text().replace('"version": 1', '"version": 9'))
+    with pytest.raises(InputError, match="plan.json"):  # that costs no work
+        search(data, tmp_path / "run", CONFIG, budget="11x", variants=("AMEIR-A",), resume=True)
+    assert (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_rounded_epochs_are_timed_by_their_steps(data, tmp_path, monkeypatch):
+    with RunDirectory(tmp_path / "run", {"version": 1}) as run:
+        context = make_context(data, CONFIG, run.scope("budget"), None, Progress(), "cpu")
+        assert context.epochs(budget.TIMED_EPOCHS) == 1 and context.task.steps_per_epoch == 5  # not 1.25
+        monkeypatch.setattr(budget, "train_model", lambda *a, epochs, **k: Outcome(0, 1, context.epochs(epochs), [], 0.5, 0.5))
+        assert seconds_per_training(context) == pytest.approx(0.5 * 5)
+
+
 def test_one_step_alone_gets_everything(tmp_path):
     for name, make in (("sequences", tiny.prepared_sequences), ("fields", tiny.prepared_fields)):
         only = make(tmp_path / name)
@@ -110,11 +146,13 @@ def test_search_spends_it_and_resumes(data, tmp_path):
         search(data, tmp_path / "run", CONFIG, budget="20x", variants=("AMEIR-A", "AMEIR-C"), resume=True)
 
 
-def test_time_is_turned_into_trainings_once(data, tmp_path):
+def test_time_is_turned_into_trainings_once(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "MOST_FINALISTS", 6)  # the hour is not spent
     run = tmp_path / "run"
-    result = search(data, run, CONFIG, budget="30s", variants=("AMEIR-A",))
+    result = search(data, run, CONFIG, budget="1h", variants=("AMEIR-A",))
     plan = result["budget"]
-    assert plan["trainings"] == pytest.approx(30 / plan["seconds_per_training"])
+    assert plan["trainings"] == pytest.approx(3600 / plan["seconds_per_training"])
     stored = next((run / "checkpoint" / "budget").glob("plan.json"))
-    assert search(data, run, CONFIG, budget="30s", variants=("AMEIR-A",), resume=True)["budget"]["trainings"] == plan["trainings"]
+    again = search(data, run, CONFIG, budget="1h", variants=("AMEIR-A",), resume=True)["budget"]
+    assert again["trainings"] == plan["trainings"]
     assert json.loads(stored.read_text())["result"] == {k: v for k, v in plan.items() if k != "spent_seconds"}

@@ -99,6 +99,23 @@ def test_prepare(place):
     assert json.loads((place / "data" / "statistics.json").read_text()) == found["statistics"]
 
 
+def test_paths_per_step_see_the_whole_batch(place, tmp_path):
+    class Read(Exception):
+        pass
+
+    def stop(data, run, config, **options):
+        found.append((config.paths_per_step, config.path_rows))
+        raise Read
+
+    found: list = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ameir_fast.search.search", stop)
+        for more in ([], ["--paths-per-step", 3], ["--paths-per-step", 3, "--set", "path_rows=part"]):
+            with pytest.raises(Read):
+                call("search", "--data", place / "data", "--run", tmp_path / "run", *more)
+    assert found == [(8, "part"), (3, "all"), (3, "part")]
+
+
 def test_search_fills_the_run_directory(finished, place):
     result = json.loads((place / "search.json").read_text())
     assert json.loads((finished / "metrics.json").read_text()) == result

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ameir_fast as af
+from ameir_fast import forward
 from ameir_fast.embedding_optimizer import EmbeddingAdam
 from ameir_fast.group import ModelGroup
 from ameir_fast.losses import ctr_loss, retrieval_loss
@@ -101,11 +102,19 @@ def test_retrieval(by_rows, own):
     compared(schema, archs, batch, items, by_rows)
 
 
-def test_different_numbers_of_layers_and_one_model():
+def test_different_numbers_of_layers_and_one_model(monkeypatch):
     schema = make_schema(fields=3, behavior=2, seed=1)
-    archs = [random_arch(schema, K, i, blocks=2, mlp_layers=1 + i % 2) for i in range(3)]
+    archs = [random_arch(schema, K, i, blocks=2, mlp_layers=1 + i % 3) for i in range(5)]
+    alone = forward.aggregate
     compared(schema, archs, random_batch(schema, 11, 0))
+    archs = [{**arch, "behavior": archs[0]["behavior"], "interactions": archs[0]["interactions"]} for arch in archs]
+    assert compared(schema, archs, random_batch(schema, 11, 0)).shares_front
     compared(schema, archs[:1], random_batch(schema, 11, 0))
+    # In a race of MLPs of three layers the one by hand, of two, must not make each model go its own way.
+    calls = []
+    monkeypatch.setattr(forward, "aggregate", lambda *a: calls.append(a) or alone(*a))
+    ModelGroup(alike(schema, archs))(random_batch(schema, 11, 0))
+    assert not calls
 
 
 def test_evaluation_uses_the_members_statistics():

@@ -61,6 +61,12 @@ def test_retrieval_scores_of_items():
     assert_gradients(got, mean_gradients(net, archs, lambda n, a: retrieval_loss(n(batch, a, items))), "retrieval")
 
 
+def test_no_children():
+    schema = make_schema(fields=3, behavior=2, seed=1)
+    with pytest.raises(af.InputError, match="at least one"):
+        af.forward_children(make_supernet(schema, K, 3), [], random_batch(schema, 5, 0))
+
+
 def test_shared_beginnings_are_computed_once(monkeypatch):
     schema = make_schema(fields=3, behavior=2, seed=1)
     net = make_supernet(schema, K, 3, blocks=3)

@@ -17,6 +17,7 @@ import torch
 import ameir_fast as af
 from ameir_fast.data import Dataset
 from ameir_fast.errors import InputError
+from ameir_fast.group import ModelGroup
 from ameir_fast.ops import _triton
 from ameir_fast.progress import Progress
 from ameir_fast.search import (
@@ -30,11 +31,12 @@ from ameir_fast.search import (
 )
 from ameir_fast.search.driver import make_context
 from ameir_fast.search.interactions import expand
+from ameir_fast.search import race as race_module
 from ameir_fast.search.race import race, trained_finalist
 from ameir_fast.search.objective import add_embedding_l2, looked_up
 from ameir_fast.search.store import RunDirectory
 from ameir_fast.search.variants import CONTROLS
-from ameir_fast.space import Architecture
+from ameir_fast.space import Architecture, MlpLayer
 from ameir_fast.space.architecture import ZERO, fixed_mlp
 from ameir_fast.supernet import reads_step1
 
@@ -134,6 +136,31 @@ def test_race(data, tmp_path):
         limit = min(s.parameters for s in standings[:4])
         assert limit < max(s.parameters for s in standings[:4])
         assert race(context, scope, finalists, (0.1, 0.2), True, limit)[0].parameters == limit
+
+
+def test_groups_of_a_race_are_alike(data, tmp_path, monkeypatch):
+    """More finalists than are trained together: groups of one size, each with a share of every part of the ranking; no matrix
+    but one is in memory, and no state of a short training stays on disk."""
+    monkeypatch.setattr(race_module, "GROUP", 4)
+    seen = []
+
+    class Spy(ModelGroup):
+        def __init__(self, models):
+            seen.append(([m.arch.mlp[0].units(100) for m in models], len({id(m.embedding) for m in models})))
+            super().__init__(models)
+
+    monkeypatch.setattr(race_module, "ModelGroup", Spy)
+    with RunDirectory(tmp_path / "run", {"version": 1}) as run:
+        context = make_context(data, tiny.CONFIG, run.scope(0), None, Progress(), "cpu")
+        mlps = [(MlpLayer(0.1 * (i + 1), "relu"), MlpLayer(0.1, "dice")) for i in range(9)]
+        archs = [Architecture((ZERO,) * 3, (), mlp, "se") for mlp in mlps]
+        scope = context.scope.scope("mlp", "race")
+        standings = race(context, scope, archs, (0.25,), inherit=False, in_one_pass=True)
+        assert seen == [([10, 40, 70], 1), ([20, 50, 80], 1), ([30, 60, 90], 1)]
+        assert sorted(s.order for s in standings) == list(range(9)) and all(s.rounds for s in standings)
+        race(context, context.scope.scope("behavior", "race"), [context.behavior_child((ZERO,) * 3)] * 3, (0.25,), inherit=False)
+    left = {p.parent.name for p in (tmp_path / "run").rglob("training.safetensors")}
+    assert left == {"full"}
 
 
 def test_same_seed_same_result(finished, data, tmp_path):

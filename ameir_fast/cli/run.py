@@ -84,12 +84,19 @@ def search(
         typer.Option(
             "--budget",
             metavar="B",
-            help="What a search may take: 30m, or 40x one model's training. Split between steps and races.",
+            help="What each repeat's search may take, without the table's other models: 30m, or 40x one model's training. "
+            "Split between steps and races; overrides their settings.",
         ),
     ] = None,
     paths_per_step: Annotated[
         int | None,
-        typer.Option("--paths-per-step", min=1, metavar="N", help="Behaviour paths a training step, over one lookup."),
+        typer.Option(
+            "--paths-per-step",
+            min=1,
+            metavar="N",
+            help="Behaviour paths a training step, each on the whole batch, over one lookup; gradients are their mean. "
+            "Default: 8, each on its own part of the batch.",
+        ),
     ] = None,
     variants: Annotated[
         str | None,
@@ -130,7 +137,7 @@ def search(
     from ..search.fixed import all_variants
 
     if paths_per_step is not None:
-        settings = [*(settings or []), f"paths_per_step={paths_per_step}"]
+        settings = ["path_rows=all", *(settings or []), f"paths_per_step={paths_per_step}"]
     make_config(config, settings, seed=seed, quick=quick)  # refuses wrong ones before the data is read
     if budget is not None:
         Budget.parse(budget)

@@ -474,7 +474,7 @@ def _budget(run: Run) -> Html | None:
     facts = {key: budget.get(key) for key in ("asked", "trainings", "seconds_per_training", "spent_seconds")}
     return section(
         "Budget",
-        grid(figure("planned, in trainings of one model", bars), figure("Chosen by it", _pairs({**facts, **budget["settings"]}))),
+        grid(figure("planned, in trainings of one model", bars), figure("Its settings replace those of the configuration", _pairs({**facts, **budget["settings"]}))),
     )
 
 

@@ -7,6 +7,7 @@ weights rank badly where data is small, and short trainings of their own do not 
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from .context import Context, train_model
 from .seeds import generator
 from .store import Scope
 from .together import together
-from .training import Task
+from .training import Outcome, Task
 
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 #: Of what full trainings leave: the most that each gets. The rest is for races, three quarters of it for step 1's.
@@ -63,11 +64,22 @@ def split(budget: Budget, context: Context) -> dict:
     """
     unit = None if budget.seconds is None else seconds_per_training(context)
     trainings = budget.trainings if unit is None else budget.seconds / unit
-    return {"asked": budget.text, "trainings": trainings, "seconds_per_training": unit, **allocate(trainings, context)}
+    return {"asked": budget.text, "trainings": trainings, "seconds_per_training": unit, **allocate(trainings, context, unit)}
 
 
-def allocate(trainings: float, context: Context) -> dict:
-    """``settings`` and ``parts`` of so many trainings."""
+def allocate(trainings: float, context: Context, unit: float | None = None) -> dict:
+    """``settings`` and ``parts`` of so many trainings, of ``unit`` seconds each where that is known."""
+    found = _allocation(trainings, context)
+    if found is None:
+        least = next(n for n in itertools.count(math.ceil(trainings)) if _allocation(n, context) is not None)
+        time = "" if unit is None else f", here {math.ceil(least * unit)}s"
+        raise InputError(f"budget: {trainings:.3g} trainings are too few; {context.config.runs} full trainings a race and the smallest "
+                         f"races need {least}x{time} (runs=1 needs less, --quick least)")
+    return found
+
+
+def _allocation(trainings: float, context: Context) -> dict | None:
+    """``allocate``'s; None where it is not enough."""
     config, schema = context.config, context.space.schema
     races = {"behavior": bool(schema.behavior), "mlp": bool(schema.fields)}
     full = config.runs * sum(races.values())
@@ -91,9 +103,8 @@ def allocate(trainings: float, context: Context) -> dict:
         settings.update(mlp_finalists=finalists, mlp_race_epochs=rounds, mlp_epochs=shared["mlp"] / COSTS["mlp"],
                         updates_per_interaction=max(1, round(updates)))
     least = full + _LEAST / config.epochs * sum(races.values())
-    if trainings < least or min(settings.get("finalists", 99), settings.get("mlp_finalists", 99)) < config.runs + 1:
-        raise InputError(f"budget: {trainings:.3g} trainings are too few; {config.runs} full trainings a race and the smallest races "
-                         f"need {math.ceil(least)}x (runs=1 needs less, --quick least)")
+    if trainings < least or min(n for name, n in settings.items() if name.endswith("finalists")) < config.runs + 1:
+        return None
     parts = {"full trainings": full, **{f"shared weights, {step}": cost / config.epochs for step, cost in shared.items()},
              **{f"race, {step}": cost / config.epochs for step, cost in racing.items() if races[step]}}
     return {"settings": {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
@@ -145,11 +156,12 @@ def seconds_per_training(context: Context) -> float:
     archs = [Architecture(context.space.sample_behavior(draw), (), context.fixed, "none") for _ in range(TIMED)]
     epochs = min(TIMED_EPOCHS, config.epochs)
 
-    def job(arch: Architecture, place: Scope) -> Callable[[Task], float]:
-        return lambda task: train_model(task, context.build(arch, False, scope), place, epochs=epochs).seconds
+    def job(arch: Architecture, place: Scope) -> Callable[[Task], Outcome]:
+        return lambda task: train_model(task, context.build(arch, False, scope), place, epochs=epochs)
 
-    seconds = together(context.task, scope.stage, [job(arch, scope.scope(i)) for i, arch in enumerate(archs)])
-    return sum(seconds) / TIMED * config.epochs / epochs
+    done = together(context.task, scope.stage, [job(arch, scope.scope(i)) for i, arch in enumerate(archs)])
+    # By steps: where an epoch has few, a quarter of one is rounded.
+    return sum(o.seconds for o in done) / sum(o.steps for o in done) * context.epochs(config.epochs)
 
 
 def describe_budget(plan: dict) -> str:

@@ -38,8 +38,9 @@ def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, rep
     validates best. A killed run continues with ``resume=True`` and ends with the same result. Steps whose
     features the data lacks are left out: without behaviour fields steps 2 and 3 remain, without other fields
     step 1. ``config`` is by default that of the data's task. ``variants`` are the rows of the table, by default those of ``fixed.default_variants``.
-    ``budget``, such as ``"30m"`` or ``"40x"`` (of one model's full training), is what one repeat may cost without the rows of models by
-    hand; it decides the settings of training, ranking and races (``budget.split``), whatever ``config`` says of them. Raises ``InputError`` for wrong settings, an unknown variant, or a directory in use.
+    ``budget``, such as ``"30m"`` or ``"40x"`` (of one model's full training), is what the search of one repeat may cost; rows of the table
+    that no race trains (AMEIR-B, AMEIR-I, models by hand, controls) come on top. It decides the settings of training, ranking and races
+    (``budget.split``), whatever ``config`` says of them. Raises ``InputError`` for wrong settings, an unknown variant, or a directory in use.
     """
     config, progress = config or SearchConfig.for_task(data.task), progress or Progress()
     variants = applicable(data.schema, variants)
@@ -55,8 +56,13 @@ def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, rep
         began = time.perf_counter()
         plan = None
         if spending is not None:
-            plan = run.scope("budget").result("plan", lambda: split(
-                spending, make_context(data, config, run.scope("budget"), strategy, progress, device)))
+            try:
+                plan = run.scope("budget").result("plan", lambda: split(
+                    spending, make_context(data, config, run.scope("budget"), strategy, progress, device)))
+            except InputError:
+                if not resume:
+                    run.clear()  # too small a budget: another one may have the directory
+                raise
             config = config.changed(**plan["settings"])
             progress.note(describe_budget(plan))
         found = []

@@ -72,7 +72,9 @@ def race(context: Context, scope: Scope, finalists: Sequence[Architecture], roun
 def train_shortly(context: Context, scope: Scope, standing: Standing, epochs: float, inherit: bool) -> None:
     """One more round of a finalist. Single short trainings of neighbouring children differ by less than their
     noise: hence the score is the mean over rounds."""
-    _result(context, scope, standing, f"{epochs:g}", epochs, inherit)
+    name = f"{epochs:g}"
+    _result(context, scope, standing, name, epochs, inherit)
+    scope.scope(standing.order, name).forget_tensors("training")
     standing.score = _mean_score(context, standing)
 
 
@@ -81,13 +83,18 @@ def _mean_score(context: Context, standing: Standing) -> float:
 
 
 def train_together(context: Context, scope: Scope, standings: Sequence[Standing], epochs: float, inherit: bool) -> None:
-    """``train_shortly`` of all of them in one pass over the data (``ModelGroup``), ``GROUP`` at most."""
-    name = f"{epochs:g}"
-    for start in range(0, len(standings), GROUP):
-        some = standings[start:start + GROUP]
-        place = scope.scope(f"group-{start}", name)
+    """``train_shortly`` of all of them in one pass over the data (``ModelGroup``), ``GROUP`` at most.
+
+    Groups are as large and as good as each other: an embedding is what the mean over its group makes of it, and scores of
+    all groups are compared.
+    """
+    name, groups = f"{epochs:g}", math.ceil(len(standings) / GROUP)
+    for number in range(groups):
+        some = standings[number::groups]
+        place = scope.scope(f"group-{number}", name)
         found = place.result("models", lambda some=some, place=place: _group_result(
             context, scope.scope(name), place, [s.arch for s in some], epochs, inherit))
+        place.forget_tensors("training")
         for standing, own in zip(some, found["models"], strict=True):
             _note(context, standing, own)
             standing.score = _mean_score(context, standing)
@@ -96,7 +103,10 @@ def train_together(context: Context, scope: Scope, standings: Sequence[Standing]
 def _group_result(context: Context, seeds: Scope, scope: Scope, archs: Sequence[Architecture], epochs: float,
                   inherit: bool) -> dict:
     """Each model's best validation. All groups of a round see the same batches and start alike."""
-    models = [context.build(arch, inherit, seeds) for arch in archs]
+    models: list[Model] = []
+    for arch in archs:
+        models.append(context.build(arch, inherit, seeds))
+        models[-1].embedding = models[0].embedding  # as the group will have it: one matrix in memory
     sizes = [outside_embedding(model) for model in models]
     group = ModelGroup(models)
     outcome = train_model(context.task, group, scope, inherit, epochs, seeds)

@@ -51,7 +51,7 @@ class RunDirectory:
                 self._compare(read_json(config), identity)
                 self._cut_torn_line()
             elif used:
-                self._clear()
+                self.clear()
             if not (used and resume):
                 write_json(config, identity)
         except BaseException:
@@ -84,7 +84,8 @@ class RunDirectory:
             raise InputError(f"{self.path}: its run has {key} = {mine!r}, not {theirs!r}; "
                              "resume with the same settings")
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Leaves the directory as it was before anything began in it."""
         # config.json goes last: until then a kill leaves what still counts as a run directory.
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "config.json"):
             if entry.name != ".lock":
@@ -166,6 +167,11 @@ class Scope:
     def load_tensors(self, name: str) -> tuple[dict[str, Tensor], dict] | None:
         path = self._path(name, "safetensors")
         return read_tensors(path) if path.exists() else None
+
+    def forget_tensors(self, name: str) -> None:
+        """Removes what ``save_tensors`` stored, if anything: once a result is stored nobody reads how it came about, and
+        hundreds of finalists would fill the disk."""
+        self._path(name, "safetensors").unlink(missing_ok=True)
 
     def save_tensors(self, name: str, tensors: dict[str, Tensor], about: dict) -> None:
         path = self._path(name, "safetensors")
