@@ -297,6 +297,7 @@ def as_markdown(report: dict) -> str:
               "| step | score | supernets | trainings per child | on validation | on test | deviation between children "
               "(validation AUC) | two trainings agree |", "|---|---|---|---|---|---|---|---|"]
     labels = {"supernet": "shared weights", "adapted": "after adaptation"}
+    by_crosses = report["config"]["interaction_ranking"] != "shared"
     for step in STEPS:
         r = report["rank_correlation"].get(step)
         if r is None:
@@ -305,7 +306,8 @@ def as_markdown(report: dict) -> str:
         agree = "–" if r["agreement_of_two_trainings"] is None else f"{r['agreement_of_two_trainings']:+.2f}"
         for kind in (k for k in labels if k in r):
             v, t = r[kind]["valid"], r[kind]["test"]
-            lines.append(f"| {step} | {labels[kind]} | {r['supernets']} | {r['runs']} | {v['rho']:+.2f} ± "
+            label = "crosses of training rows" if step == "interactions" and by_crosses else labels[kind]
+            lines.append(f"| {step} | {label} | {r['supernets']} | {r['runs']} | {v['rho']:+.2f} ± "
                          f"{v['standard_error']:.2f} | {t['rho']:+.2f} ± {t['standard_error']:.2f} | "
                          f"{r['deviation_between_children']:.4f} | {agree} |")
     return "\n".join(lines) + "\n"
