@@ -33,13 +33,15 @@ class ModelGroup(nn.Module):
     ``dropout``, ``block_dropout`` and ``generator`` are those of all models. Dropout draws other numbers than in a model alone. The group
     takes the models' modules over and starts from the first one's embedding and front; ``model(i)`` gives a ``Model`` back.
 
-    Raises ``InputError`` for models of different schemas or embedding widths, and for no model at all.
+    Raises ``InputError`` for models of different schemas or embedding widths, the same model twice, and no model at all.
     """
 
     def __init__(self, models: Sequence[Model]):
         super().__init__()
         if not models:
             raise InputError("a group needs at least one model")
+        if len({id(model) for model in models}) < len(models):
+            raise InputError("a group's models must be different modules")
         first = models[0]
         for model in models[1:]:
             if model.schema != first.schema or model.embedding_dim != first.embedding_dim:

@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import InputError
 from ..space import Architecture
@@ -24,14 +24,18 @@ from .training import Outcome, Task
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 #: Of what full trainings leave: the most that each gets. The rest is for races, three quarters of it for step 1's.
 SHARES = {"behavior": 0.20, "interactions": 0.12, "mlp": 0.05}
-LEAST_SHARED = 0.5   # epochs of a supernet's training
-FIRST_ROUND, FIRST_MLP_ROUND = 0.5, 1.0  # epochs of a race's first trainings; each round doubles them
-#: A model of step 3's race costs so much of one that is trained alone, where all are trained together.
-TOGETHER = 0.4
+RANKING = 0.05  # of the same, for step 1's ranking
 #: An epoch of training shared weights over one of a model's own, two of which run side by side: on MovieLens-100K, two threads.
 COSTS = {"behavior": 2.3, "interactions": 0.6, "mlp": 0.7}
-TIMED, TIMED_EPOCHS = 4, 0.25  # trainings that tell how long one takes
+#: And scoring a child on a row over training a model on one: where children are scored together, and where they go alone.
+SCORING, SCORING_ALONE = 0.25, 1.0
+#: A model of step 3's race costs so much of one that is trained alone, where all are trained together.
+TOGETHER = 0.4
+#: In trainings: the first round of a race, of which each round is twice the one before, and what shared weights have at least.
+FIRST = {"behavior": 1 / 6, "mlp": 1 / 3}
+LEAST_SHARED = 1 / 6
 MOST_FINALISTS = 4096
+TIMED, TIMED_EPOCHS = 4, 0.25  # trainings that tell how long one takes
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Budget:
     @classmethod
     def parse(cls, text: str) -> Budget:
         """``90s``, ``30m``, ``1.5h`` or ``40x``; ``InputError`` for anything else."""
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhx])", text.strip().lower())
+        text = text.strip().lower()
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhx])", text)
         if not found or float(found[1]) == 0:
             raise InputError(f"budget {text!r} is neither a time such as 90s, 30m or 1.5h nor a multiple of one model's training "
                              "such as 40x")
@@ -80,73 +85,120 @@ def allocate(trainings: float, context: Context, unit: float | None = None) -> d
 
 def _allocation(trainings: float, context: Context) -> dict | None:
     """``allocate``'s; None where it is not enough."""
-    config, schema = context.config, context.space.schema
-    races = {"behavior": bool(schema.behavior), "mlp": bool(schema.fields)}
-    full = config.runs * sum(races.values())
-    left = (trainings - full) * config.epochs  # in epochs from here on
+    config, races = context.config, _races(context)
+    full = config.runs * len(races)
+    left = trainings - full
     shared = _shared(context, races, left)
-    racing = left - sum(shared.values())
-    weight = {"behavior": 3.0 * races["behavior"], "mlp": 1.0 * races["mlp"]}
-    racing = {step: racing * weight[step] / sum(weight.values()) for step in weight}
+    ranking = max(0.0, RANKING * left) if "behavior" in races else 0.0
+    racing = left - sum(shared.values()) - ranking
+    weight = {step: 3.0 if step == "behavior" else 1.0 for step in races}
+    racing = {step: racing * weight[step] / sum(weight.values()) for step in races}
     settings: dict = {}
-    if races["behavior"]:
-        finalists, rounds = schedule(racing["behavior"], config.runs, FIRST_ROUND)
-        epochs = shared["behavior"] / COSTS["behavior"]
-        warmup = min(config.warmup_epochs, epochs / 2)
-        settings.update(finalists=finalists, race_epochs=rounds, warmup_epochs=warmup, behavior_epochs=epochs - warmup,
-                        behavior_children=max(config.behavior_children, 4 * finalists))
-    if races["mlp"]:
-        together = TOGETHER if config.mlp_race_together and schema.task == "ctr" else 1.0
-        finalists, rounds = schedule(racing["mlp"] / together, config.runs + 1, FIRST_MLP_ROUND)
-        share = shared["interactions"] / COSTS["interactions"] / max(_interaction_epochs(context), 1e-9)
-        updates = config.updates_per_interaction * share
-        settings.update(mlp_finalists=finalists, mlp_race_epochs=rounds, mlp_epochs=shared["mlp"] / COSTS["mlp"],
-                        updates_per_interaction=max(1, round(updates)))
-    least = full + _LEAST / config.epochs * sum(races.values())
-    if trainings < least or min(n for name, n in settings.items() if name.endswith("finalists")) < config.runs + 1:
+    for step in races:
+        settings.update(_race_settings(context, step, racing[step]))
+    if min(n for name, n in settings.items() if name.endswith("finalists")) < config.runs + 1:
         return None
-    parts = {"full trainings": full, **{f"shared weights, {step}": cost / config.epochs for step, cost in shared.items()},
-             **{f"race, {step}": cost / config.epochs for step, cost in racing.items() if races[step]}}
+    if "behavior" in races:
+        epochs = shared["behavior"] * config.epochs / COSTS["behavior"]
+        warmup = min(config.warmup_epochs, epochs / 2)
+        settings.update(warmup_epochs=warmup, behavior_epochs=epochs - warmup,
+                        behavior_children=max(settings["finalists"], int(ranking / _child_cost(context))))
+    if "mlp" in races:
+        settings.update(mlp_epochs=shared["mlp"] * config.epochs / COSTS["mlp"])
+        if not context.ranks_by_crosses:
+            part = shared["interactions"] / _interaction_cost(context)
+            settings.update(updates_per_interaction=max(1, round(config.updates_per_interaction * part)))
+    parts = {"full trainings": full, **{f"shared weights, {step}": cost for step, cost in shared.items()},
+             **({"ranking, behavior": ranking} if "behavior" in races else {}),
+             **{f"race, {step}": cost for step, cost in racing.items()}}
     return {"settings": {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
             "parts": {name: round(cost, 3) for name, cost in parts.items()}}
 
 
-#: Epochs a race, of shared weights and of the race, below which nothing can be told apart.
-_LEAST = 4.0
+def _races(context: Context) -> list[str]:
+    schema = context.space.schema
+    return [step for step, there in (("behavior", schema.behavior), ("mlp", schema.fields)) if there]
 
 
-def _shared(context: Context, races: dict[str, bool], left: float) -> dict[str, float]:
-    """What the shared weights of each step that there is may cost, in epochs of a model."""
+def _shared(context: Context, races: list[str], left: float) -> dict[str, float]:
+    """What the shared weights of each step that there is may cost, in trainings; step 2's base is no matter of choice where
+    the training rows rank."""
     config = context.config
-    default = {"behavior": config.warmup_epochs + config.behavior_epochs, "interactions": _interaction_epochs(context),
-               "mlp": config.mlp_epochs}
-    step = {"behavior": races["behavior"], "interactions": races["mlp"], "mlp": races["mlp"]}
-    return {name: COSTS[name] * max(LEAST_SHARED, min(SHARES[name] * left / COSTS[name], 2 * default[name]))
-            for name in SHARES if step[name]}
+    default = {"behavior": (config.warmup_epochs + config.behavior_epochs) / config.epochs * COSTS["behavior"],
+               "interactions": _interaction_cost(context), "mlp": config.mlp_epochs / config.epochs * COSTS["mlp"]}
+    found = {}
+    for name in SHARES:
+        if ("behavior" if name == "behavior" else "mlp") in races:
+            found[name] = max(LEAST_SHARED * COSTS[name], min(SHARES[name] * left, 2 * default[name]))
+    if "interactions" in found and context.ranks_by_crosses:
+        found["interactions"] = default["interactions"]
+    return found
 
 
-def _interaction_epochs(context: Context) -> float:
-    """What step 2's cycles take by default, about: the candidates of a later cycle are not known before."""
+def _race_settings(context: Context, step: str, trainings: float) -> dict:
+    """Finalists and rounds of a step's race that may cost so much."""
+    config, together = context.config, 1.0
+    if step == "mlp" and config.mlp_race_together and context.space.schema.task == "ctr":
+        together = TOGETHER
+    least = config.runs + (step == "mlp")  # beside the fixed MLP, which may be too large to win
+    finalists, rounds = schedule(trainings / together, least, FIRST[step])
+    names = ("finalists", "race_epochs") if step == "behavior" else ("mlp_finalists", "mlp_race_epochs")
+    return dict(zip(names, (finalists, tuple(round(r * config.epochs, 6) for r in rounds)), strict=True))
+
+
+def _interaction_cost(context: Context) -> float:
+    """What step 2's cycles take by default, in trainings, about: the candidates of a later cycle are not known before."""
     config, fields = context.config, context.space.schema.num_fields
-    if context.ranks_by_crosses:
-        return config.interaction_warmup_epochs
-    first = fields + fields * (fields - 1) // 2
-    later = min(config.keep_interactions * max(1, fields) // 2, 2**min(fields, 20))
-    steps = config.updates_per_interaction * (first + (config.cycles - 1) * later) / max(1, config.interactions_per_step)
-    return config.interaction_warmup_epochs + steps / context.task.steps_per_epoch
+    epochs = config.interaction_warmup_epochs
+    if not context.ranks_by_crosses:
+        first = fields + fields * (fields - 1) // 2
+        later = min(config.keep_interactions * max(1, fields) // 2, 2**min(fields, 20))
+        steps = config.updates_per_interaction * (first + (config.cycles - 1) * later) / max(1, config.interactions_per_step)
+        epochs += steps / context.task.steps_per_epoch
+    return max(epochs, 1e-6) / config.epochs * COSTS["interactions"]
 
 
-def schedule(epochs: float, last: int, first: float) -> tuple[int, tuple[float, ...]]:
-    """Finalists and the rounds of a race of successive halving that takes so many epochs in all.
+def _child_cost(context: Context) -> float:
+    """What ranking one child of step 1 takes, in trainings."""
+    config, data = context.config, context.task.data
+    rows = min(config.validation_subset, data.size("valid"))
+    scoring = SCORING if context.space.schema.task == "ctr" else SCORING_ALONE
+    return max(1, rows) * scoring / max(1, data.size("train")) / config.epochs
 
-    Rounds double from ``first``, and with half the finalists left cost alike. There are as many as leave at least twice
-    ``last`` finalists in the last one, three at most. No more than ``MOST_FINALISTS`` start, whatever is left.
+
+def schedule(trainings: float, last: int, first: float) -> tuple[int, tuple[float, ...]]:
+    """Finalists, and the rounds of a race of successive halving that takes so much in all; both in full trainings.
+
+    Rounds double from ``first`` up to a whole training at most, and with half the finalists left cost alike. There are as many as leave at
+    least twice ``last`` finalists in the last one, three at most. No more than ``MOST_FINALISTS`` start, whatever is left.
     """
     for rounds in (3, 2, 1):
-        finalists = int(epochs / (rounds * first))
-        if finalists / 2 ** (rounds - 1) >= 2 * last or rounds == 1:
+        finalists = int(trainings / (rounds * first))
+        if rounds == 1 or (finalists / 2 ** (rounds - 1) >= 2 * last and first * 2 ** (rounds - 1) <= 1):
             break
-    return min(finalists, MOST_FINALISTS), tuple(first * 2**r for r in range(rounds))
+    return max(0, min(finalists, MOST_FINALISTS)), tuple(first * 2**r for r in range(rounds))
+
+
+def paced(context: Context, plan: dict | None, steps: dict, step: str) -> Context:
+    """The context for a step's race under a budget in time: finalists and rounds by what is left when it comes, stored once.
+
+    ``steps``: the costs so far, as in ``metrics.json``. Other budgets keep to their plan.
+    """
+    if plan is None or plan["seconds_per_training"] is None:
+        return context
+
+    def decide() -> dict:
+        parts, config = plan["parts"], context.config
+        spent = sum(cost["seconds"] for cost in steps.values()) / plan["seconds_per_training"]
+        later = config.runs * (1 + (step == "behavior" and "race, mlp" in parts))
+        if step == "behavior" and "race, mlp" in parts:
+            later += sum(parts[name] for name in ("shared weights, interactions", "shared weights, mlp", "race, mlp"))
+        found = _race_settings(context, step, plan["trainings"] - spent - later)
+        least = config.runs + 1
+        return {name: max(least, value) if isinstance(value, int) else list(value) for name, value in found.items()}
+
+    settings = context.scope.scope(step).result("paced", decide)
+    return replace(context, task=replace(context.task, config=context.config.changed(**settings)))
 
 
 def seconds_per_training(context: Context) -> float:

@@ -12,7 +12,7 @@ from ..model import Model
 from ..progress import Progress, show_seconds
 from ..space import Architecture, SearchSpace
 from . import behavior, interactions
-from .budget import Budget, describe_budget, split
+from .budget import Budget, describe_budget, paced, split
 from .config import SearchConfig
 from .context import Context, fresh_supernet, require_backend
 from .controls import control_rows
@@ -47,7 +47,7 @@ def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, rep
     if repeats < 1:
         raise InputError(f"repeats is {repeats}, not at least 1")
     spending = None if budget is None else Budget.parse(budget)
-    identity = {"version": 1, **({} if budget is None else {"budget": budget}), "config": config.to_dict(), "repeats": repeats, "variants": list(variants),
+    identity = {"version": 1, **({} if spending is None else {"budget": spending.text}), "config": config.to_dict(), "repeats": repeats, "variants": list(variants),
                 "strategy": describe_strategy(strategy or RandomStrategy()), "data": data_identity(data),
                 "device": device}
     space_of(data, config)  # refuses impossible settings before anything is written
@@ -69,7 +69,7 @@ def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, rep
         for repeat in range(repeats):
             seeded = config.changed(seed=config.seed + repeat)
             context = make_context(data, seeded, run.scope(repeat), strategy, progress, device)
-            found.append(search_once(context, variants))
+            found.append(search_once(context, variants, plan))
         result = summarize(found, variants, config, data, device)
         spent = sum(step["seconds"] for f in found for step in f["steps"].values())
         searching = sum(step["seconds"] for f in found for name, step in f["steps"].items() if name != "retrain")
@@ -107,15 +107,15 @@ def make_context(data, config: SearchConfig, scope, strategy, progress: Progress
     return Context(task, net.space, net, scope, strategy or RandomStrategy())
 
 
-def search_once(context: Context, variants: tuple[str, ...]) -> dict:
-    """One repeat: the found architectures, rankings, steps' costs and the variants' rows."""
+def search_once(context: Context, variants: tuple[str, ...], plan: dict | None = None) -> dict:
+    """One repeat: the found architectures, rankings, steps' costs and the variants' rows. ``plan``: of its budget."""
     steps, rankings, rows, found = {}, {"version": 1, "race": {}}, {}, {}
     schema, primary = context.space.schema, context.primary
     blocks: tuple = ()
     winner = None
     controls = [v for v in variants if v in CONTROLS]
     if schema.behavior:
-        blocks, winner = behavior_step(context, steps, rankings, rows, found)
+        blocks, winner = behavior_step(context, steps, rankings, rows, found, plan)
         if INHERITED in controls:  # what inheritance alone brings
             rows[INHERITED] = complete(context, INHERITED, context.behavior_child(context.zero_path()), inherit=True)
         # Steps 2 and 3 build on the found blocks as the race left them, trained.
@@ -133,7 +133,7 @@ def search_once(context: Context, variants: tuple[str, ...]) -> dict:
             rows["AMEIR-B"] = complete(context, "AMEIR-B", found["AMEIR-B"])
         if DEEPFM_FOUND in variants:
             rows[DEEPFM_FOUND] = ameir_i(context, products)
-        winner = mlp_step(context, blocks, products, steps, rankings, rows, found)
+        winner = mlp_step(context, blocks, products, steps, rankings, rows, found, plan)
         rows.update(control_rows(context, controls, blocks, products))
     rows.update({name: fixed_point(context, name) for name in variants if name in FIXED_POINTS})
     others = [row for name, row in rows.items() if name not in RACED]  # the races' trainings are counted there
@@ -142,7 +142,8 @@ def search_once(context: Context, variants: tuple[str, ...]) -> dict:
             "rows": {v: rows[v] for v in variants if v in rows}, "primary": primary}
 
 
-def behavior_step(context: Context, steps: dict, rankings: dict, rows: dict, found: dict) -> tuple[tuple, dict]:
+def behavior_step(context: Context, steps: dict, rankings: dict, rows: dict, found: dict,
+                  plan: dict | None = None) -> tuple[tuple, dict]:
     """Step 1 with its race; the winner is AMEIR-A."""
     began = time.perf_counter()
     trained = behavior.train_supernet(context)
@@ -150,7 +151,7 @@ def behavior_step(context: Context, steps: dict, rankings: dict, rows: dict, fou
     steps["behavior"] = context.scope.result("cost-behavior", lambda: {
         **timing(began, trained), "children_ranked": len(ranking), "train_steps": trained["train_steps"],
         "best_score": ranking[0]["score"]})
-    standings = behavior.hold_race(context, ranking)
+    standings = behavior.hold_race(paced(context, plan, steps, "behavior"), ranking)
     rankings["race"]["behavior"] = race_report(standings)
     scope = context.scope.scope("behavior", "race")
     rows["AMEIR-A"] = race_row(context, scope, standings)
@@ -159,7 +160,8 @@ def behavior_step(context: Context, steps: dict, rankings: dict, rows: dict, fou
     return standings[0].arch.behavior, rows["AMEIR-A"]
 
 
-def mlp_step(context: Context, blocks, products, steps: dict, rankings: dict, rows: dict, found: dict) -> dict:
+def mlp_step(context: Context, blocks, products, steps: dict, rankings: dict, rows: dict, found: dict,
+             plan: dict | None = None) -> dict:
     """Step 3 with its race; the winner is AMEIR-C."""
     began = time.perf_counter()
     step = MlpStep(context, blocks, products)
@@ -168,6 +170,7 @@ def mlp_step(context: Context, blocks, products, steps: dict, rankings: dict, ro
     steps["mlp"] = context.scope.result("cost-mlp", lambda: {
         **timing(began, trained), "children_ranked": len(ranking), "train_steps": trained["train_steps"],
         "best_score": ranking[0]["score"]})
+    step.context = paced(context, plan, steps, "mlp")
     standings = step.hold_race(ranking)
     rankings["race"]["mlp"] = race_report(standings)
     rows["AMEIR-C"] = race_row(context, step.scope.scope("race"), standings)

@@ -109,7 +109,8 @@ def _group_result(context: Context, seeds: Scope, scope: Scope, archs: Sequence[
         models[-1].embedding = models[0].embedding  # as the group will have it: one matrix in memory
     sizes = [outside_embedding(model) for model in models]
     group = ModelGroup(models)
-    outcome = train_model(context.task, group, scope, inherit, epochs, seeds)
+    gently = inherit and all(derives(arch) for arch in archs)  # one learning rate for all
+    outcome = train_model(context.task, group, scope, gently, epochs, seeds)
     best = [max(column) for column in zip(*(entry["valid_models"] for entry in outcome.curve), strict=True)]
     share = {key: getattr(outcome, key) / len(archs) for key in ("seconds", "device_seconds")}
     return {"models": [{"score": score, "steps": outcome.steps, "parameters": size, **share}
