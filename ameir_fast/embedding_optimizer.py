@@ -14,6 +14,7 @@ from . import ops
 from .batch import Batch
 from .embedded import Embedded
 from .forward import rows_read
+from .huge_pages import use_huge_pages
 from .reference.embedding_catch_up import CENTRE, COLUMNS, LEARNING_RATE, ORDER_0, ORDERS
 from .schema import FeatureSchema
 
@@ -104,6 +105,8 @@ class EmbeddingAdam:
             zeros = torch.zeros_like(self.embedding.detach())
             self.state.update(step=torch.tensor(0.0), exp_avg=zeros, exp_avg_sq=zeros.clone())
         self._last_step = torch.full(self.embedding.shape[:1], self.steps, dtype=torch.int32, device=self.embedding.device)
+        for tensor in (self.embedding.detach(), self.state["exp_avg"], self.state["exp_avg_sq"], self._last_step):
+            use_huge_pages(tensor)
 
     @torch.no_grad()
     def flush(self) -> None:

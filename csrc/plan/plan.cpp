@@ -118,8 +118,8 @@ float rounded_to_half(float x) {
 }
 
 MultiplyHalf half_products(std::string* name) {
-  const bool any = name->empty();
 #ifdef AMEIR_FAST_AVX2
+  const bool any = name->empty();
   constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24;  // of EDX
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (supported().front() == &avx512_kernels) {

@@ -73,27 +73,54 @@ void look_up(const Fields& at, int64_t begin, int64_t end, float* q, int64_t pit
   by_lanes(at.k, [&]<typename Lanes>() { look_up<Lanes>(at, begin, end, q, pitch); });
 }
 
-// One product's gradient g onto its factors' d: each gets the product of the others, from the left and from the right.
+// Gradients g of one product onto its factors' d, for the samples of a tile: each factor gets the product of the others,
+// from the left and from the right. The usual orders are constants: all lies in registers.
+template <typename Lanes, int64_t order>
+void multiply_back(const int64_t* factor, int64_t k, int64_t samples, int64_t pitch, const float* g, const float* q, float* d) {
+  int64_t at[order];
+  for (int64_t j = 0; j < order; ++j) at[j] = factor[j] * k;
+  for (int64_t s = 0; s < samples; ++s, g += pitch, q += pitch, d += pitch) {
+    for (int64_t i = 0; i < k; i += width_of<Lanes>) {
+      Lanes left[order], x[order];
+      left[0] = get<Lanes>(g + i);
+      for (int64_t j = 0; j < order; ++j) {
+        x[j] = get<Lanes>(q + at[j] + i);
+        if (j + 1 < order) left[j + 1] = left[j] * x[j];
+      }
+      accumulate<Lanes>(d + at[order - 1] + i, left[order - 1]);
+      Lanes right = x[order - 1];
+      for (int64_t j = order - 2; j >= 0; --j) {
+        accumulate<Lanes>(d + at[j] + i, left[j] * right);
+        right *= x[j];
+      }
+    }
+  }
+}
+
+// The same for any order; `lefts` has a vector for each factor.
 template <typename Lanes>
-inline void multiply_back(const int64_t* factor, int64_t order, int64_t k, Lanes g, const float* q, float* d,
-                          float* lefts) {
-  if (order == 2) {
-    const int64_t a = factor[0] * k, b = factor[1] * k;
-    const Lanes one = get<Lanes>(q + a), other = get<Lanes>(q + b);
-    accumulate<Lanes>(d + a, g * other);
-    accumulate<Lanes>(d + b, g * one);
-    return;
+void multiply_back(const int64_t* factor, int64_t order, int64_t k, int64_t samples, int64_t pitch, const float* g,
+                   const float* q, float* d, float* lefts) {
+  switch (order) {
+    case 2: return multiply_back<Lanes, 2>(factor, k, samples, pitch, g, q, d);
+    case 3: return multiply_back<Lanes, 3>(factor, k, samples, pitch, g, q, d);
+    case 4: return multiply_back<Lanes, 4>(factor, k, samples, pitch, g, q, d);
   }
-  for (int64_t j = 0; j < order; ++j) {
-    put<Lanes>(lefts + j * width_of<Lanes>, g);
-    g *= get<Lanes>(q + factor[j] * k);
-  }
-  const int64_t end = factor[order - 1] * k;
-  accumulate<Lanes>(d + end, get<Lanes>(lefts + (order - 1) * width_of<Lanes>));
-  Lanes right = get<Lanes>(q + end);
-  for (int64_t j = order - 2; j >= 0; --j) {
-    accumulate<Lanes>(d + factor[j] * k, get<Lanes>(lefts + j * width_of<Lanes>) * right);
-    right *= get<Lanes>(q + factor[j] * k);
+  for (int64_t s = 0; s < samples; ++s, g += pitch, q += pitch, d += pitch) {
+    for (int64_t i = 0; i < k; i += width_of<Lanes>) {
+      Lanes left = get<Lanes>(g + i);
+      for (int64_t j = 0; j < order; ++j) {
+        put<Lanes>(lefts + j * width_of<Lanes>, left);
+        left *= get<Lanes>(q + factor[j] * k + i);
+      }
+      const int64_t end = factor[order - 1] * k + i;
+      accumulate<Lanes>(d + end, get<Lanes>(lefts + (order - 1) * width_of<Lanes>));
+      Lanes right = get<Lanes>(q + end);
+      for (int64_t j = order - 2; j >= 0; --j) {
+        accumulate<Lanes>(d + factor[j] * k + i, get<Lanes>(lefts + j * width_of<Lanes>) * right);
+        right *= get<Lanes>(q + factor[j] * k + i);
+      }
+    }
   }
 }
 
@@ -103,14 +130,11 @@ void look_up_back(const Fields& at, int64_t begin, int64_t end, const float* q, 
                   float* to) {
   const int64_t k = at.k;
   to += begin * at.fields * k;
-  for (int64_t s = begin; s < end; ++s, q += pitch, d += pitch, to += at.fields * k) {
-    const float* g = d + at.fields * k;
-    const int64_t* factor = at.factors;
-    for (int64_t m = 0; m < at.interactions; factor += at.orders[m], ++m, g += k) {
-      for (int64_t i = 0; i < k; i += width_of<Lanes>) {
-        multiply_back<Lanes>(factor, at.orders[m], k, get<Lanes>(g + i), q + i, d + i, lefts);
-      }
-    }
+  const int64_t* factor = at.factors;
+  for (int64_t m = 0; m < at.interactions; factor += at.orders[m], ++m) {
+    multiply_back<Lanes>(factor, at.orders[m], k, end - begin, pitch, d + (at.fields + m) * k, q, d, lefts);
+  }
+  for (int64_t s = begin; s < end; ++s, d += pitch, to += at.fields * k) {
     for (int64_t i = 0; i < at.fields * k; i += width_of<Lanes>) put<Lanes>(to + i, get<Lanes>(d + i));
     for (int64_t f = 0; at.bags && f < at.fields; ++f) {
       if (at.bag_of[f] < 0) continue;
