@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from ameir_fast import InputError, native
-from ameir_fast.bench import population, population_figure, population_interactions, population_mlp, population_paths
+from ameir_fast.bench import population, population_figure, population_interactions, population_mlp, population_paths, whole_search
 from ameir_fast.bench.suites import alimama
 from ameir_fast.bench.train import resized
+from tests import tiny
 
 native_only = pytest.mark.skipif(any(native.why_not(name) is not None for name in ("_C", "_plan")), reason="not built")
 
@@ -101,3 +102,16 @@ def test_the_page_quotes_the_stored_rows():
                  f"three layers {three['ratio']:,.0f} and {three['ratio_plan']:,.0f} times", f"paths {paths['ratio']:,.1f} times",
                  f"of which {paths['ratios']['native']:,.1f} come", f"interactions {products['ratio']:,.1f} times"):
         assert said in readme, said
+
+
+def test_whole_searches_are_compared(tmp_path, capsys):
+    tiny.prepared(tmp_path)
+    stored = tmp_path / "rows.jsonl"
+    settings = [f"--set={name}={json.dumps(value)}" for name, value in tiny.CONFIG.to_dict().items() if name in (
+        "embedding_dim", "batch_size", "epochs", "runs", "finalists", "mlp_finalists", "race_epochs", "mlp_race_epochs", "behavior_children",
+        "warmup_epochs", "behavior_epochs", "mlp_epochs", "mlp_children")]
+    assert whole_search.main(["--data", str(tmp_path / "data"), "--json", str(stored), *settings]) == 0
+    rows = [json.loads(line) for line in stored.read_text().splitlines()]
+    assert [row["backend"] for row in rows][0] == "reference" and rows[0]["ratio"] == 1
+    assert rows[1]["ratio"] == pytest.approx(rows[0]["seconds"] / rows[1]["seconds"])
+    assert capsys.readouterr().out.count("times as fast") == 2
