@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--budget", metavar="B", help="of each search, as of ameir-fast search (30m, 40x)")
     parser.add_argument("--variants", metavar="V,…", help="rows of the table, or all (default: those of the search)")
     parser.add_argument("--against", metavar="V,…", help="rows to take paired differences from")
+    parser.add_argument("--beside", type=Path, metavar="FILE", help="another report (JSON) whose rows the same seeds are compared with")
     parser.add_argument("--collect", action="store_true", help="only make the report of what has been run")
     parser.add_argument("--task", type=int, metavar="SEED", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -142,8 +143,10 @@ def collect(args: argparse.Namespace) -> dict:
     data = Dataset.open(args.data[0])
     default = make_config(None, None, task=data.task).to_dict()
     config = make_config(args.config, args.set, task=data.task).to_dict()
-    budget = {"budget": runs[0]["budget"]} if args.budget else {}
-    return {"version": 1, "name": args.name, **budget, "data": runs[0]["data"], "seeds": args.seeds, "jobs": args.jobs,
+    more = {"budget": runs[0]["budget"]} if args.budget else {}
+    if args.beside:
+        more["beside"] = beside(json.loads(args.beside.read_text(encoding="utf-8")), args.beside.stem, table, metric)
+    return {"version": 1, "name": args.name, **more, "data": runs[0]["data"], "seeds": args.seeds, "jobs": args.jobs,
             "checksums": [run["data"]["checksum"] for run in runs[:len(args.data)]], "threads_per_job": 1, "metric": metric, "standard_error": runs[0]["standard_error"], "config": config,
             "changed_settings": {key: value for key, value in config.items() if value != default[key]},
             "variants": table, "references": references,
@@ -151,6 +154,17 @@ def collect(args: argparse.Namespace) -> dict:
             "schema": data.schema.to_dict(), "found": [run["found"][0] for run in runs],
             "seconds_per_search": [run["seconds"] for run in runs],
             "environment": environment(runs)}
+
+
+def beside(other: dict, name: str, table: dict[str, dict], metric: str) -> dict:
+    """Of each row that both reports have, its difference from the other's over the seeds that both have."""
+    from ameir_fast.metrics import paired
+    found = {}
+    for row in (row for row in table if row in other["variants"]):
+        mine, theirs = table[row][metric]["runs"], other["variants"][row][metric]["runs"]
+        mean, error, wins, count = paired(mine[:len(theirs)], theirs[:len(mine)])
+        found[row] = {"mean": mean, "standard_error": error if count > 1 else None, "wins": wins, "of": count}
+    return {"name": name, "differences": found}
 
 
 def write_report(report: dict, path: Path, as_text: Callable[[dict], str]) -> None:
@@ -228,6 +242,12 @@ def as_markdown(report: dict) -> str:
     lines += ["", *table_of(header, rows)]
     for title, header, rows in summary.sampled_tables(report):
         lines += ["", f"The same, {title}:", "", *table_of(["model", *header[1:]], rows)]
+    if "beside" in report:
+        lines += ["", f"{summary.heading(report['metric'])} beside {report['beside']['name']}, the same seeds:", ""]
+        for name in order:
+            if name in report["beside"]["differences"]:
+                paired, wins = difference(report["beside"]["differences"][name])
+                lines.append(f"- {name}: {paired}, wins {wins}")
     lines += ["", "Found, seed by seed:", ""]
     for seed, found in enumerate(report["found"]):
         lines += [f"- {seed}, {name}: {summary.describe(arch, report['schema'])}" for name, arch in found.items()]

@@ -50,13 +50,19 @@ def test_a_whole_table(tmp_path, monkeypatch, capsys):
     report = json.loads((tmp_path / "bench" / "results" / "tiny.json").read_text())
     assert list(report["variants"]) == ["AMEIR-I", "AMEIR-B", "AMEIR-C", "DNN", "DeepFM"]
     assert report["references"] == ["DNN", "DeepFM"] and report["metric"] == "auc" and len(report["found"]) == 2
-    assert report["changed_settings"]["learning_rate"] == 0.01 and report["config"]["learning_rate"] == 0.01
+    assert report["changed_settings"]["learning_rate"] == 0.01 and "beside" not in report and report["config"]["learning_rate"] == 0.01
     for seed in range(2):
         run = json.loads((tmp_path / "runs" / "quality" / "tiny" / f"seed-{seed}" / "metrics.json").read_text())
         for name, entry in report["variants"].items():
             assert entry["auc"]["runs"][seed] == run["variants"][name]["auc"]["runs"][0]
         assert run["variants"]["DNN"]["run_seeds"] == [seed]
     text = (tmp_path / "bench" / "results" / "tiny.md").read_text(encoding="utf-8")
+    # The same runs under a budget's name, beside themselves.
+    first = (tmp_path / "bench" / "results" / "tiny.json").rename(tmp_path / "first.json")
+    assert quality.main([*arguments, "--collect", "--beside", str(first)]) == 0
+    beside = json.loads((tmp_path / "bench" / "results" / "tiny.json").read_text())["beside"]
+    assert beside["name"] == "first" and set(beside["differences"]) == set(report["variants"])
+    assert all(found["mean"] == 0 and found["of"] == 2 for found in beside["differences"].values())
     assert text == quality.as_markdown(report) and text in capsys.readouterr().out + "\n"
     for word in ("# tiny, 2 seeds", "AUC − DeepFM (paired)", "| AMEIR-C |", "learning_rate 0.01", "- 1, AMEIR-C: "):
         assert word in text
@@ -79,6 +85,19 @@ def test_a_failed_seed_is_told(tmp_path, monkeypatch, capsys):
 def test_stored_tables_are_those_of_stored_reports(path):
     assert quality.as_markdown(json.loads(path.read_text(encoding="utf-8"))) == path.with_suffix(".md").read_text(
         encoding="utf-8")
+
+
+def test_the_page_on_budgets_quotes_the_stored_table():
+    page = (ROOT / "docs/population.md").read_text(encoding="utf-8").split("## Budgets")[1].split("\n## ")[0]
+    stored = (ROOT / "bench/results/movielens-100k-budget.md").read_text(encoding="utf-8").splitlines()
+    quoted = [line for line in page.splitlines() if line.startswith("| ")]
+    assert len(quoted) == 6 and [line for line in quoted if line not in stored] == []
+    gains = json.loads((ROOT / "bench/results/movielens-100k-budget.json").read_text(encoding="utf-8"))["beside"]["differences"]
+    for name in ("AMEIR-A", "AMEIR-C"):
+        assert quality.difference(gains[name])[0] in page
+    ranks = json.loads((ROOT / "bench/results/movielens-100k.json").read_text(encoding="utf-8"))["rank_correlation"]["behavior"]
+    for kind in ("supernet", "adapted"):
+        assert f"{ranks[kind]['valid']['rho']:+.2f} ± {ranks[kind]['valid']['standard_error']:.2f}" in page
 
 
 def test_the_readme_quotes_stored_tables():

@@ -148,6 +148,7 @@ def test_search_spends_it_and_resumes(data, tmp_path):
 
 def test_time_is_turned_into_trainings_once(data, tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "MOST_FINALISTS", 6)  # the hour is not spent
+    monkeypatch.setattr(budget, "MOST_CHILDREN", 20)
     run = tmp_path / "run"
     result = search(data, run, CONFIG, budget="1h", variants=("AMEIR-A",))
     plan = result["budget"]

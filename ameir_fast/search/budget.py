@@ -34,7 +34,7 @@ TOGETHER = 0.4
 #: In trainings: the first round of a race, of which each round is twice the one before, and what shared weights have at least.
 FIRST = {"behavior": 1 / 6, "mlp": 1 / 3}
 LEAST_SHARED = 1 / 6
-MOST_FINALISTS = 4096
+MOST_FINALISTS, MOST_CHILDREN = 4096, 10_000  # of a race, and of step 1's ranking
 TIMED, TIMED_EPOCHS = 4, 0.25  # trainings that tell how long one takes
 
 
@@ -89,7 +89,7 @@ def _allocation(trainings: float, context: Context) -> dict | None:
     full = config.runs * len(races)
     left = trainings - full
     shared = _shared(context, races, left)
-    ranking = max(0.0, RANKING * left) if "behavior" in races else 0.0
+    ranking = max(0.0, min(RANKING * left, MOST_CHILDREN * _child_cost(context))) if "behavior" in races else 0.0
     racing = left - sum(shared.values()) - ranking
     weight = {step: 3.0 if step == "behavior" else 1.0 for step in races}
     racing = {step: racing * weight[step] / sum(weight.values()) for step in races}
