@@ -104,6 +104,15 @@ def test_the_page_quotes_the_stored_rows():
         assert said in readme, said
 
 
+def test_the_page_quotes_whole_searches():
+    root = Path(__file__).resolve().parents[1]
+    page = " ".join((root / "docs/population.md").read_text(encoding="utf-8").split())
+    reference, native_one = (json.loads(line) for line in (root / "bench/results/whole-search.jsonl").read_text(encoding="utf-8").splitlines())
+    for said in (f"{reference['seconds']:.0f} s with the reference", f"{native_one['seconds']:.0f} s with the native",
+                 f"{native_one['ratio']:.1f} times as fast", f"{reference['auc']['AMEIR-C']:.4f} and {native_one['auc']['AMEIR-C']:.4f}"):
+        assert said in page
+
+
 def test_whole_searches_are_compared(tmp_path, capsys):
     tiny.prepared(tmp_path)
     stored = tmp_path / "rows.jsonl"

@@ -128,6 +128,9 @@ def test_the_pages_quote_the_stored_rows():
     children = [json.loads(line) for line in (ROOT / "bench/results/train-children.jsonl").read_text(encoding="utf-8").splitlines()]
     for line in train_children.table(children):
         assert line in page, line
+    for row in children:
+        if row["case"] == "MLPs" and row["way"] == "together":
+            assert f"{row['ratio']:.1f}" in readme and row["ratio"] > 3
     ratios = json.loads((ROOT / "bench/results/operations.json").read_text(encoding="utf-8"))["groups"]
     for group, ratio in ratios.items():
         assert f"| {group} | {ratio:.1f} |" in page, group

@@ -163,6 +163,17 @@ def test_groups_of_a_race_are_alike(data, tmp_path, monkeypatch):
     assert left == {"full"}
 
 
+def test_step_1_may_race_in_one_pass(data, tmp_path):
+    run = tmp_path / "run"
+    search(data, run, tiny.CONFIG.changed(race_together=True, epochs=0.5), variants=("AMEIR-A",))
+    stages = {json.loads(line)["stage"] for line in (run / "history.jsonl").read_text().splitlines()}
+    rounds = [f"{epochs:g}" for epochs in tiny.CONFIG.race_epochs]
+    assert {f"behavior.race.group-0.{name}" for name in rounds[:1]} <= stages
+    assert not any(stage.startswith("behavior.race.0.") and not stage.endswith(".full") for stage in stages)
+    first, *_ = json.loads((run / "rankings.json").read_text())["race"]["behavior"]
+    assert [r["steps"] for r in first["rounds"]][-1] == round(0.5 * np.ceil(data.size("train") / tiny.CONFIG.batch_size))
+
+
 def test_same_seed_same_result(finished, data, tmp_path):
     again = search(data, tmp_path / "again", tiny.CONFIG)
     assert comparable(again) == comparable(finished[1])

@@ -109,4 +109,5 @@ def hold_race(context: Context, ranking: list[dict]) -> list[Standing]:
 
 def race_of(context: Context, scope, archs: list[Architecture]) -> list[Standing]:
     """Step 1's race of any finalists."""
-    return race(context, scope, archs, context.config.race_epochs, context.config.inherit)
+    return race(context, scope, archs, context.config.race_epochs, context.config.inherit,
+                in_one_pass=context.config.race_together)

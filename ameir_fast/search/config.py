@@ -10,7 +10,7 @@ from ..ops import Backend
 from ..space.choices import FIXED_ACTIVATIONS
 
 VERSION = 1
-_SWITCHES = ("inherit", "mlp_inherit", "inherit_retraining", "mlp_race_together")
+_SWITCHES = ("inherit", "mlp_inherit", "inherit_retraining", "race_together", "mlp_race_together")
 _RACES = ("race_epochs", "mlp_race_epochs")
 
 
@@ -55,6 +55,7 @@ class SearchConfig:
     top_k: int = 5                          # re-evaluated on all of validation
     finalists: int = 16                     # of step 1's race
     race_epochs: tuple[float, ...] = (0.5, 1.0)  # its rounds; the last ``runs`` get full trainings
+    race_together: bool = False             # a round in one pass over the data, with one embedding: pays where that is large
     inherit: bool = True                    # its rounds start from the supernet's weights
     mlp_finalists: int = 12                 # the same of step 3's race
     mlp_race_epochs: tuple[float, ...] = (1.0,)
