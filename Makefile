@@ -93,7 +93,7 @@ sanitize: $(READY)  ## the native code's tests under AddressSanitizer and Undefi
 	    $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_plan.py tests/test_native.py tests/test_distinct.py \
 	    tests/test_native_sequences.py tests/test_native_fields.py tests/test_embedding_update.py \
 	    tests/test_ranking.py tests/test_data_cells.py tests/test_population.py tests/test_interaction_population.py \
-	    tests/test_path_children.py tests/test_metrics.py -k "not faster_than" $(ARGS)
+	    tests/test_path_children.py tests/test_metrics.py tests/test_native_properties.py -k "not faster_than" $(ARGS)
 
 bench-native: $(READY)  ## native host code against NumPy and PyTorch, stored under bench/results
 	$(BIN)/python -m ameir_fast.bench.native --json bench/results/native.jsonl $(ARGS)

@@ -7,14 +7,15 @@ too, in a virtual machine a long one.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 
 from torch import Tensor
 
-PAGE = 2**21  # bytes; where huge pages are larger, the advice is refused and nothing changes
+PAGE = 2**21  # bytes, x86's and most others'; where huge pages are larger, none are asked for
 LEAST = 16 * PAGE  # of a matrix, for which it is worth a call
-SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
 HUGEPAGE, COLLAPSE = 14, 25  # of madvise: for pages to come, and (Linux 6.1) for those that are there
 
 
@@ -38,5 +39,8 @@ def use_huge_pages(tensor: Tensor) -> int:
 
 
 def _offered() -> bool:
-    """Whether this system's administrator allows them, which collapsing would not ask."""
-    return SETTING.exists() and "[never]" not in SETTING.read_text()
+    """Whether this system has them in this size, and its administrator allows them, which collapsing would not ask."""
+    size, allowed = SETTINGS / "hpage_pmd_size", SETTINGS / "enabled"
+    if not (os.access(size, os.R_OK) and os.access(allowed, os.R_OK)):
+        return False
+    return int(size.read_text()) == PAGE and "[never]" not in allowed.read_text()

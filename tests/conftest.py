@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("AMEIR_FAST_POISON", "1")  # native scratch memory is NaN before every use
 
@@ -38,3 +39,14 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
             return _poison(_original(*args, **kwargs))
 
         monkeypatch.setattr(owner, name, poisoned)
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory that PyTorch's own C++ hands out uninitialised is NaN too, or the largest integer."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]

@@ -34,6 +34,8 @@ from .helpers import (
     strided,
 )
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 STATES = {"sgd": 0, "adagrad": 1, "adam": 2}
 WIDTHS = (1, 3, 4, 8, 13, 16, 32, 64, 128)
 needs_native = pytest.mark.skipif(not native.ops_loaded(), reason="the native operations are not there")

@@ -44,9 +44,14 @@ def test_only_large_dense_memory_is_asked_for():
     assert use_huge_pages(torch.empty(LEAST, 16, device="meta")) == 0
 
 
-@pytest.mark.parametrize("setting", ["always madvise [never]", None])
-def test_not_asked_for_where_there_are_none(setting, tmp_path, monkeypatch):
-    monkeypatch.setattr(huge_pages, "SETTING", tmp_path / "enabled")
+@pytest.mark.parametrize(("setting", "size", "asked"), [
+    ("always madvise [never]", PAGE, False), (None, None, False), ("[always] madvise never", 2**29, False),
+    ("always [madvise] never", PAGE, True)])
+def test_asked_for_only_where_there_are_some(setting, size, asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(huge_pages, "SETTINGS", tmp_path)
     if setting is not None:
-        (tmp_path / "enabled").write_text(setting)
-    assert use_huge_pages(torch.empty(LEAST // 4)) == 0
+        (tmp_path / "enabled").write_text(f"{setting}\n")
+        (tmp_path / "hpage_pmd_size").write_text(f"{size}\n")
+    assert huge_pages._offered() is asked
+    if not asked:
+        assert use_huge_pages(torch.empty(LEAST // 4)) == 0

@@ -14,6 +14,8 @@ from ameir_fast.search.interactions import expand
 from tests.helpers import make_schema, make_supernet, random_batch
 from tests.test_native_fields import SETS, Draw
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 native = pytest.mark.skipif("interaction_population" in ops.missing("cpp"), reason="no native kernel here")
 CASES = range(40)
 

@@ -27,17 +27,6 @@ def instruction_set(request) -> Iterator[str]:
     torch.ops.ameir_fast.use_instruction_set("")
 
 
-@pytest.fixture
-def poisoned() -> Iterator[None]:
-    """Fresh memory of torch's is NaN."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(before[0])
-    torch.utils.deterministic.fill_uninitialized_memory = before[1]
-
-
 class Draw:
     """Random arguments from one seed, the same in any dtype; some lie in memory with gaps or the other way round."""
 

@@ -18,7 +18,8 @@ from tests import oracle
 from tests.helpers import strided
 from tests.test_ops import Maker, layer_weights, offsets_of, unit
 
-pytestmark = pytest.mark.skipif(native.why_not("_C") is not None, reason=str(native.why_not("_C")))
+pytestmark = [pytest.mark.skipif(native.why_not("_C") is not None, reason=str(native.why_not("_C"))),
+              pytest.mark.usefixtures("poisoned")]
 SETS = torch.ops.ameir_fast.instruction_sets() if native.ops_loaded() else []
 LAYERS = [name for name in oracle.LAYERS if name != "zero"]
 MANY = -1  # stands for the number of results, where they are of many cases

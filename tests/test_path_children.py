@@ -13,6 +13,8 @@ from ameir_fast.space import ACTIVATIONS
 from ameir_fast.space.architecture import fixed_mlp
 from tests.helpers import make_schema, make_supernet, random_batch
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 SIZES = (70, 1, 0, 53)
 
 

@@ -26,6 +26,8 @@ from tests import tiny
 from tests.helpers import make_schema, make_supernet, random_arch, random_batch
 from tests.test_native_fields import SETS, Draw
 
+pytestmark = pytest.mark.usefixtures("poisoned")
+
 native = pytest.mark.skipif("mlp_population" in ops.missing("cpp"), reason="no native kernel here")
 CASES = range(40)
 

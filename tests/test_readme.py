@@ -79,12 +79,13 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
 
 
 def test_the_training_loop_runs(tmp_path, monkeypatch):
-    """The example of docs/training.md comes to weights that have moved."""
+    """The examples of docs/training.md, one after the other, come to weights that have moved, and to a model."""
     monkeypatch.chdir(tmp_path)
     prepare_movielens(tiny.write_raw(tmp_path / "raw"), tmp_path / "data" / "movielens-100k", max_history=8)
-    body, = (body for language, body in FENCE.findall(page("docs/training.md")) if language == "python")
     names: dict = {}
-    exec(compile(body, "docs/training.md", "exec"), names)
+    for body in (body for language, body in FENCE.findall(page("docs/training.md")) if language == "python"):
+        exec(compile(body, "docs/training.md", "exec"), names)
+    assert names["best"].arch in names["archs"] and names["scores"].shape == (8, len(names["batch"]))
     assert names["rows"].steps > 0 and bool(torch.isfinite(names["net"].embedding.weight).all())
 
 
