@@ -316,7 +316,7 @@ def test_embedded_batches_give_the_same(seed):
     same_with_rows_looked_up(model, schema, batch, items, lambda b, i: model(b, items=i))
     net = make_supernet(data, width, seed)
     if rows:  # parts of a batch may not be empty for every architecture
-        same_with_rows_looked_up(net, schema, batch, items, lambda b, i: over_parts(net, b, archs, i))
+        same_with_rows_looked_up(net, schema, batch, items, lambda b, i: over_parts(net, archs, b, i))
     if schema.num_fields:
         pairs = [tuple(rng.sample(range(schema.num_fields), min(2, schema.num_fields))) for _ in range(3)]
         pairs = [tuple(sorted(p)) for p in pairs]
@@ -365,7 +365,7 @@ def trained(data, directory: Path, frozen: range = range(0)) -> tuple[dict, list
 
     def forward(step, batch, items):
         net.embedding.weight.requires_grad_(step not in frozen)
-        return over_parts(net, batch, archs[4 * step:4 * step + 4], items)
+        return over_parts(net, archs[4 * step:4 * step + 4], batch, items)
 
     task = training.Task(data, make_objective(data.schema, config), config, Progress())
     with RunDirectory(directory, {"version": 1}) as run:

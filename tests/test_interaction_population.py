@@ -11,7 +11,7 @@ from ameir_fast import ops, reference
 from ameir_fast.interaction_candidates import InteractionCandidates
 from ameir_fast.metrics import auc_columns
 from ameir_fast.search.interactions import expand
-from tests.helpers import make_schema, make_supernet, random_batch
+from tests.helpers import assert_as_exact_as_eager, make_schema, make_supernet, random_batch
 from tests.test_native_fields import SETS, Draw
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -63,21 +63,8 @@ def test_the_reference_equals_one_candidate_at_a_time():
 @torch.no_grad()
 def test_as_exact_as_eager_float32(instruction_set):
     """Over all cases at most twice the error of eager float32; of a single result, where luck is much, eight times."""
-    ours, theirs = [], []
-    for seed in CASES:
-        want = one_at_a_time(*drawn(seed, torch.float64))
-        eager = one_at_a_time(*drawn(seed))
-        got = ops.interaction_population(*drawn(seed), backend="cpp")
-        assert got.shape == want.shape and got.dtype == torch.float32
-        if not want.numel():
-            continue
-        assert bool(torch.isfinite(got).all()), f"case {seed}: not finite"
-        scale = max(1.0, float(want.abs().max()))
-        mine, eagers = float((got - want).abs().max()), float((eager - want).abs().max())
-        assert mine <= 8 * eagers + 2e-6 * scale, f"case {seed}: {mine}, in eager mode {eagers}"
-        ours.append(mine / scale)
-        theirs.append(eagers / scale)
-    assert sum(x * x for x in ours) ** 0.5 <= 2 * sum(x * x for x in theirs) ** 0.5
+    assert_as_exact_as_eager((one_at_a_time(*drawn(seed, torch.float64)), one_at_a_time(*drawn(seed)),
+                              ops.interaction_population(*drawn(seed), backend="cpp")) for seed in CASES)
 
 
 @native

@@ -37,9 +37,9 @@ def train_supernet(context: Context) -> dict:
             return context.net(batch, plain, items)
         chosen = draws[(step - warmup) * together:(step - warmup + 1) * together]
         archs = [context.behavior_child(_blocks(space.layers, d)) for d in chosen]
-        return over(context.net, batch, archs, items)
+        return over(context.net, archs, batch, items)
 
-    over = forward_together if config.path_rows == "all" else over_parts
+    over = forward_children if config.path_rows == "all" else over_parts
     watch = generator(config.seed, *scope.names, "monitor")
     children = [context.behavior_child(space.sample_behavior(watch)) for _ in range(MONITORED)]
     context.net.dropout, context.net.block_dropout = config.dropout, config.block_dropout
@@ -48,12 +48,7 @@ def train_supernet(context: Context) -> dict:
     return {"train_steps": outcome.steps, "seconds": outcome.seconds, "device_seconds": outcome.device_seconds}
 
 
-def forward_together(net: Supernet, batch: Batch, archs: list[Architecture], items: torch.Tensor | None) -> torch.Tensor:
-    """All children's scores of the whole batch: the loss is the mean over them."""
-    return forward_children(net, archs, batch, items)
-
-
-def over_parts(net: Supernet, batch: Batch, archs: list[Architecture], items: torch.Tensor | None) -> torch.Tensor:
+def over_parts(net: Supernet, archs: list[Architecture], batch: Batch, items: torch.Tensor | None) -> torch.Tensor:
     """Scores of a batch whose equal parts are computed by different children: several updates of the shared
     weights' parts for the price of one step's rows."""
     if len(archs) == 1:

@@ -127,9 +127,9 @@ def _shared(context: Context, races: list[str], left: float) -> dict[str, float]
     default = {"behavior": (config.warmup_epochs + config.behavior_epochs) / config.epochs * COSTS["behavior"],
                "interactions": _interaction_cost(context), "mlp": config.mlp_epochs / config.epochs * COSTS["mlp"]}
     found = {}
-    for name in SHARES:
+    for name, share in SHARES.items():
         if ("behavior" if name == "behavior" else "mlp") in races:
-            found[name] = max(LEAST_SHARED * COSTS[name], min(SHARES[name] * left, 2 * default[name]))
+            found[name] = max(LEAST_SHARED * COSTS[name], min(share * left, 2 * default[name]))
     if "interactions" in found and context.ranks_by_crosses:
         found["interactions"] = default["interactions"]
     return found
