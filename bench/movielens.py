@@ -306,7 +306,7 @@ def as_markdown(report: dict) -> str:
         agree = "–" if r["agreement_of_two_trainings"] is None else f"{r['agreement_of_two_trainings']:+.2f}"
         for kind in (k for k in labels if k in r):
             v, t = r[kind]["valid"], r[kind]["test"]
-            label = "crosses of training rows" if step == "interactions" and by_crosses else labels[kind]
+            label = "crosses" if step == "interactions" and by_crosses else labels[kind]
             lines.append(f"| {step} | {label} | {r['supernets']} | {r['runs']} | {v['rho']:+.2f} ± "
                          f"{v['standard_error']:.2f} | {t['rho']:+.2f} ± {t['standard_error']:.2f} | "
                          f"{r['deviation_between_children']:.4f} | {agree} |")

@@ -122,7 +122,7 @@ def as_markdown(report: dict) -> str:
              "supernets. Step 1: random paths on the order signal. Step 2: one triple of fields each, planted with falling "
              f"strength or not at all. On their own paths are trained for {report['alone_epochs'][0]:g} epochs, triples for "
              f"{report['alone_epochs'][1]:g}.", ""]
-    labels = {"supernet": "shared weights", "adapted": "after short trainings", "crosses": "crosses of training rows",
+    labels = {"supernet": "shared weights", "adapted": "after short trainings", "crosses": "crosses",
               "shared": "shared weights"}
     rows = []
     for step, key in (("1", "rank_behavior"), ("2", "rank_interactions")):

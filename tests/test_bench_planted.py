@@ -61,7 +61,7 @@ def test_small_tasks_run_and_resume(tmp_path):
     assert two.read_text() == before
     report = planted_report.collect(tmp_path, TINY, 1)
     assert report["rank_behavior"] is None and report["triple_found"]["crosses"]["seeds"] == 1
-    assert "| crosses of training rows |" in planted_report.as_markdown(report)
+    assert "| crosses |" in planted_report.as_markdown(report)
 
 
 @pytest.mark.slow

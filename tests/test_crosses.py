@@ -1,4 +1,4 @@
-"""Step 2 by crosses of training rows, and the initial scale of products."""
+"""Step 2 by crosses, and the initial scale of products."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def drawn() -> tuple[np.ndarray, np.ndarray]:
 
 def test_a_product_shows_and_its_parts_do_not(drawn):
     ids, residual = drawn
-    crosses = Crosses(ids, [6] * 6, residual)
+    crosses = Crosses(ids, [6] * 6, residual, ROWS // 2)
     assert crosses.score((0, 1, 2)) > 30 and crosses.score((0, 1, 2, 5)) > 5
     for part in ((0,), (1,), (0, 1), (1, 2), (0, 2), (3, 4), (2, 3, 5)):
         assert abs(crosses.score(part)) < 4.5, part
@@ -48,7 +48,7 @@ def test_what_a_single_field_leaves_is_no_interaction():
     effect, product = 0.3 * rng.normal(size=500), rng.choice([-0.1, 0.1], size=(10, 10))
     residual = effect[ids[0]] + product[ids[3], ids[4]] + rng.normal(size=100_000)
     residual += np.where(np.arange(100_000) < 50_000, -0.01, 0.03)
-    crosses = Crosses(ids, sizes, residual)
+    crosses = Crosses(ids, sizes, residual, 50_000)
     assert crosses.score((3, 4)) > 20
     for pair in ((0, 1), (0, 2), (1, 2), (1, 3), (2, 4)):
         assert abs(crosses.score(pair)) < 4, pair
@@ -56,34 +56,50 @@ def test_what_a_single_field_leaves_is_no_interaction():
 
 def test_residuals_that_are_not_finite_are_refused():
     with pytest.raises(InputError, match="not finite"):
-        Crosses([np.zeros(4, np.int64)], [1], np.array([0.0, np.nan, 0.0, 0.0]))
+        Crosses([np.zeros(4, np.int64)], [1], np.array([0.0, np.nan, 0.0, 0.0]), 2)
 
 
 def test_scores_without_any_effect_are_standard_normal():
     rng = np.random.default_rng(1)
     ids, residual = rng.integers(10, size=(40, 2000)), rng.normal(size=2000) * rng.choice([0.1, 2.0], size=2000)
-    crosses = Crosses(ids, [10] * 40, residual)
+    crosses = Crosses(ids, [10] * 40, residual, 1000)
     found = np.array([crosses.score((a, b)) for a in range(40) for b in range(a)])
     assert abs(found.mean()) < 0.25 and 0.8 < found.std() < 1.2
 
 
 def test_many_cells_are_hashed_into_fewer(drawn):
     ids, residual = drawn
-    exact, hashed = Crosses(ids, [6] * 6, residual), Crosses(ids, [None] * 6, residual)
-    large = Crosses(ids * 1_000_003, [6_000_018] * 6, residual)
+    exact, hashed = (Crosses(ids, [size] * 6, residual, ROWS // 2) for size in (6, None))
+    large = Crosses(ids * 1_000_003, [6_000_018] * 6, residual, ROWS // 2)
     for fields in ((0, 1, 2), (1, 4), (0, 1, 2, 3)):
         # Two of some hundred cells may meet in one of a million.
         assert hashed.score(fields) == pytest.approx(exact.score(fields), rel=0.02, abs=0.2)
         assert large.score(fields) == pytest.approx(exact.score(fields), rel=0.02, abs=0.2)
 
 
+def test_what_is_chosen_adds_to_what_was_chosen_before():
+    rng = np.random.default_rng(3)
+    ids = rng.integers(6, size=(6, 40_000))
+    sign = 1 - 2 * (ids % 2)
+    residual = 0.8 * sign[0] * sign[1] * sign[2] + 0.2 * sign[3] * sign[4] + rng.normal(size=40_000)
+    crosses = Crosses(ids, [6] * 6, residual, 30_000)
+    echoes = [(0, 1, 2, 3), (0, 1, 2, 4), (0, 1, 2, 5)]
+    candidates = [(0, 1), *echoes, (0, 1, 2), (3, 4), (1, 5)]
+    # On its own each echo of the strong product scores above the weak one.
+    assert min(crosses.score(e) for e in echoes) > crosses.score((3, 4))
+    (first, high), (second, low) = crosses.choose(candidates, 5)
+    assert (first, second) == ((0, 1, 2), (3, 4)) and high == crosses.score((0, 1, 2)) > low > 6
+    assert crosses.choose(candidates, 1) == [(first, high)] and crosses.choose([(0, 1), (1, 5)], 5) == []
+    assert low > crosses.score((3, 4)) > 6  # the strong product was noise to it
+
+
 def test_what_does_not_last_does_not_count(drawn):
     ids, residual = drawn
     turned = residual * np.where(np.arange(ROWS) < ROWS // 2, 1, -1)
-    assert Crosses(ids, [6] * 6, turned).score((0, 1, 2)) < -30
+    assert Crosses(ids, [6] * 6, turned, ROWS // 2).score((0, 1, 2)) < -30
     early = np.where(np.arange(ROWS) < ROWS // 2, residual, np.random.default_rng(2).permutation(residual))
-    assert abs(Crosses(ids, [6] * 6, early).score((0, 1, 2))) < 4.5
-    assert Crosses(ids, [6] * 6, np.zeros(ROWS)).score((0, 1)) == 0.0
+    assert abs(Crosses(ids, [6] * 6, early, ROWS // 2).score((0, 1, 2))) < 4.5
+    assert Crosses(ids, [6] * 6, np.zeros(ROWS), ROWS // 2).score((0, 1)) == 0.0
 
 
 def test_a_bag_counts_whatever_its_order():
@@ -128,7 +144,7 @@ def test_step_2_finds_a_product_without_any_trace_in_pairs(tmp_path):
 
     with RunDirectory(tmp_path / "rows", {"version": 1}) as place:
         crosses = Crosses.of(make_context(data, config, place.scope(0), None, Progress(), "cpu"))
-    wanted = np.concatenate([b.fields.numpy() for b in data.batches("train", 1000)])
+    wanted = np.concatenate([b.fields.numpy() for split in ("train", "valid") for b in data.batches(split, 1000)])
     assert np.array_equal(np.stack(crosses.values, 1), wanted)
 
     two = run()

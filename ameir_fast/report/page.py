@@ -269,16 +269,22 @@ def _rankings(run: Run) -> Html | None:
     interactions = _scored(rankings.get("interactions"))
     if interactions:
         rows = []
-        for one in interactions[:TOP]:
+        by_crosses = "log_loss" not in interactions[0] and "ndcg@5" not in interactions[0]
+        header = ["z" if by_crosses else "score", "interaction", "order", "cycle"]
+        if by_crosses:
+            header.append("found by z")
+        # What was found stands first: by crosses it may come late in the ranking.
+        for one in sorted(interactions, key=lambda one: "found_by" not in one)[:TOP]:
             said = (
                 " × ".join(one["names"])
                 if one.get("names")
                 else summary.describe_interaction(one["fields"], names)
             )
             rows.append([_score(one), said, one.get("order", len(one["fields"])), one.get("cycle", "–")])
-        by_crosses = "log_loss" not in interactions[0] and "ndcg@5" not in interactions[0]
-        header = ["z" if by_crosses else "score", "interaction", "order", "cycle"]
-        cards.append(_ranking("Step 2 · interactions", interactions, header, rows, (1,)))
+            if by_crosses:
+                rows[-1].append(_score({"score": one["found_by"]}) if "found_by" in one else "–")
+        measure = "z over training and validation" if by_crosses else "score on validation"
+        cards.append(_ranking("Step 2 · interactions", interactions, header, rows, (1,), measure))
     mlp = _scored(rankings.get("mlp"))
     if mlp:
         rows = [[_score(one), summary.describe_mlp(one.get("mlp", []))] for one in mlp[:TOP]]
@@ -290,8 +296,8 @@ def _rankings(run: Run) -> Html | None:
     return section(
         "What the supernet ranked",
         grid(*cards, small=True),
-        note=f"Every ranked child is a tick under the histogram; the best {TOP} are orange and listed. The "
-        "first few of steps 1 and 3 were scored again on all of validation, the others on a part of it.",
+        note=f"Every ranked child is a tick under the histogram; the best {TOP} are orange, and listed in steps 1 and 3; "
+        "in step 2 those found come first. The first few of steps 1 and 3 were scored again on all of validation, the others on a part of it.",
     )
 
 
@@ -305,14 +311,19 @@ def _score(one: dict) -> str:
 
 
 def _ranking(
-    title: str, entries: list[dict], header: list[str], rows: list[list], text: tuple[int, ...]
+    title: str,
+    entries: list[dict],
+    header: list[str],
+    rows: list[list],
+    text: tuple[int, ...],
+    measure: str = "score on validation",
 ) -> Html:
     best, rest = entries[:TOP], entries[TOP:]
     scores = [one["score"] for one in (*best, *rest)]
     caption = f"{title}: {len(entries):,} ranked"
     return figure(
         caption,
-        distribution(scores, "score on validation", TOP, width=340),
+        distribution(scores, measure, TOP, width=340),
         table(header, rows, text_columns=text),
     )
 

@@ -25,7 +25,7 @@ class SearchConfig:
     embedding_dim: int = 8
     blocks: int = 3
     mlp_layers: int = 2
-    interactions: int = 5
+    interactions: int = 5                   # most that step 2 finds
     seed: int = 0
     backend: str | None = None              # of the operations: "reference", "cpp" or "triton"; None: the device's own
     # training, shared by all models
@@ -74,8 +74,8 @@ class SearchConfig:
     keep_interactions: int = 50
     updates_per_interaction: int = 50
     interactions_per_step: int = 16         # each on its own part of the batch
-    interaction_ranking: str | None = None  # by training rows ("crosses": crosses.py), or by shared weights ("shared", the
-                                            # paper's); None: by training rows where there are clicks
+    interaction_ranking: str | None = None  # by rows ("crosses": crosses.py), or by shared weights ("shared", the paper's);
+                                            # None: by rows where there are clicks
     # step 3
     mlp_epochs: float = 2.0
     mlp_children: int | None = None         # all, where there are fewer; None: all of up to three layers, else 2000

@@ -47,7 +47,7 @@ class Context:
 
     @property
     def ranks_by_crosses(self) -> bool:
-        """Whether step 2's candidates are ranked by the training rows (crosses.py)."""
+        """Whether step 2's candidates are ranked by rows (crosses.py)."""
         chosen = self.config.interaction_ranking
         if chosen is not None:
             return chosen == "crosses"

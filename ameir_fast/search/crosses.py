@@ -1,14 +1,17 @@
 """Interactions scored by the data itself: how far the cells of a cross tell what the base model leaves unexplained.
 
 A candidate's cells are the combinations of its fields' ids. With r the residuals (label minus predicted probability,
-without what single fields explain of them) and S_a, S_b their sums per cell over the earlier and the later half of the
-training rows, the score is
+without what single fields explain of them) and S_a, S_b their sums per cell over the training and the validation rows,
+the score is
 
     z = Σ S_a S_b / sqrt(Σ Q_a Q_b),    Q the sums of squares,
 
-whose mean is 0 and variance 1 where the cells say nothing that lasts from one half to the other. It needs no weights,
+whose mean is 0 and variance 1 where the cells say nothing that lasts from training to validation. It needs no weights,
 so an interaction that gradients find only after long training, such as a product of three fields without any effect of
 two of them, is as visible as any other.
+
+What is found is chosen one by one: after each choice the residuals lose what its cells explain, so that the next one
+has to add something, and choosing ends where nothing is left that is more than chance.
 """
 
 from __future__ import annotations
@@ -25,11 +28,11 @@ from .context import Context
 
 #: A score from here on is hardly chance, even where one cell holds most rows and its tail is heavy.
 SIGNIFICANT = 6.0
-#: More rows than these sharpen nothing that matters, and cost memory: a number for each of the fields.
+#: More rows of a split than these sharpen nothing that matters, and cost memory: a number for each of the fields.
 MOST_ROWS = 4_000_000
 #: Cells of a candidate; where it has more combinations than that, they are hashed into so many.
 MOST_CELLS = 1 << 20
-#: A field's effect is estimated as if its ids had so many more rows without any, three times over all fields.
+#: Effects of ids and cells are estimated as if each had so many more rows without any; of fields, in so many rounds.
 _PRIOR_ROWS, _ROUNDS = 20, 3
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(65 - MOST_CELLS.bit_length())
@@ -39,25 +42,23 @@ Interaction = tuple[int, ...]
 
 
 class Crosses:
-    """Scores candidates on training rows as they are stored: in the order of time, where the data has times.
+    """Scores candidates on rows as they are stored.
 
-    Args: ``values`` of each field, integers [R]; ``sizes``, how many different ones a field has, below which its
-    values lie (None: any 64-bit numbers); ``residual`` float [R].
+    Args: ``values`` of each field, integers [R], in training rows first, then in validation rows; ``sizes``, how many
+    different ones a field has, below which its values lie (None: any 64-bit numbers); ``residual`` float [R];
+    ``training``, how many of the rows are training rows.
 
     Raises ``InputError`` for a residual that is not finite: the base model's training diverged.
     """
 
-    def __init__(self, values: Sequence[np.ndarray], sizes: Sequence[int | None], residual: np.ndarray):
+    def __init__(self, values: Sequence[np.ndarray], sizes: Sequence[int | None], residual: np.ndarray, training: int):
         if not np.isfinite(residual).all():
             raise InputError("the base model of step 2 predicts numbers that are not finite; a smaller learning_rate may help")
         self.values, self.sizes = list(values), list(sizes)
-        middle = residual.shape[0] // 2
         numbered = [np.unique(v, return_inverse=True)[1] if size is None else v
                     for v, size in zip(self.values, self.sizes, strict=True)]
-        self._halves = []
-        for part in (slice(0, middle), slice(middle, None)):
-            left = _without_fields(residual[part], [v[part] for v in numbered])
-            self._halves.append((part, left, np.square(left)))
+        self._parts = slice(0, training), slice(training, None)
+        self._left = np.concatenate([_without_fields(residual[part], [v[part] for v in numbered]) for part in self._parts])
 
     @classmethod
     def of(cls, context: Context) -> Crosses:
@@ -65,24 +66,44 @@ class Crosses:
         data, net, schema = context.task.data, context.net, context.space.schema
         values: list[list[np.ndarray]] = [[] for _ in schema.fields]
         residuals = []
+        rows = {split: min(MOST_ROWS, data.size(split)) for split in ("train", "valid")}
         net.eval()
         with torch.no_grad():
-            for batch in data.batches("train", _READ, limit=min(MOST_ROWS, data.size("train")),
-                                      device=context.task.device):
-                left = batch.label - torch.sigmoid(net.interaction_logit(batch, None))
-                residuals.append(left.double().cpu().numpy())
-                for column, found in zip(values, _values(schema, batch), strict=True):
-                    column.append(found)
+            for split, limit in rows.items():
+                for batch in data.batches(split, _READ, limit=limit, device=context.task.device):
+                    left = batch.label - torch.sigmoid(net.interaction_logit(batch, None))
+                    residuals.append(left.double().cpu().numpy())
+                    for column, found in zip(values, _values(schema, batch), strict=True):
+                        column.append(found)
         sizes = [None if f in schema.multi_fields else schema.size(field.vocabulary)
                  for f, field in enumerate(schema.fields)]
-        return cls([np.concatenate(v) for v in values], sizes, np.concatenate(residuals))
+        return cls([np.concatenate(v) for v in values], sizes, np.concatenate(residuals), rows["train"])
 
     def score(self, fields: Interaction) -> float:
-        """z of one candidate; 0 where a half has no residual at all."""
+        """z of one candidate; 0 where a part has no residual at all."""
+        return self._score(fields, self._left)
+
+    def choose(self, candidates: Sequence[Interaction], most: int) -> list[tuple[Interaction, float]]:
+        """At most so many candidates that each add to those before, with the score that they were chosen by: the best
+        one, then the best one given its cells, as long as there is one above ``SIGNIFICANT``."""
+        left, pool = self._left, list(candidates)
+        chosen: list[tuple[Interaction, float]] = []
+        while pool and len(chosen) < most:
+            scores = [self._score(c, left) for c in pool]
+            best = int(np.argmax(scores))
+            if scores[best] < SIGNIFICANT:
+                break
+            chosen.append((pool.pop(best), scores[best]))
+            # Over both parts: with few rows a cell keeps much of its effect, and over one part it would keep more.
+            cell, count = self._cells(chosen[-1][0])
+            left = left - _effects(cell, left, count)[cell]
+        return chosen
+
+    def _score(self, fields: Interaction, left: np.ndarray) -> float:
         cell, count = self._cells(fields)
         (sum_a, square_a), (sum_b, square_b) = (
-            (np.bincount(cell[part], left, count), np.bincount(cell[part], squares, count))
-            for part, left, squares in self._halves)
+            (np.bincount(cell[part], left[part], count), np.bincount(cell[part], np.square(left[part]), count))
+            for part in self._parts)
         spread = math.sqrt(square_a @ square_b)
         return float(sum_a @ sum_b / spread) if spread else 0.0
 
@@ -105,8 +126,13 @@ def _without_fields(residual: np.ndarray, fields: Sequence[np.ndarray]) -> np.nd
     left = residual - (residual.mean() if residual.size else 0)
     for _ in range(_ROUNDS):
         for ids in fields:
-            left -= (np.bincount(ids, left) / (np.bincount(ids) + _PRIOR_ROWS))[ids]
+            left -= _effects(ids, left)[ids]
     return left
+
+
+def _effects(ids: np.ndarray, residual: np.ndarray, count: int = 0) -> np.ndarray:
+    """Each id's mean residual, drawn to 0 where it has few rows."""
+    return np.bincount(ids, residual, count) / (np.bincount(ids, minlength=count) + _PRIOR_ROWS)
 
 
 def _values(schema: FeatureSchema, batch) -> list[np.ndarray]:

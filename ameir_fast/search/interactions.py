@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
+from functools import cached_property
 
 import torch
 
@@ -31,11 +30,13 @@ def expand(kept: list[Interaction], fields: int) -> list[Interaction]:
 
 
 def search_interactions(context: Context) -> dict:
-    """All cycles. ``ranking`` holds the last cycle's candidates best first, ``found`` the best M of order ≥ 2."""
+    """All cycles. ``ranking`` holds the last cycle's candidates best first; ``found`` at most M of order ≥ 2: the best by
+    shared weights; by crosses those that add to each other, which may be fewer, or none. In the ranking these have
+    ``found_by``, the score that they were chosen by."""
     config, fields = context.config, context.space.schema.num_fields
     scope = context.scope.scope("interactions")
     by_data = context.ranks_by_crosses
-    rank, distinct = (_by_crosses(context), nothing_added) if by_data else (partial(_rank, context), list)
+    judge = ByCrosses(context) if by_data else ByWeights(context)
     kept: list[Interaction] = [(f,) for f in range(fields)]
     steps = ranked = 0
     seconds = device_seconds = 0.0
@@ -46,8 +47,8 @@ def search_interactions(context: Context) -> dict:
             outcome = train_candidates(context, scope.scope("train", f"c{cycle}"), [] if by_data else candidates, cycle)
             steps += outcome.steps
             seconds, device_seconds = seconds + outcome.seconds, device_seconds + outcome.device_seconds
-        ranking = scope.scope("rank", f"c{cycle}").result("scores", lambda c=candidates: rank(c))
-        kept = [tuple(r["fields"]) for r in distinct(ranking)[:config.keep_interactions]]
+        ranking = scope.scope("rank", f"c{cycle}").result("scores", lambda c=candidates: judge.rank(c))
+        kept = [tuple(r["fields"]) for r in judge.distinct(ranking)[:config.keep_interactions]]
         context.net.keep_interactions(kept)
         for r in ranking:
             r["cycle"] = cycle
@@ -56,7 +57,12 @@ def search_interactions(context: Context) -> dict:
     names = [f.name for f in context.space.schema.fields]
     for r in ranking:
         r.update(names=[names[f] for f in r["fields"]], order=len(r["fields"]))
-    found = [tuple(r["fields"]) for r in distinct(ranking) if len(r["fields"]) >= 2][:context.space.max_interactions]
+    products = [(tuple(r["fields"]), r["score"]) for r in judge.distinct(ranking) if r["order"] >= 2]
+    chosen = scope.result("found", lambda: judge.choose(products, context.space.max_interactions))
+    found = {tuple(fields): score for fields, score in chosen}
+    for r in ranking:
+        if tuple(r["fields"]) in found:
+            r["found_by"] = found[tuple(r["fields"])]
     return {"ranking": ranking, "found": sorted(found, key=interaction_key), "train_steps": steps,
             "candidates_ranked": ranked, "seconds": seconds, "device_seconds": device_seconds}
 
@@ -114,28 +120,58 @@ def score_candidates(context: Context, candidates: list[Interaction]) -> list[di
             for c in candidates]
 
 
-def _rank(context: Context, candidates: list[Interaction]) -> list[dict]:
-    found = score_candidates(context, candidates)
-    return _sorted([{"score": f[context.primary], **f, "fields": list(c)}
-                    for f, c in zip(found, candidates, strict=True)])
+class ByWeights:
+    """Candidates judged with shared weights on the validation subset, as in the paper."""
+
+    def __init__(self, context: Context):
+        self.context = context
+
+    def rank(self, candidates: list[Interaction]) -> list[dict]:
+        """Best first."""
+        found = score_candidates(self.context, candidates)
+        return _sorted([{"score": f[self.context.primary], **f, "fields": list(c)}
+                        for f, c in zip(found, candidates, strict=True)])
+
+    def distinct(self, ranking: list[dict]) -> list[dict]:
+        """The entries of a ranking that may be kept."""
+        return ranking
+
+    def choose(self, ranked: list[tuple[Interaction, float]], most: int) -> list[tuple[Interaction, float]]:
+        """Of the last cycle's distinct candidates and their scores, best first, the found ones."""
+        return ranked[:most]
 
 
-def _by_crosses(context: Context) -> Callable[[list[Interaction]], list[dict]]:
-    """Ranks with the training rows, which are read once and only if a ranking is not stored yet."""
-    known: dict[Interaction, float] = {}
-    crosses = cache(lambda: Crosses.of(context))
+class ByCrosses(ByWeights):
+    """Candidates judged by training and validation rows (crosses.py), which are read once and only if something is not
+    stored yet."""
 
-    def rank(candidates: list[Interaction]) -> list[dict]:
-        fresh = [c for c in candidates if c not in known]
-        progress = context.task.progress
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self.known: dict[Interaction, float] = {}
+
+    @cached_property
+    def crosses(self) -> Crosses:
+        return Crosses.of(self.context)
+
+    def rank(self, candidates: list[Interaction]) -> list[dict]:
+        fresh = [c for c in candidates if c not in self.known]
+        progress = self.context.task.progress
         progress.start("interactions.rank", len(fresh), "candidate")
         for done, candidate in enumerate(fresh, start=1):
-            known[candidate] = crosses().score(candidate)
+            self.known[candidate] = self.crosses.score(candidate)
             progress.update(done)
-        progress.finish(f"{count(len(candidates), 'candidate')} by {crosses().values[0].shape[0]:,} training rows")
-        return _sorted([{"score": known[c], "fields": list(c)} for c in candidates])
+        progress.finish(f"{count(len(candidates), 'candidate')} by {self.crosses.values[0].shape[0]:,} rows")
+        return _sorted([{"score": self.known[c], "fields": list(c)} for c in candidates])
 
-    return rank
+    def distinct(self, ranking: list[dict]) -> list[dict]:
+        return nothing_added(ranking)
+
+    def choose(self, ranked: list[tuple[Interaction, float]], most: int) -> list[tuple[Interaction, float]]:
+        progress = self.context.task.progress
+        progress.start("interactions.choose", most, "interaction")
+        found = self.crosses.choose([fields for fields, _ in ranked[:self.context.config.keep_interactions]], most)
+        progress.finish(f"{count(len(found), 'interaction')} that {'adds' if len(found) == 1 else 'add'} to what came before")
+        return found
 
 
 def _sorted(entries: list[dict]) -> list[dict]:
