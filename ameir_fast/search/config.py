@@ -159,11 +159,13 @@ class SearchConfig:
         return replace(self, **changes)
 
 
-RETRIEVAL = dict(embedding_dim=32, learning_rate=0.01, inherited_learning_rate=0.005, embedding_l2=0.0, negatives=16, item_scale=10.0,
-                 mlp_activation="identity", epochs=8.0, evaluate_every=1.0, patience=2, runs=1)
+RETRIEVAL = dict(embedding_dim=32, learning_rate=0.005, inherited_learning_rate=0.0025, embedding_l2=0.0, negatives=64, item_scale=10.0,
+                 mlp_activation="identity", epochs=12.0, evaluate_every=1.0, patience=2, runs=1, finalists=10, race_epochs=(1.0, 6.0), inherit=False)
 """Defaults that differ for retrieval, whose tables are larger and whose rows say less each: with those of clicks a
-model stays at the level of popularity. An MLP that starts at random, or bends, keeps users' vectors out of the space of
-the items for many epochs, where models without one are from the beginning (docs/evaluation.md)."""
+model stays at the level of popularity. With few negatives most items are never told from the wanted one. An MLP that
+starts at random, or bends, keeps users' vectors out of the space of the items for many epochs, where models without one
+are from the beginning. Who is ahead after three epochs is not after twelve: a race's last short round is long, and
+begins as a full training does (docs/evaluation.md)."""
 
 QUICK = dict(behavior_children=64, behavior_epochs=1.0, mlp_epochs=1.0, epochs=1.0, inherited_epochs=0.5,
              top_k=2, finalists=4, race_epochs=(0.25, 0.5), mlp_finalists=3, mlp_race_epochs=(0.5,), runs=1, cycles=2,
