@@ -22,7 +22,7 @@ NATIVE      := CMakeLists.txt setup.py $(wildcard csrc/*.* csrc/*/*.*)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build search results test test-slow test-gpu test-triton-matrix bench-native bench-prepare bench-planted bench-cpu \
+.PHONY: help pages build search results test test-slow test-gpu test-triton-matrix bench-native bench-prepare bench-planted bench-cpu \
         bench-train bench-ops bench-kernels bench-gpu bench-population sanitize lint clean distclean
 
 help:  ## this list
@@ -110,6 +110,9 @@ bench-train: $(READY)  ## a supernet's training step against the reference backe
 bench-ops: $(READY)  ## each native operation against the reference, forward and backward, with pytest-benchmark
 	$(BIN)/python -m pytest -q bench/operations --benchmark-group-by=group --benchmark-columns=median,iqr,rounds \
 	    --benchmark-max-time=0.5 --benchmark-json=bench/results/operations.json $(ARGS)
+
+pages: $(READY)  ## the tables of README and docs, made again from the stored results
+	$(BIN)/python -m ameir_fast.bench.pages $(ARGS)
 
 bench-kernels: $(READY)  ## registers, spills and shared memory of every Triton kernel, from its machine code; needs no GPU
 	$(BIN)/ameir-fast bench kernels --compile-only --json bench/results/kernels.jsonl $(ARGS)

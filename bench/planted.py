@@ -216,7 +216,7 @@ def find_interactions(make, ranking: str) -> dict:
 
 
 def score_products(make) -> list[dict]:
-    """Both scores of the study's triples: by crosses of the training rows, and by shared weights that have had each
+    """Both scores of the study's triples: by crosses, and by shared weights that have had each
     triple's updates."""
     from ameir_fast.search.crosses import Crosses
     from ameir_fast.search.interactions import score_candidates, train_candidates

@@ -155,6 +155,7 @@ def rankings(seed: int = 0) -> dict:
                 "names": [names[i] for i in fields],
                 "order": order,
                 "cycle": max(1, order - 1),
+                **({"found_by": 7.5} if order == 3 else {}),
             }
         )
 

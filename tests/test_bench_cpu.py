@@ -178,11 +178,6 @@ def test_ratios_are_summed_up():
 
 def test_the_pages_quote_the_stored_table():
     rows = [json.loads(line) for line in (ROOT / "bench/results/cpu.jsonl").read_text(encoding="utf-8").splitlines()]
-    page = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
-    single = [json.loads(line)
-              for line in (ROOT / "bench/results/cpu-latency.jsonl").read_text(encoding="utf-8").splitlines()]
-    for line in cpu.table(rows) + cpu.table(single):
-        assert line in page, line
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     for kind in ("full", "ragged"):
         ratios = [row["ratio"] for row in rows if (row["suite"], row["lengths"], row["batch"], row["engine"]) ==

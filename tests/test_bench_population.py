@@ -89,8 +89,6 @@ def test_unknown_steps_are_named():
 def test_the_page_quotes_the_stored_rows():
     root = Path(__file__).resolve().parents[1]
     read = lambda step: [json.loads(line) for line in (root / f"bench/results/population-{step}.jsonl").read_text().splitlines()]
-    page = (root / "docs" / "population.md").read_text(encoding="utf-8")
-    assert "\n".join(population.table([row for step in (3, 2, 1) for row in read(step)])) in page
     assert (root / "docs" / "population.svg").read_text(encoding="utf-8") == population_figure.figure(read(3))
     together = {row["case"]: row for step in (1, 2, 3) for row in reversed(read(step)) if row["method"] == "shared"}
     for row in read(3):  # of all children

@@ -133,9 +133,6 @@ def test_the_pages_quote_the_stored_rows():
     def memory(row) -> str:
         return f"{row['peak_bytes'] / 2**30:.2f}"
 
-    assert (f"| {ours['rows_per_s']:,.0f} rows/s | {memory(ours)} GiB | {theirs['rows_per_s']:,.0f} rows/s | {memory(theirs)} "
-            f"GiB | {ours['ratio']:.2f} |") in page
-    assert f"| {large['rows_per_s']:,.0f} rows/s | {memory(large)} GiB |" in page
     assert f"{batches['rows_per_s']:,.0f} rows/s, {batches['ratio']:.0f} times" in page
     said = " ".join(readme.split())
     assert f"{ours['ratio']:.2f} times as fast as by pandas, in {memory(ours)} GiB against {memory(theirs)}" in said

@@ -116,9 +116,6 @@ def test_the_ways_train_the_same_children(kind):
 
 def test_the_pages_quote_the_stored_rows():
     rows = [json.loads(line) for line in (ROOT / "bench/results/train.jsonl").read_text(encoding="utf-8").splitlines()]
-    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
-    for line in train.table(rows):
-        assert line in page, line
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     for row in rows:
         if row["case"] == "uniform paths" and row["ratio"]:
@@ -126,11 +123,6 @@ def test_the_pages_quote_the_stored_rows():
         if row["case"] == "growth" and row["ids"] == "zipf" and row["ratio"]:
             assert f"{row['ratio']:.2f} times" in readme
     children = [json.loads(line) for line in (ROOT / "bench/results/train-children.jsonl").read_text(encoding="utf-8").splitlines()]
-    for line in train_children.table(children):
-        assert line in page, line
     for row in children:
         if row["case"] == "MLPs" and row["way"] == "together":
             assert f"{row['ratio']:.1f}" in readme and row["ratio"] > 3
-    ratios = json.loads((ROOT / "bench/results/operations.json").read_text(encoding="utf-8"))["groups"]
-    for group, ratio in ratios.items():
-        assert f"| {group} | {ratio:.1f} |" in page, group

@@ -75,9 +75,11 @@ def test_a_finished_run_shows_everything(tmp_path):
         "vs DIN",
         "vs DNN",
         "0.0049",
-        "What the supernet ranked",
+        "What was ranked",
         "Step 1 · behaviour: 300 ranked",
         "Step 2 · interactions: 120 ranked",
+        "found by z",
+        "7.5000",
         "Step 3 · MLP: 880 ranked",
         "Race of the behavior finalists",
         "Race of the mlp finalists",
@@ -298,3 +300,12 @@ def test_a_budget_is_shown_where_there_was_one(tmp_path):
     text = text_of(run)
     for said in ("Budget", "in trainings of one model", "race, behavior", "21.4", "<40x>", "0.5, 1, 2", "171.5"):
         assert said in text
+
+
+def test_a_step_2_that_found_nothing_says_so(tmp_path):
+    run = fake_run.write(tmp_path / "run")
+    ranking = json.loads((run / "rankings.json").read_text())
+    for one in ranking["interactions"]:
+        one.pop("found_by", None)
+    (run / "rankings.json").write_text(json.dumps(ranking))
+    assert "Step 2 · interactions (none found: no z is high enough): 120 ranked" in text_of(run)

@@ -284,7 +284,10 @@ def _rankings(run: Run) -> Html | None:
             if by_crosses:
                 rows[-1].append(_score({"score": one["found_by"]}) if "found_by" in one else "–")
         measure = "z over training and validation" if by_crosses else "score on validation"
-        cards.append(_ranking("Step 2 · interactions", interactions, header, rows, (1,), measure))
+        title = "Step 2 · interactions"
+        if by_crosses and not any("found_by" in one for one in interactions):
+            title += " (none found: no z is high enough)"
+        cards.append(_ranking(title, interactions, header, rows, (1,), measure))
     mlp = _scored(rankings.get("mlp"))
     if mlp:
         rows = [[_score(one), summary.describe_mlp(one.get("mlp", []))] for one in mlp[:TOP]]
@@ -294,7 +297,7 @@ def _rankings(run: Run) -> Html | None:
     if not cards:
         return None
     return section(
-        "What the supernet ranked",
+        "What was ranked",
         grid(*cards, small=True),
         note=f"Every ranked child is a tick under the histogram; the best {TOP} are orange, and listed in steps 1 and 3; "
         "in step 2 those found come first. The first few of steps 1 and 3 were scored again on all of validation, the others on a part of it.",

@@ -122,7 +122,7 @@ def _races(context: Context) -> list[str]:
 
 def _shared(context: Context, races: list[str], left: float) -> dict[str, float]:
     """What the shared weights of each step that there is may cost, in trainings; step 2's base is no matter of choice where
-    the training rows rank."""
+    crosses rank."""
     config = context.config
     default = {"behavior": (config.warmup_epochs + config.behavior_epochs) / config.epochs * COSTS["behavior"],
                "interactions": _interaction_cost(context), "mlp": config.mlp_epochs / config.epochs * COSTS["mlp"]}

@@ -75,7 +75,7 @@ class SearchConfig:
     updates_per_interaction: int = 50
     interactions_per_step: int = 16         # each on its own part of the batch
     interaction_ranking: str | None = None  # by rows ("crosses": crosses.py), or by shared weights ("shared", the paper's);
-                                            # None: by rows where there are clicks
+                                            # None: by rows where there are clicks and a warm-up
     # step 3
     mlp_epochs: float = 2.0
     mlp_children: int | None = None         # all, where there are fewer; None: all of up to three layers, else 2000

@@ -4,11 +4,11 @@ A candidate's cells are the combinations of its fields' ids. With r the residual
 without what single fields explain of them) and S_a, S_b their sums per cell over the training and the validation rows,
 the score is
 
-    z = Σ S_a S_b / sqrt(Σ Q_a Q_b),    Q the sums of squares,
+    z = Σ S_a S_b / sqrt(Σ S_a² Q_b),    Q_b the sums of squares of validation rows,
 
-whose mean is 0 and variance 1 where the cells say nothing that lasts from training to validation. It needs no weights,
-so an interaction that gradients find only after long training, such as a product of three fields without any effect of
-two of them, is as visible as any other.
+whose mean is 0 and variance 1 where cells say nothing of validation rows, whatever they say of training rows. It needs
+no weights, so an interaction that gradients find only after long training, such as a product of three fields without any
+effect of two of them, is as visible as any other.
 
 What is found is chosen one by one: after each choice the residuals lose what its cells explain, so that the next one
 has to add something, and choosing ends where nothing is left that is more than chance.
@@ -17,7 +17,7 @@ has to add something, and choosing ends where nothing is left that is more than 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -26,13 +26,13 @@ from ..errors import InputError
 from ..schema import FeatureSchema
 from .context import Context
 
-#: A score from here on is hardly chance, even where one cell holds most rows and its tail is heavy.
-SIGNIFICANT = 6.0
+#: A score from here on is hardly chance: of a million candidates without effect 0.3 have it.
+SIGNIFICANT = 5.0
 #: More rows of a split than these sharpen nothing that matters, and cost memory: a number for each of the fields.
 MOST_ROWS = 4_000_000
 #: Cells of a candidate; where it has more combinations than that, they are hashed into so many.
 MOST_CELLS = 1 << 20
-#: Effects of ids and cells are estimated as if each had so many more rows without any; of fields, in so many rounds.
+#: A field's effect is estimated as if its ids had so many more rows without any, three times over all fields.
 _PRIOR_ROWS, _ROUNDS = 20, 3
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(65 - MOST_CELLS.bit_length())
@@ -83,9 +83,10 @@ class Crosses:
         """z of one candidate; 0 where a part has no residual at all."""
         return self._score(fields, self._left)
 
-    def choose(self, candidates: Sequence[Interaction], most: int) -> list[tuple[Interaction, float]]:
+    def choose(self, candidates: Sequence[Interaction], most: int,
+               progress: Callable[[int], None] = lambda done: None) -> list[tuple[Interaction, float]]:
         """At most so many candidates that each add to those before, with the score that they were chosen by: the best
-        one, then the best one given its cells, as long as there is one above ``SIGNIFICANT``."""
+        one, then the best one given its cells, as long as one has ``SIGNIFICANT`` or more."""
         left, pool = self._left, list(candidates)
         chosen: list[tuple[Interaction, float]] = []
         while pool and len(chosen) < most:
@@ -94,18 +95,27 @@ class Crosses:
             if scores[best] < SIGNIFICANT:
                 break
             chosen.append((pool.pop(best), scores[best]))
-            # Over both parts: with few rows a cell keeps much of its effect, and over one part it would keep more.
-            cell, count = self._cells(chosen[-1][0])
-            left = left - _effects(cell, left, count)[cell]
+            left = self._without_cells(chosen[-1][0], left)
+            progress(len(chosen))
         return chosen
 
     def _score(self, fields: Interaction, left: np.ndarray) -> float:
         cell, count = self._cells(fields)
-        (sum_a, square_a), (sum_b, square_b) = (
-            (np.bincount(cell[part], left[part], count), np.bincount(cell[part], np.square(left[part]), count))
-            for part in self._parts)
-        spread = math.sqrt(square_a @ square_b)
-        return float(sum_a @ sum_b / spread) if spread else 0.0
+        first, second = self._parts
+        sums = np.bincount(cell[first], left[first], count)
+        spread = math.sqrt(np.square(sums) @ np.bincount(cell[second], np.square(left[second]), count))
+        return float(sums @ np.bincount(cell[second], left[second], count) / spread) if spread else 0.0
+
+    def _without_cells(self, fields: Interaction, left: np.ndarray) -> np.ndarray:
+        """The residuals without what a candidate's cells explain of them, over both parts. Means of cells are drawn to 0
+        by as many rows as fit their variance, which is what the parts agree on: with a fixed number, where cells hold
+        few rows, most of a strong effect would stay."""
+        cell, count = self._cells(fields)
+        sums, rows = zip(*((np.bincount(cell[part], left[part], count), np.bincount(cell[part], minlength=count))
+                           for part in self._parts), strict=True)
+        variance = float(sums[0] @ sums[1] / (rows[0] @ rows[1]))
+        prior = max(0.0, float(np.square(left).mean()) / variance - 1)
+        return left - _effects(cell, left, count, prior)[cell]
 
     def _cells(self, fields: Interaction) -> tuple[np.ndarray, int]:
         """Each row's cell, and how many cells there are."""
@@ -130,9 +140,9 @@ def _without_fields(residual: np.ndarray, fields: Sequence[np.ndarray]) -> np.nd
     return left
 
 
-def _effects(ids: np.ndarray, residual: np.ndarray, count: int = 0) -> np.ndarray:
-    """Each id's mean residual, drawn to 0 where it has few rows."""
-    return np.bincount(ids, residual, count) / (np.bincount(ids, minlength=count) + _PRIOR_ROWS)
+def _effects(ids: np.ndarray, residual: np.ndarray, count: int = 0, prior: float = _PRIOR_ROWS) -> np.ndarray:
+    """Each id's mean residual as if it had ``prior`` more rows without any."""
+    return np.bincount(ids, residual, count) / np.maximum(np.bincount(ids, minlength=count) + prior, 1)
 
 
 def _values(schema: FeatureSchema, batch) -> list[np.ndarray]:

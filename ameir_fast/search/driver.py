@@ -27,6 +27,8 @@ from .training import Task, ranking_of
 from .variants import CONTROLS, DEEPFM_FOUND, INHERITED, ameir_i, complete, race_row
 
 RACED = ("AMEIR-A", "AMEIR-C")
+#: Of a run directory: 2 since interactions are ranked by training and validation rows.
+VERSION = 2
 
 
 def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, repeats: int = 1, resume: bool = False,
@@ -47,7 +49,7 @@ def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, rep
     if repeats < 1:
         raise InputError(f"repeats is {repeats}, not at least 1")
     spending = None if budget is None else Budget.parse(budget)
-    identity = {"version": 1, **({} if spending is None else {"budget": spending.text}), "config": config.to_dict(), "repeats": repeats, "variants": list(variants),
+    identity = {"version": VERSION, **({} if spending is None else {"budget": spending.text}), "config": config.to_dict(), "repeats": repeats, "variants": list(variants),
                 "strategy": describe_strategy(strategy or RandomStrategy()), "data": data_identity(data),
                 "device": device}
     space_of(data, config)  # refuses impossible settings before anything is written

@@ -11,7 +11,7 @@ from ..interaction_candidates import InteractionCandidates
 from ..progress import count
 from ..space.architecture import interaction_key
 from .context import Context
-from .crosses import Crosses, nothing_added
+from .crosses import SIGNIFICANT, Crosses, nothing_added
 from .objective import CtrObjective
 from .samplers import make_draws
 from .seeds import generator
@@ -121,13 +121,13 @@ def score_candidates(context: Context, candidates: list[Interaction]) -> list[di
 
 
 class ByWeights:
-    """Candidates judged with shared weights on the validation subset, as in the paper."""
+    """Candidates judged with shared weights on the validation subset, as in the paper. Candidates with their scores,
+    best first, are a ranking."""
 
     def __init__(self, context: Context):
         self.context = context
 
     def rank(self, candidates: list[Interaction]) -> list[dict]:
-        """Best first."""
         found = score_candidates(self.context, candidates)
         return _sorted([{"score": f[self.context.primary], **f, "fields": list(c)}
                         for f, c in zip(found, candidates, strict=True)])
@@ -137,16 +137,16 @@ class ByWeights:
         return ranking
 
     def choose(self, ranked: list[tuple[Interaction, float]], most: int) -> list[tuple[Interaction, float]]:
-        """Of the last cycle's distinct candidates and their scores, best first, the found ones."""
+        """Of the last cycle's distinct candidates of order 2 or more, those found and the scores they were chosen by."""
         return ranked[:most]
 
 
-class ByCrosses(ByWeights):
-    """Candidates judged by training and validation rows (crosses.py), which are read once and only if something is not
-    stored yet."""
+class ByCrosses:
+    """The same by training and validation rows (crosses.py), which are read once and only if something is not stored
+    yet."""
 
     def __init__(self, context: Context):
-        super().__init__(context)
+        self.context = context
         self.known: dict[Interaction, float] = {}
 
     @cached_property
@@ -169,8 +169,10 @@ class ByCrosses(ByWeights):
     def choose(self, ranked: list[tuple[Interaction, float]], most: int) -> list[tuple[Interaction, float]]:
         progress = self.context.task.progress
         progress.start("interactions.choose", most, "interaction")
-        found = self.crosses.choose([fields for fields, _ in ranked[:self.context.config.keep_interactions]], most)
-        progress.finish(f"{count(len(found), 'interaction')} that {'adds' if len(found) == 1 else 'add'} to what came before")
+        found = self.crosses.choose([fields for fields, _ in ranked[:self.context.config.keep_interactions]], most,
+                                    progress.update)
+        progress.finish(f"{count(len(found), 'interaction')} that {'adds' if len(found) == 1 else 'add'} something"
+                        if found else f"none scores {SIGNIFICANT:g}")
         return found
 
 
