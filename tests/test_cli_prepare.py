@@ -181,6 +181,10 @@ def test_recbole(tmp_path, prepare, refused):
         },
     }
     assert "left out: column age (float, which is no category)" in out and statistics["rows"] == 260
+    unknown = statistics["without_attributes"]
+    assert min(unknown.values()) > 0
+    for what, count in unknown.items():
+        assert f"without attributes {count}: rows whose {what} the other files don't know" in out
     options, *_ = prepare("recbole", "--input", folder, "--retrieval")
     assert options["retrieval"] and options["split"] == "leave_one_out"
     refused("threshold 'rating' is not COLUMN=NUMBER", "recbole", "--input", folder, "--threshold", "rating")

@@ -194,6 +194,11 @@ def test_every_impression(folder, tmp_path, monkeypatch, parts):
         "behaviour without a time": 1,
         "event of a user without a row": sum(e["user"] not in people for e in timed),
     }
+    ads, profiles = ({r[key] for r in table(folder / name)} for name, key in (("ad_feature.csv", "adgroup_id"),
+                                                                             ("user_profile.csv", "userid")))
+    unknown = sum(r["adgroup_id"] not in ads for r in rows)
+    assert unknown > 0 and statistics["without_attributes"] == {
+        "ad": unknown, "user": sum(r["user"] not in profiles for r in rows)}
     lengths = [len(r["history"]) for r in rows]
     assert statistics["history"]["mean"] == pytest.approx(sum(lengths) / len(lengths))
     assert statistics["history"]["max"] == max(lengths) > 50

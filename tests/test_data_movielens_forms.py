@@ -134,6 +134,25 @@ def test_originals_with_users(raw, tmp_path, write):
     assert data.schema == Dataset.open(tmp_path / "recbole").schema
 
 
+@pytest.mark.parametrize("write", [write_100k, write_1m, write_20m])
+def test_ratings_without_attributes_are_counted(raw, tmp_path, write):
+    folder = write(raw, tmp_path / "original")
+    ratings, items, users = tables(raw)
+    unknown = {"item": sum(r["item_id:token"] not in {i["item_id:token"] for i in items} for r in ratings)}
+    assert unknown["item"] > 0
+    if write is not write_20m:
+        name = "u.user" if write is write_100k else "users.dat"
+        lines = (folder / name).read_text().splitlines(keepends=True)
+        (folder / name).write_text("".join(lines[3:]))
+        gone = {u["user_id:token"] for u in users[:3]}
+        unknown["user"] = sum(r["user_id:token"] in gone for r in ratings)
+        assert unknown["user"] > 0
+    statistics = prepare_movielens(folder, tmp_path / "out")
+    assert statistics["without_attributes"] == unknown and statistics["rows"] == len(ratings)
+    statistics = prepare_movielens(folder, tmp_path / "next", retrieval=True)
+    assert statistics.get("without_attributes", {}) == {k: n for k, n in unknown.items() if k == "user"}
+
+
 def test_the_csv_form_has_no_users_and_half_stars(raw, tmp_path):
     folder = write_20m(raw, tmp_path / "csv")
     prepare_movielens(folder, tmp_path / "out", user_field=True)

@@ -321,3 +321,18 @@ def test_rows_without_user_item_or_time_are_counted(tmp_path):
         file.write("\ti1\t5\t1000001\tphone\nu1\t\t5\t1000001\tphone\nu1\ti1\t5\t\tphone\n\ti1\t5\t\tphone\n")
     dropped = prepare_recbole(folder, tmp_path / "out", RATED)["dropped"]
     assert dropped == {"missing user": 2, "missing time": 1, "missing item": 1}
+
+
+def test_rows_without_attributes_are_counted(folder, tmp_path):
+    users, items = ({r[f"{k}_id"] for r in table(folder / f"shop.{k}")} for k in ("user", "item"))
+    rows = table(folder / "shop.inter")
+    unknown = {"item": sum(r["item_id"] not in items for r in rows), "user": sum(r["user_id"] not in users for r in rows)}
+    assert min(unknown.values()) > 0
+    statistics = prepare_recbole(folder, tmp_path / "out", RATED)
+    assert statistics["without_attributes"] == unknown and statistics["rows"] == len(rows)
+    # Items are not described where one is to be found.
+    statistics = prepare_recbole(folder, tmp_path / "next", Meaning(), retrieval=True)
+    assert statistics["without_attributes"] == {"user": unknown["user"]}
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "shop.inter").write_bytes((folder / "shop.inter").read_bytes())
+    assert "without_attributes" not in prepare_recbole(tmp_path / "alone", tmp_path / "none", RATED)

@@ -18,6 +18,7 @@ from .blocks import Reading
 from .build import Progress, build
 from .delimited import Rows, read_delimited, read_small, shown
 from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
+from .source import with_attributes
 
 MAX_HISTORY = 50
 #: 2017-05-13 00:00 in Beijing, in seconds since 1970: the last of the eight days of impressions.
@@ -110,6 +111,7 @@ class AlimamaSource:
         self.behaviors, self.since = tuple(behaviors), since
         self.dropped: dict[str, int] = {}
         self.dropped_events: dict[str, int] = {}
+        self.without_attributes: dict[str, int] = {}
         self._reading: Reading | None = None
 
     @property
@@ -118,7 +120,7 @@ class AlimamaSource:
 
     def chunks(self) -> Iterator[pl.DataFrame]:
         ads, users = _ads(self.ads), _users(self.users)
-        self._reading = Reading([self.sample])
+        self._reading, self.without_attributes = Reading([self.sample]), {}
         whole = ("user", "time_stamp", "adgroup_id", "clk")
         for rows in read_delimited([self.sample], ",", whole=whole, reading=self._reading):
             rows.need("user", "time_stamp", "adgroup_id", "pid", "clk")
@@ -131,9 +133,8 @@ class AlimamaSource:
                 "pid": rows.frame["pid"],
                 "label": click,
             })
-            yield frame.join(ads, on="adgroup_id", how="left", maintain_order="left").join(
-                users, on="user", how="left", maintain_order="left"
-            )
+            frame = with_attributes(frame, ads, "adgroup_id", self.without_attributes, "ad")
+            yield with_attributes(frame, users, "user", self.without_attributes, "user")
 
     def events(self) -> Iterator[pl.DataFrame]:
         """``user``, ``time``, ``history_cate`` and ``history_brand``, in the order of the log."""

@@ -21,6 +21,7 @@ from .fetch import check_members
 from .files import sha256
 from .movielens_forms import AGES, HALF_STARS, STARS, Form, find, recbole
 from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
+from .source import with_attributes
 
 #: A rating from here on is a positive.
 POSITIVE = 4
@@ -124,6 +125,7 @@ class MovieLensSource:
         self.form, self.retrieval = form, retrieval
         self.files = tuple(form.files.values())
         self.dropped: dict[str, int] = {}
+        self.without_attributes: dict[str, int] = {}
         self._reading: Reading | None = None
 
     @property
@@ -137,7 +139,7 @@ class MovieLensSource:
         user, item, rating, time = form.ratings
         values = [float(r) for r in (HALF_STARS if form.half_stars else STARS)]
         allowed = ", ".join(f"{s:g}" for s in values)
-        path = form.files["inter"]
+        path, self.without_attributes = form.files["inter"], {}
         self._reading = Reading([path])
         for rows in read_delimited([path], form.separator, form.columns, reading=self._reading):
             rows.need(*form.ratings)
@@ -157,9 +159,9 @@ class MovieLensSource:
                 "label": (value >= POSITIVE).cast(pl.Float32),
             })
             if not self.retrieval:
-                frame = frame.join(items, on="item", how="left", maintain_order="left")
+                frame = with_attributes(frame, items, "item", self.without_attributes, "item")
             if users is not None:
-                frame = frame.join(users, on="user", how="left", maintain_order="left")
+                frame = with_attributes(frame, users, "user", self.without_attributes, "user")
             clock = pl.from_epoch("time")  # UTC
             yield frame.with_columns(hour=clock.dt.hour().cast(pl.Int64), weekday=clock.dt.weekday().cast(pl.Int64))
 

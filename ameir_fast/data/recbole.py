@@ -15,6 +15,7 @@ from .blocks import Reading
 from .build import Progress, build
 from .delimited import Rows
 from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
+from .source import with_attributes
 
 MAX_HISTORY = 50
 #: Ranges that a number is cut into.
@@ -103,6 +104,7 @@ class RecBoleSource:
         self.user, self.item = (optional(folder, kind) for kind in ("user", "item"))
         self.files = tuple(f.path for f in (*inter, self.user, self.item) if f)
         self.dropped: dict[str, int] = {}
+        self.without_attributes: dict[str, int] = {}
         self.left_out: dict[str, str] = {}
         self._reading: Reading | None = None
         self._check()
@@ -237,7 +239,7 @@ class RecBoleSource:
         )
         users = self._attributes(self.user, meaning.user, users)
         items = self._attributes(self.item, meaning.item, items)
-        dropped = {f"missing {what}": 0 for what in ("user", "time", "item")}
+        dropped, self.without_attributes = {f"missing {what}": 0 for what in ("user", "time", "item")}, {}
         if not self.time:
             del dropped["missing time"]
         self._reading = Reading([f.path for f in self._inter])
@@ -249,9 +251,9 @@ class RecBoleSource:
                         there = frame.filter(pl.col(column).is_not_null())
                         dropped[f"missing {what}"] += frame.height - there.height
                         frame = there
-                for attributes, column in ((users, meaning.user), (items, meaning.item)):
+                for what, attributes, column in (("item", items, meaning.item), ("user", users, meaning.user)):
                     if attributes is not None:
-                        frame = frame.join(attributes, on=column, how="left", maintain_order="left")
+                        frame = with_attributes(frame, attributes, column, self.without_attributes, what)
                 written = [n for n in self.history if self.columns[n].types[n] == "float"]
                 yield frame.with_columns(pl.col(written).cast(pl.String)) if written else frame
         self.dropped = dropped

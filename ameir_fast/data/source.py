@@ -10,12 +10,16 @@ import polars as pl
 
 from .coding import CodedRows
 
+_KNOWN = "\0known"
+
 
 class Source(Protocol):
     """What a reader hands to ``build``.
 
     Where the plan's histories are ``logged``, it also has ``events()``, frames like those of ``chunks()`` with the
-    columns of user, time and histories, and may have ``dropped_events``, complete once they are exhausted.
+    columns of user, time and histories, and may have ``dropped_events``, complete once they are exhausted. Where rows
+    are joined with what is known of users or items it has ``without_attributes``, like ``dropped`` (see
+    ``with_attributes``); these rows are not left out.
 
     Attributes:
         files: what is read, in order.
@@ -37,6 +41,17 @@ class Source(Protocol):
         Raises ``InputError`` that names file and line for what cannot be read.
         """
         ...
+
+
+def with_attributes(
+    frame: pl.DataFrame, attributes: pl.DataFrame, key: str, without: dict[str, int], what: str
+) -> pl.DataFrame:
+    """``frame`` and the columns of ``attributes``, one row there for each value of ``key``, null for a value that it
+    has not; such rows of ``frame`` are added to ``without[what]``.
+    """
+    joined = frame.join(attributes.with_columns(pl.lit(True).alias(_KNOWN)), on=key, how="left", maintain_order="left")
+    without[what] = without.get(what, 0) + joined[_KNOWN].null_count()
+    return joined.drop(_KNOWN)
 
 
 class FrameSource:

@@ -119,4 +119,7 @@ def summary(statistics: dict) -> list[str]:
     for reason, count in (statistics.get("dropped") or {}).items():
         if count:
             lines.append(f"dropped {count:,}: {reason}")
+    for what, count in (statistics.get("without_attributes") or {}).items():
+        if count:
+            lines.append(f"without attributes {count:,}: rows whose {what} the other files don't know")
     return lines
