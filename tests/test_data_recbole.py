@@ -210,6 +210,14 @@ def test_ready_lists(tmp_path):
     assert [tokens[i] for i in batch.items.tolist()] == [w[2] for w in wanted]
 
 
+def test_a_random_split_is_a_function_of_the_seed(folder, tmp_path):
+    found = []
+    for seed in (1, 1, 2):
+        prepare_recbole(folder, tmp_path / "out", RATED, split="random", seed=seed, overwrite=True)
+        found.append(Dataset.open(tmp_path / "out").checksum)
+    assert found[0] == found[1] != found[2]
+
+
 def test_a_split_by_files(tmp_path):
     folder = write(tmp_path / "shop", parts=True)
     prepare_recbole(folder, tmp_path / "out", RATED)

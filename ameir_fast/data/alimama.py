@@ -17,7 +17,7 @@ from ..errors import InputError
 from .blocks import Reading
 from .build import Progress, build
 from .delimited import Rows, read_delimited, read_small, shown
-from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
+from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan, parts_given, split_plan
 from .source import with_attributes
 
 MAX_HISTORY = 50
@@ -39,6 +39,7 @@ def prepare_alimama(
     behaviors: Sequence[str] = ("pv",),
     since: int | None = None,
     test_from: int | None = LAST_DAY,
+    parts: Sequence[float] | None = None,
     max_history: int = MAX_HISTORY,
     all_fields: bool = False,
     min_count: int = 1,
@@ -53,8 +54,9 @@ def prepare_alimama(
         output_dir: appears whole or not at all.
         behaviors: which of ``BEHAVIORS`` make histories.
         since: seconds since 1970; earlier behaviours are left out.
-        test_from: seconds since 1970; impressions from here on are for test, and of the earlier ones the last ninth
-            for validation. ``None``: 80/10/10 by time.
+        test_from: seconds since 1970; impressions from here on are for test, and the earlier ones are parted by time
+            in the proportion of the first two ``parts``. ``None``: all are parted by time.
+        parts: shares of the rows for train, valid and test; default 0.8, 0.1, 0.1.
         max_history: newest behaviours before the impression, strictly earlier in time.
         all_fields: whether ad, campaign, advertiser and price are in the default view; they are stored either way.
         min_count: occurrences in training that a value needs for an id of its own.
@@ -68,17 +70,18 @@ def prepare_alimama(
     behaviors = tuple(behaviors)
     if not behaviors or not set(behaviors) <= set(BEHAVIORS):
         raise InputError(f"behaviours {', '.join(behaviors) or 'none'} are not some of {', '.join(BEHAVIORS)}")
+    split = split_plan("time", parts, test_from=test_from)
     check_output_dir(output_dir, overwrite)
     history = (HistoryPlan("history_cate", "history_cate", "cate", logged=True),
                HistoryPlan("history_brand", "history_brand", "brand", logged=True))
     names = (*DEFAULT_FIELDS, "adgroup_id", "campaign_id", "customer", "price")
     return build(
         AlimamaSource(Path(input_path), behaviors, since),
-        make_plan(names, history, max_history, all_fields, min_count, SplitPlan("time", test_from=test_from), "time"),
+        make_plan(names, history, max_history, all_fields, min_count, split, "time"),
         output_dir,
         kind="alimama",
         options={"behaviors": [b for b in BEHAVIORS if b in behaviors], "since": since, "test_from": test_from,
-                 "max_history": max_history, "all_fields": all_fields, "min_count": min_count},
+                 "max_history": max_history, "all_fields": all_fields, "min_count": min_count, **parts_given(parts)},
         overwrite=overwrite,
         on_progress=on_progress,
     )

@@ -14,7 +14,7 @@ from .atomic_files import AtomicFile, interactions, optional
 from .blocks import Reading
 from .build import Progress, build
 from .delimited import Rows
-from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
+from .plan import FieldPlan, HistoryPlan, TablePlan, VocabularyPlan, parts_given, split_plan
 from .source import with_attributes
 
 MAX_HISTORY = 50
@@ -45,6 +45,8 @@ def prepare_recbole(
     *,
     retrieval: bool = False,
     split: str | None = None,
+    parts: Sequence[float] | None = None,
+    seed: int = 0,
     max_history: int = MAX_HISTORY,
     bins: int = BINS,
     user_field: bool = False,
@@ -62,6 +64,8 @@ def prepare_recbole(
         retrieval: find the item of the next interaction, instead of predicting a label.
         split: ``"time"``, ``"random"`` or ``"leave_one_out"``; by default the last for retrieval, time where there is
             one, or the three files.
+        parts: of a split by time or at random, shares of the rows for train, valid and test; default 0.8, 0.1, 0.1.
+        seed: of the random split.
         max_history: newest interactions before the row's own, strictly earlier in time.
         bins: ranges that numbers are cut into at quantiles of the training rows, to be categories; 0 leaves them out.
         user_field: whether the user's id is in the default view; it is stored either way.
@@ -75,7 +79,7 @@ def prepare_recbole(
     """
     check_output_dir(output_dir, overwrite)
     source = RecBoleSource(Path(input_path), meaning, retrieval, bins)
-    plan = source.plan(split, max_history, user_field)
+    plan = source.plan(split, max_history, user_field, parts, seed)
     for name, why in source.left_out.items():
         if on_note:
             on_note(f"left out: column {name} ({why})")
@@ -84,7 +88,8 @@ def prepare_recbole(
         options={"label": meaning.label, "threshold": meaning.threshold and list(meaning.threshold),
                  "columns": {"user": meaning.user, "item": meaning.item, "time": source.time},
                  "retrieval": retrieval, "split": plan.split.by, "max_history": max_history, "bins": bins,
-                 "user_field": user_field, "left_out": source.left_out},
+                 "user_field": user_field, "left_out": source.left_out, **parts_given(parts),
+                 **({"seed": seed} if plan.split.by == "random" else {})},
         overwrite=overwrite, on_progress=on_progress,
     )
 
@@ -174,7 +179,9 @@ class RecBoleSource:
             raise InputError(f"{self.inter.path}: retrieval needs histories, thus a column {meaning.time!r}; it has "
                              f"{', '.join(self.inter.types)}")
 
-    def plan(self, split: str | None, max_history: int, user_field: bool) -> TablePlan:
+    def plan(
+        self, split: str | None, max_history: int, user_field: bool, parts: Sequence[float] | None = None, seed: int = 0
+    ) -> TablePlan:
         """Fields, histories and split; fills ``left_out``."""
         meaning = self.meaning
         if split is None:
@@ -200,7 +207,7 @@ class RecBoleSource:
             min_history=1 if self.retrieval else 0,
             target=target,
             vocabularies=cut,
-            split=SplitPlan(split, column=_SPLIT if split == "column" else None),
+            split=split_plan(split, parts, seed=seed, column=_SPLIT if split == "column" else None),
         )
 
     def _vocabulary(self, column: str) -> str:
