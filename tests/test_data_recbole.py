@@ -331,6 +331,14 @@ def test_rows_without_user_item_or_time_are_counted(tmp_path):
     assert dropped == {"missing user": 2, "missing time": 1, "missing item": 1}
 
 
+def test_no_row_is_left(tmp_path):
+    folder = write(tmp_path / "shop")
+    text = (folder / "shop.inter").read_text().splitlines()
+    helpers.write_lines(folder / "shop.inter", text[0], [line[line.index("\t"):] for line in text[1:]])
+    with pytest.raises(InputError, match="shop.inter and others: no row is left: {'missing user': 260}"):
+        prepare_recbole(folder, tmp_path / "out", RATED)
+
+
 def test_rows_without_attributes_are_counted(folder, tmp_path):
     users, items = ({r[f"{k}_id"] for r in table(folder / f"shop.{k}")} for k in ("user", "item"))
     rows = table(folder / "shop.inter")

@@ -383,7 +383,7 @@ def test_options_that_do_not_fit(tmp_path, prepare, options, message):
 @pytest.mark.parametrize("options", [{"core": 0, "repeats": "all"}, {}])
 def test_no_events(tmp_path, options):
     (tmp_path / "file").write_text("A2SUAM1J3GNN3B,0000013714,5.0,\n")
-    with pytest.raises(af.InputError, match="file: there are no events"):
+    with pytest.raises(af.InputError, match="file: no event is left: {'missing time': 1}"):
         prepare_amazon(tmp_path / "file", tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 

@@ -110,6 +110,9 @@ class AlimamaSource:
 
     def __init__(self, folder: Path, behaviors: Sequence[str], since: int | None):
         names = ("raw_sample.csv", "ad_feature.csv", "user_profile.csv", "behavior_log.csv")
+        if not folder.is_dir():
+            what = "is no folder" if folder.exists() else "no such folder"
+            raise InputError(f"{folder}: {what} with {', '.join(names)}; files of 267 columns are read with --form dmr")
         self.sample, self.ads, self.users, self.log = self.files = tuple(_file(folder, name) for name in names)
         self.behaviors, self.since = tuple(behaviors), since
         self.dropped: dict[str, int] = {}
@@ -124,11 +127,13 @@ class AlimamaSource:
     def chunks(self) -> Iterator[pl.DataFrame]:
         ads, users = _ads(self.ads), _users(self.users)
         self._reading, self.without_attributes = Reading([self.sample]), {}
-        whole = ("user", "time_stamp", "adgroup_id", "clk")
+        whole = ("user", "time_stamp", "adgroup_id", "nonclk", "clk")
         for rows in read_delimited([self.sample], ",", whole=whole, reading=self._reading):
             rows.need("user", "time_stamp", "adgroup_id", "pid", "clk")
             click = rows.integer("clk")
             rows.refuse(~click.is_in([0, 1]), "clk", lambda v: f"is {v}, a label that is neither 0 nor 1")
+            if "nonclk" in rows.frame.columns:
+                rows.refuse(rows.integer("nonclk") != 1 - click, "nonclk", lambda v: f"is {v}, which contradicts clk")
             frame = pl.DataFrame({
                 "user": rows.integer("user"),
                 "time": rows.integer("time_stamp"),

@@ -31,6 +31,8 @@ _FIELDS = (*DEFAULT_FIELDS, "adgroup_id", "campaign_id", "customer")
 #: Where the published values begin at 1, so that 0 is what the authors put in for a missing one.
 _ZERO_IS_MISSING = {"cate_id", "brand", "final_gender_code", "pvalue_level", "shopping_level", "new_user_class_level"}
 _WHOLE = tuple(name for name in COLUMNS if name != "price")
+#: What is only looked at: a text in these columns shows that a line is no such row.
+_CHECKED = ("btag", "match mask")
 _SPLIT = "\0split"
 
 
@@ -115,6 +117,9 @@ class DmrSource:
 def _frame(rows: Rows) -> pl.DataFrame:
     texts = [name for name, kind in rows.frame.schema.items() if kind == pl.String]
     rows = replace(rows, frame=rows.frame.with_columns(pl.col(texts).replace("NULL", None)) if texts else rows.frame)
+    for what in _CHECKED:
+        for i in range(_LENGTH):
+            rows.integer(f"{what} {i}", missing=True)
     click = rows.integer("clk")
     rows.refuse(~click.is_in([0, 1]), "clk", lambda v: f"is {v}, a label that is neither 0 nor 1")
     values = {}

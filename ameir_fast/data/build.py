@@ -28,7 +28,7 @@ from .output import Columns
 from .pieces import LAYOUT, Pieces, regrouped
 from .plan import TablePlan
 from .rows import LABEL, SPLIT, TIME, Rows, arrange, number_users, place
-from .source import Source
+from .source import Source, no_rows_left
 from .statistics import statistics
 from .work import Work, identity_of, open_work
 from .writer import DirectoryWriter
@@ -149,7 +149,7 @@ class _Build:
                     last.result()
                 last = writer.submit(pieces.add, frame, self.pool, shown)
             if last is None:
-                raise InputError("there are no rows")
+                raise no_rows_left(self.source)
             last.result()
         self._finish(pieces.rows)
         return {

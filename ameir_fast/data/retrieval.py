@@ -13,7 +13,7 @@ from .blocks import Block
 from .core import first_of_each, k_core
 from .delimited import shown
 from .plan import HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
-from .source import Source
+from .source import Source, no_rows_left
 
 MAX_HISTORY = 50
 SPLITS = ("leave_one_out", "time")
@@ -126,7 +126,7 @@ class Reviews:
                 empty = False
                 yield frame
             if empty:
-                raise InputError(f"{self.files[0]}: there are no events")
+                raise no_rows_left(self, "event")
             return
         if self._keep is None:
             self._decide()
@@ -148,7 +148,7 @@ class Reviews:
         for frame in self.source.chunks():
             parts.append((frame["user"].hash().to_numpy(), frame["item"].hash().to_numpy(), frame["time"].to_numpy()))
         if not parts:
-            raise InputError(f"{self.files[0]}: there are no events")
+            raise no_rows_left(self, "event")
         user, item, time = (np.concatenate(column) for column in zip(*parts, strict=True))
         del parts
         keep = np.ones(user.shape[0], bool)
@@ -161,7 +161,7 @@ class Reviews:
             keep[at[~stays]] = False
             self._left_out[f"user or item with fewer than {self.core} events"] = int((~stays).sum())
         if not keep.any():
-            raise InputError(f"{self.files[0]}: no event is left: {self.dropped}")
+            raise no_rows_left(self, "event")
         if self.ties == "file":
             place = np.empty(keep.shape[0], np.int64)
             place[np.argsort(time, kind="stable")] = np.arange(keep.shape[0])

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import polars as pl
 
+from ..errors import InputError
 from .coding import CodedRows
 
 _KNOWN = "\0known"
@@ -52,6 +53,13 @@ def with_attributes(
     joined = frame.join(attributes.with_columns(pl.lit(True).alias(_KNOWN)), on=key, how="left", maintain_order="left")
     without[what] = without.get(what, 0) + joined[_KNOWN].null_count()
     return joined.drop(_KNOWN)
+
+
+def no_rows_left(source: Source, what: str = "row") -> InputError:
+    """The error for a source without rows: names its first file and how many rows were left out, by reason."""
+    where = f"{source.files[0]}{' and others' if len(source.files) > 1 else ''}: " if source.files else ""
+    dropped = {reason: count for reason, count in source.dropped.items() if count}
+    return InputError(where + (f"no {what} is left: {dropped}" if dropped else f"there are no {what}s"))
 
 
 class FrameSource:
