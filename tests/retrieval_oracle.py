@@ -11,7 +11,7 @@ from ameir_fast.data import Dataset
 PARTS = ("train", "valid", "test")
 
 
-def expected(events: list[tuple], split: str, max_history: int = 50, all_items: bool = False):
+def expected(events: list[tuple], split: str, max_history: int = 50, all_items: bool = False, min_count: int = 1):
     """Rows of each part, ``(item, history)`` with ``None`` for items without an id, in stored order; rows left out by
     reason.
     """
@@ -31,7 +31,8 @@ def expected(events: list[tuple], split: str, max_history: int = 50, all_items: 
         times = [row[0] for row in rows]
         ends = [near_end(times, share) for share in (0.8, 0.9)]
         part_of = {row[1]: (k >= ends[0]) + (k >= ends[1]) for k, row in enumerate(rows)}
-    known = {item for _, place, item, _ in rows if all_items or part_of[place] == 0}
+    counts = Counter(item for _, place, item, _ in rows if all_items or part_of[place] == 0)
+    known = {item for item, count in counts.items() if count >= min_count}
     found, dropped = {part: [] for part in PARTS}, Counter()
     for _, place, item, history in rows:
         if not history:

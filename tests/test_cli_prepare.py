@@ -1,4 +1,4 @@
-"""The commands ``prepare avazu --like``, ``alimama``, ``recbole``, ``fuxictr`` and ``movielens --retrieval``: options
+"""The commands ``prepare avazu --like``, ``alimama``, ``recbole``, ``fuxictr``, ``movielens`` and ``--parts``: options
 reach the readers, results come as JSON, a bad line ends with one line and code 2."""
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ import pytest
 from ameir_fast import cli
 from ameir_fast.cli.prepare import KINDS
 from tests import data_helpers as helpers
-from tests import fuxictr_files, mini_movielens, test_data_alimama, test_data_avazu, test_data_recbole
+from tests import (
+    fuxictr_files,
+    mini_movielens,
+    test_data_alimama,
+    test_data_avazu,
+    test_data_criteo,
+    test_data_recbole,
+    test_data_reviews,
+)
 
 
 def call(*arguments: object) -> int:
@@ -181,6 +189,10 @@ def test_recbole(tmp_path, prepare, refused):
         },
     }
     assert "left out: column age (float, which is no category)" in out and statistics["rows"] == 260
+    unknown = statistics["without_attributes"]
+    assert min(unknown.values()) > 0
+    for what, count in unknown.items():
+        assert f"without attributes {count}: rows whose {what} the other files don't know" in out
     options, *_ = prepare("recbole", "--input", folder, "--retrieval")
     assert options["retrieval"] and options["split"] == "leave_one_out"
     refused("threshold 'rating' is not COLUMN=NUMBER", "recbole", "--input", folder, "--threshold", "rating")
@@ -235,3 +247,105 @@ def test_movielens_retrieval(tmp_path, prepare, refused):
     refused("mini.inter: column 'rating:float' is missing", "movielens", "--input", folder)
     Path(folder / "u.data").write_text("1\t2\t3\t4\n")
     refused("holds more than one of MovieLens's forms", "movielens", "--input", folder)
+
+
+def logs(kind: str, folder: Path) -> list[object]:
+    """Input of each kind, as arguments; rows that are split by time have a few of one time at most."""
+    rng = random.Random(7)
+    events = [(f"u{rng.randint(1, 9)}", f"{rng.randint(1, 12):010d}", 86400 * k) for k in range(300)]
+    if kind == "movielens":
+        return ["--input", mini_movielens.write(folder)]
+    if kind in ("criteo", "avazu"):
+        module = test_data_criteo if kind == "criteo" else test_data_avazu
+        rows = module.make_rows(300)
+        (folder / "train.txt").write_bytes(module.tsv(rows) if kind == "criteo" else module.text(rows))
+        return ["--input", folder]
+    if kind == "alimama":
+        return ["--input", test_data_alimama.write(folder), "--split", "time"]
+    if kind == "dmr":
+        helpers.write_lines(folder / "dmr", test_data_alimama.dmr_line(rng, 0), [test_data_alimama.dmr_line(rng, u) for u in range(199)])
+        return ["--input", folder / "dmr", "--form", "dmr"]
+    if kind == "amazon":
+        (folder / "csv").write_text("".join(f"A{u}SUAM1J3GNN3,{i},5.0,{t}\n" for u, i, t in events))
+        return ["--input", folder / "csv", "--split", "time", "--core", 0]
+    if kind == "steam":
+        lines = [test_data_reviews.steam_line(u, i, 1.0, t // 86400) for u, i, t in events]
+        (folder / "json").write_text("".join(line + "\n" for line in lines))
+        return ["--input", folder / "json", "--split", "time", "--core", 0]
+    if kind == "sequences":
+        windows = [([rng.randint(1, 99) for _ in range(9)], [k] * 8 + [k + 1]) for k in range(300)]
+        (folder / "windows").write_text("".join(f"{w}\n" for w in windows))
+        return ["--input", folder / "windows"]
+    if kind == "recbole":
+        return ["--input", test_data_recbole.write(folder), "--threshold", "rating=4", "--split", "random"]
+    if kind == "fuxictr":
+        pytest.importorskip("yaml")
+        fuxictr_files.write(folder)
+        config = (folder / "dataset_config.yaml").read_text()
+        kept = "".join(line for line in config.splitlines(keepends=True) if "valid_data" not in line and "test_data" not in line)
+        (folder / "dataset_config.yaml").write_text(kept)
+        return ["--input", folder, "--dataset-id", "tiny", "--root", folder]
+    return ["--rows", 1000, "--fields", 4]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["movielens", "criteo", "avazu", "alimama", "dmr", "amazon", "steam", "sequences", "recbole", "fuxictr", "synthetic"],
+)
+def test_parts(tmp_path, prepare, refused, kind):
+    (tmp_path / "raw").mkdir()
+    command, arguments = "alimama" if kind == "dmr" else kind, logs(kind, tmp_path / "raw")
+    options, statistics, _ = prepare(command, *arguments, "--parts", "0.5,0.2,0.3")
+    assert options["parts"] == [0.5, 0.2, 0.3]
+    rows = [statistics["splits"][name]["rows"] for name in ("train", "valid", "test")]
+    # Rows of one time stay together; rows of retrieval without a history or a known item are left out.
+    for found, wanted in zip(rows, (0.5, 0.2, 0.3), strict=True):
+        assert abs(found / sum(rows) - wanted) < 0.03, rows
+    options, statistics, _ = prepare(command, *arguments)
+    assert options.get("parts") == ([0.8, 0.1, 0.1] if kind == "synthetic" else None)
+    assert abs(statistics["splits"]["train"]["rows"] / statistics["rows"] - 0.8) < 0.03
+    refused("parts '0.5;0.5' are not three numbers", command, *arguments, "--parts", "0.5;0.5")
+    for wrong in ("0.5,0.5", "0.9,0.1,0.1", "0.9,0.2,-0.1", "0.9,0.1,0", "nan,0.5,0.5"):
+        refused("are not three positive numbers with the sum 1", command, *arguments, "--parts", wrong)
+
+
+def test_parts_where_the_test_split_is_given(tmp_path, prepare, refused):
+    folder = test_data_alimama.write(tmp_path / "raw")
+    _, plain, _ = prepare("alimama", "--input", folder)
+    _, statistics, _ = prepare("alimama", "--input", folder, "--parts", "0.25,0.25,0.5")
+    train, valid, test = (statistics["splits"][name]["rows"] for name in ("train", "valid", "test"))
+    assert test == plain["splits"]["test"]["rows"] and abs(train - valid) <= 4
+    rng = random.Random(1)
+    for name, rows in (("train", 400), ("test", 50)):
+        (tmp_path / name).write_text("".join(test_data_alimama.dmr_line(rng, u) + "\n" for u in range(rows)))
+    arguments = ("--form", "dmr", "--input", tmp_path / "train", "--test", tmp_path / "test")
+    _, statistics, _ = prepare("alimama", *arguments, "--parts", "0.4,0.4,0.2")
+    assert statistics["splits"]["test"]["rows"] == 50 and 150 < statistics["splits"]["valid"]["rows"] < 250
+
+
+def test_splits_without_parts(tmp_path, refused):
+    says = "parts belong to splits by time, order or random, not by leave_one_out"
+    (tmp_path / "pairs").write_text("1 2\n1 3\n1 4\n")
+    refused(says, "sequences", "--input", tmp_path / "pairs", "--parts", "0.5,0.2,0.3")
+    (tmp_path / "csv").write_text("A2SUAM1J3GNN3B,0000013714,5.0,1\n")
+    refused(says, "amazon", "--input", tmp_path / "csv", "--parts", "0.5,0.2,0.3")
+    refused(says, "steam", "--input", tmp_path / "csv", "--parts", "0.5,0.2,0.3")
+    folder = mini_movielens.write(tmp_path / "raw")
+    refused(says, "movielens", "--input", folder, "--retrieval", "--parts", "0.5,0.2,0.3")
+    folder = test_data_recbole.write(tmp_path / "shop")
+    refused(says, "recbole", "--input", folder, "--retrieval", "--parts", "0.5,0.2,0.3")
+    folder = test_data_recbole.write(tmp_path / "parted", parts=True)
+    refused("not by column", "recbole", "--input", folder, "--threshold", "rating=4", "--parts", "0.5,0.2,0.3")
+
+
+def test_movielens_clicks(tmp_path, prepare, refused):
+    folder = mini_movielens.write(tmp_path / "raw")
+    options, statistics, _ = prepare(
+        "movielens", "--input", folder, "--threshold", 3, "--split", "random", "--seed", 5, "--min-count", 4)
+    stars = [int(r["rating:float"]) for r in mini_movielens.read(folder / "mini.inter")]
+    assert (options["positive_rating"], options["split"], options["seed"], options["min_count"]) == (3, "random", 5, 4)
+    assert statistics["label_rate"] == pytest.approx(sum(s >= 3 for s in stars) / len(stars))
+    refused("threshold 5.5 does not part the ratings 1 to 5", "movielens", "--input", folder, "--threshold", 5.5)
+    refused("threshold 1 does not part", "movielens", "--input", folder, "--threshold", 1)
+    refused("threshold nan does not part", "movielens", "--input", folder, "--threshold", "nan")
+    refused("threshold belongs to the ctr task", "movielens", "--input", folder, "--retrieval", "--threshold", 3)

@@ -194,6 +194,11 @@ def test_every_impression(folder, tmp_path, monkeypatch, parts):
         "behaviour without a time": 1,
         "event of a user without a row": sum(e["user"] not in people for e in timed),
     }
+    ads, profiles = ({r[key] for r in table(folder / name)} for name, key in (("ad_feature.csv", "adgroup_id"),
+                                                                             ("user_profile.csv", "userid")))
+    unknown = sum(r["adgroup_id"] not in ads for r in rows)
+    assert unknown > 0 and statistics["without_attributes"] == {
+        "ad": unknown, "user": sum(r["user"] not in profiles for r in rows)}
     lengths = [len(r["history"]) for r in rows]
     assert statistics["history"]["mean"] == pytest.approx(sum(lengths) / len(lengths))
     assert statistics["history"]["max"] == max(lengths) > 50
@@ -292,6 +297,9 @@ def test_block_by_block_and_packed(folder, tmp_path, monkeypatch):
             "raw_sample.csv: line 4: column 'clk' is 2, a label that is",
         ),
         ("raw_sample.csv", 4, "7,1494137644,1,430548_1007,1,", "raw_sample.csv: line 4: column 'clk' is missing"),
+        ("raw_sample.csv", 4, "7,1494137644,1,430548_1007,1,1", "raw_sample.csv: line 4: column 'nonclk' is 1, which contr"),
+        ("raw_sample.csv", 4, "7,1494137644,1,430548_1007,0,0", "raw_sample.csv: line 4: column 'nonclk' is 0, which contr"),
+        ("raw_sample.csv", 4, "7,1494137644,1,430548_1007,,0", "raw_sample.csv: line 4: column 'nonclk' is missing"),
         ("raw_sample.csv", 4, b"7,1494137644,1,43\xff548_1007,1,0", "raw_sample.csv: line 4 is not UTF-8"),
         ("raw_sample.csv", 4, "user,time_stamp,adgroup_id,pid,nonclk,clk", "raw_sample.csv: line 4 repeats the header"),
         (
@@ -353,6 +361,10 @@ def test_repeated_missing_empty_and_cut_off_files(tmp_path):
     (folder / "behavior_log.csv").unlink()
     with pytest.raises(InputError, match="raw: holds no behavior_log.csv"):
         prepare_alimama(folder, tmp_path / "out")
+    (tmp_path / "raw" / "dmr.txt").write_text("1,2\n")
+    for path, what in ((folder / "dmr.txt", "is no folder"), (folder / "none", "no such folder")):
+        with pytest.raises(InputError, match=f"{path}: {what} with raw_sample.csv, .*files of 267 columns .*--form dmr"):
+            prepare_alimama(path, tmp_path / "out")
     with pytest.raises(InputError, match="behaviours pv, click are not some of pv, cart, fav, buy"):
         prepare_alimama(folder, tmp_path / "out", behaviors=("pv", "click"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["raw"]
@@ -522,6 +534,8 @@ def test_the_published_sample(tmp_path):
         (266, "2", "line 3: column 'clk' is 2, a label that is neither 0 nor 1"),
         (266, "", "line 3: column 'clk' is missing"),
         (60, "x", "line 3: column 'cate 10' is 'x', not a whole number"),
+        (5, "pv", "line 3: column 'btag 5' is 'pv', not a whole number"),
+        (249, "1.5", "line 3: column 'match mask 49' is '1.5', not a whole number"),
         (150, "7", "line 3: column 'mask 0' is 7, neither 0 nor 1"),
         (250, "", "line 3: column 'user' is missing"),
         (250, "1,2", "line 3 has 268 columns, not 267"),

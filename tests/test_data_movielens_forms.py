@@ -6,6 +6,7 @@ import csv
 import gzip
 import random
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,25 @@ def test_originals_with_users(raw, tmp_path, write):
     assert data.schema == Dataset.open(tmp_path / "recbole").schema
 
 
+@pytest.mark.parametrize("write", [write_100k, write_1m, write_20m])
+def test_ratings_without_attributes_are_counted(raw, tmp_path, write):
+    folder = write(raw, tmp_path / "original")
+    ratings, items, users = tables(raw)
+    unknown = {"item": sum(r["item_id:token"] not in {i["item_id:token"] for i in items} for r in ratings)}
+    assert unknown["item"] > 0
+    if write is not write_20m:
+        name = "u.user" if write is write_100k else "users.dat"
+        lines = (folder / name).read_text().splitlines(keepends=True)
+        (folder / name).write_text("".join(lines[3:]))
+        gone = {u["user_id:token"] for u in users[:3]}
+        unknown["user"] = sum(r["user_id:token"] in gone for r in ratings)
+        assert unknown["user"] > 0
+    statistics = prepare_movielens(folder, tmp_path / "out")
+    assert statistics["without_attributes"] == unknown and statistics["rows"] == len(ratings)
+    statistics = prepare_movielens(folder, tmp_path / "next", retrieval=True)
+    assert statistics.get("without_attributes", {}) == {k: n for k, n in unknown.items() if k == "user"}
+
+
 def test_the_csv_form_has_no_users_and_half_stars(raw, tmp_path):
     folder = write_20m(raw, tmp_path / "csv")
     prepare_movielens(folder, tmp_path / "out", user_field=True)
@@ -205,7 +225,43 @@ def test_retrieval(raw, tmp_path, split):
         assert found == wanted, name
 
 
+@pytest.mark.parametrize("write", [write_1m, write_20m])
+def test_a_random_split_a_threshold_and_rare_values(raw, tmp_path, write):
+    folder = write(raw, tmp_path / "original")
+    options = {"split": "random", "threshold": 2.5, "min_count": 5, "parts": (0.5, 0.25, 0.25), "user_field": True}
+    prepare_movielens(folder, tmp_path / "out", seed=3, **options)
+    data = Dataset.open(tmp_path / "out")
+    assert [data.size(s) for s in ("train", "valid", "test")] == [120, 60, 60]
+    prepare_movielens(folder, tmp_path / "again", seed=3, **options)
+    assert Dataset.open(tmp_path / "again").checksum == data.checksum
+    prepare_movielens(folder, tmp_path / "other", seed=4, **options)
+    assert Dataset.open(tmp_path / "other").labels("test").tolist() != data.labels("test").tolist()
+    batches = [helpers.whole(data, split) for split in data.splits]
+    assert sum(b.label.sum().item() for b in batches) == sum(int(r["rating:float"]) >= 3 for r in tables(raw)[0])
+    # In training rows every id but 0 occurs five times or more; the order of time doesn't tell the parts apart.
+    for k, field in enumerate(f for f in data.schema.fields if f.kind == "categorical"):
+        if field.vocabulary not in ("genre", "age_group", "hour", "weekday"):
+            found = np.bincount(batches[0].fields[:, k].numpy(), minlength=data.schema.size(field.vocabulary))
+            assert found[1:].min(initial=5) >= 5 and len(data.tokens(field.vocabulary)) > 1, field.name
+    assert data.schema.size("user") < 24 and data.schema.size("item") < 20
+    splits = data.statistics["splits"]
+    assert splits["train"]["last_time"] > splits["test"]["first_time"]
+
+
+def test_rare_movies_cannot_be_found(raw, tmp_path):
+    folder = write_1m(raw, tmp_path / "original")
+    statistics = prepare_movielens(folder, tmp_path / "out", retrieval=True, split="time", min_count=12)
+    data = Dataset.open(tmp_path / "out")
+    rows = sorted(mini.read(raw / "mini.inter"), key=lambda r: int(r["timestamp:float"]))
+    part = [r["split"] for r in mini.expected(raw)]
+    counts = Counter(r["item_id:token"] for r, p in zip(rows, part, strict=True) if p == "train")
+    assert set(data.tokens("item")[1:]) == {item for item, n in counts.items() if n >= 12} != set(counts)
+    assert statistics["dropped"]["unknown item"] > 0
+
+
 def test_which_options_go_together(raw, tmp_path):
+    with pytest.raises(InputError, match="min_count 0 is not at least 1"):
+        prepare_movielens(raw, tmp_path / "out", min_count=0)
     with pytest.raises(InputError, match="split 'leave_one_out' is none of those that ctr data can have"):
         prepare_movielens(raw, tmp_path / "out", split="leave_one_out")
     with pytest.raises(InputError, match="split 'random' is none of those that retrieval"):

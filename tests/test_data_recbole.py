@@ -210,6 +210,14 @@ def test_ready_lists(tmp_path):
     assert [tokens[i] for i in batch.items.tolist()] == [w[2] for w in wanted]
 
 
+def test_a_random_split_is_a_function_of_the_seed(folder, tmp_path):
+    found = []
+    for seed in (1, 1, 2):
+        prepare_recbole(folder, tmp_path / "out", RATED, split="random", seed=seed, overwrite=True)
+        found.append(helpers.whole(Dataset.open(tmp_path / "out"), "test").fields.tolist())
+    assert found[0] == found[1] != found[2]
+
+
 def test_a_split_by_files(tmp_path):
     folder = write(tmp_path / "shop", parts=True)
     prepare_recbole(folder, tmp_path / "out", RATED)
@@ -321,3 +329,26 @@ def test_rows_without_user_item_or_time_are_counted(tmp_path):
         file.write("\ti1\t5\t1000001\tphone\nu1\t\t5\t1000001\tphone\nu1\ti1\t5\t\tphone\n\ti1\t5\t\tphone\n")
     dropped = prepare_recbole(folder, tmp_path / "out", RATED)["dropped"]
     assert dropped == {"missing user": 2, "missing time": 1, "missing item": 1}
+
+
+def test_no_row_is_left(tmp_path):
+    folder = write(tmp_path / "shop")
+    text = (folder / "shop.inter").read_text().splitlines()
+    helpers.write_lines(folder / "shop.inter", text[0], [line[line.index("\t"):] for line in text[1:]])
+    with pytest.raises(InputError, match="shop.inter and others: no row is left: {'missing user': 260}"):
+        prepare_recbole(folder, tmp_path / "out", RATED)
+
+
+def test_rows_without_attributes_are_counted(folder, tmp_path):
+    users, items = ({r[f"{k}_id"] for r in table(folder / f"shop.{k}")} for k in ("user", "item"))
+    rows = table(folder / "shop.inter")
+    unknown = {"item": sum(r["item_id"] not in items for r in rows), "user": sum(r["user_id"] not in users for r in rows)}
+    assert min(unknown.values()) > 0
+    statistics = prepare_recbole(folder, tmp_path / "out", RATED)
+    assert statistics["without_attributes"] == unknown and statistics["rows"] == len(rows)
+    # Items are not described where one is to be found.
+    statistics = prepare_recbole(folder, tmp_path / "next", Meaning(), retrieval=True)
+    assert statistics["without_attributes"] == {"user": unknown["user"]}
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "shop.inter").write_bytes((folder / "shop.inter").read_bytes())
+    assert "without_attributes" not in prepare_recbole(tmp_path / "alone", tmp_path / "none", RATED)

@@ -141,7 +141,7 @@ def test_amazon_forms(tmp_path, form, split):
     about = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert about["kind"] == "amazon" and about["options"] == {
         "columns": None, "core": 5, "min_rating": None, "repeats": "distinct", "split": split, "ties": "apart", "max_history": 50,
-        "all_items": False}
+        "all_items": False, "min_count": 1}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -165,6 +165,18 @@ def test_the_order_of_the_file_parts_ties_where_asked(tmp_path, all_items, core)
     ordered = [(u, i, place) for place, (u, i, _) in enumerate(sorted(left, key=lambda event: event[2]))]
     check(tmp_path / "out", statistics, ordered, "leave_one_out", all_items=all_items)
     assert statistics["dropped"]["history shorter than 1"] == statistics["users"]  # only each user's first
+
+
+@pytest.mark.parametrize("all_items", [False, True])
+@pytest.mark.parametrize("split", ["leave_one_out", "time"])
+def test_rare_items_are_unknown(tmp_path, split, all_items):
+    events = amazon_events(2)
+    (tmp_path / "file").write_text(amazon_text("csv 2014", events))
+    options = {"min_count": 12, "all_items": all_items}
+    statistics = prepare_amazon(tmp_path / "file", tmp_path / "out", core=0, repeats="all", split=split, **options)
+    found = [(u, i, day * DAY) for u, i, _, day in events]
+    check(tmp_path / "out", statistics, found, split, **options)
+    assert statistics["vocabularies"]["item"] - 1 < statistics["items"]
 
 
 def test_low_ratings_go_before_the_core_is_found(tmp_path):
@@ -360,6 +372,7 @@ def test_bad_steam_files(tmp_path, data, message):
     ({"ties": "file", "split": "time"}, "ties 'file' would part what is of one time"),
     ({"core": -1}, "core -1 is negative"),
     ({"max_history": 0}, "max_history 0 is not at least 1"),
+    ({"min_count": 0}, "min_count 0 is not at least 1"),
 ])
 @pytest.mark.parametrize("prepare", [prepare_amazon, prepare_steam])
 def test_options_that_do_not_fit(tmp_path, prepare, options, message):
@@ -370,7 +383,7 @@ def test_options_that_do_not_fit(tmp_path, prepare, options, message):
 @pytest.mark.parametrize("options", [{"core": 0, "repeats": "all"}, {}])
 def test_no_events(tmp_path, options):
     (tmp_path / "file").write_text("A2SUAM1J3GNN3B,0000013714,5.0,\n")
-    with pytest.raises(af.InputError, match="file: there are no events"):
+    with pytest.raises(af.InputError, match="file: no event is left: {'missing time': 1}"):
         prepare_amazon(tmp_path / "file", tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
@@ -436,10 +449,10 @@ def test_the_commands(tmp_path, capsys):
     (tmp_path / "amazon").write_text(amazon_text("csv 2018", amazon_events()))
     (tmp_path / "steam").write_text(steam_text(steam_events()))
     (tmp_path / "pairs").write_text("".join(f"{u} {i}\n" for u, i, _ in sorted(random_events(1))))
-    common = {"split": "leave_one_out", "max_history": 7, "all_items": True}
-    reviews = {"core": 2, "repeats": "first", "ties": "file", **common}
-    flags = ["--max-history", 7, "--all-items"]
-    more = ["--core", 2, "--repeats", "first", "--ties", "file", *flags]
+    common = {"core": 2, "split": "leave_one_out", "max_history": 7, "all_items": True, "min_count": 2}
+    reviews = {"repeats": "first", "ties": "file", **common}
+    flags = ["--core", 2, "--max-history", 7, "--all-items", "--min-count", 2]
+    more = ["--repeats", "first", "--ties", "file", *flags]
     for kind, given, options in (
         ("amazon", ["--min-rating", 2, "--columns", "item,user,rating,timestamp", *more],
          {"columns": ["item", "user", "rating", "timestamp"], "min_rating": 2, **reviews}),

@@ -16,7 +16,7 @@ from ameir_fast.data import Dataset, prepare_sequences
 from ameir_fast.data.sequences import Lines, Pairs, told_form
 from ameir_fast.data.windows import Windows
 
-from .retrieval_oracle import check, prepared
+from .retrieval_oracle import check, k_core, prepared, random_events
 from .shared import shared
 
 PAIRS = [("7", i, k) for k, i in enumerate("abcabd")] + [("3", i, 9 + k) for k, i in enumerate("bcb")] + [
@@ -62,7 +62,7 @@ def test_beauty(tmp_path, all_items):
     about = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert about["kind"] == "sequences"
     assert about["options"] == {
-        "form": "pairs", "split": "leave_one_out", "max_history": 50, "all_items": all_items}
+        "form": "pairs", "core": 0, "split": "leave_one_out", "max_history": 50, "all_items": all_items, "min_count": 1}
 
 
 def test_beauty_5core(tmp_path):
@@ -143,6 +143,24 @@ def test_a_user_of_one_item_has_no_row_and_two_files_are_one(tmp_path):
     check(tmp_path / "out", statistics, PAIRS, "leave_one_out")
     assert statistics["users"] == 5 and statistics["dropped"]["history shorter than 1"] == 5
     assert all("q" != item for rows in prepared(tmp_path / "out").values() for item, _ in rows)
+
+
+@pytest.mark.parametrize("form", ["pairs", "lines"])
+@pytest.mark.parametrize(("core", "min_count"), [(1, 3), (7, 1), (9, 1), (8, 20)])
+def test_the_core_and_rare_items(tmp_path, form, core, min_count):
+    events = sorted(((u, i) for u, i, _ in random_events(3)), key=lambda event: event[0])
+    if form == "pairs":
+        text = "".join(f"{u} {i}\n" for u, i in events)
+    else:
+        text = "".join(" ".join([u, *(i for v, i in events if v == u)]) + "\n" for u in dict.fromkeys(u for u, _ in events))
+    (tmp_path / "file").write_text(text)
+    events = [(u, i, k) for k, (u, i) in enumerate(events)]
+    left = k_core(events, core)
+    assert (len(left) < len(events)) == (core > 1)
+    statistics = prepare_sequences(tmp_path / "file", tmp_path / "out", form=form, core=core, min_count=min_count)
+    check(tmp_path / "out", statistics, left, "leave_one_out", min_count=min_count)
+    why = f"user or item with fewer than {core} events"
+    assert statistics["dropped"].get(why, 0) == len(events) - len(left)
 
 
 @pytest.mark.parametrize("size", [1, 7, 1 << 20])
@@ -241,6 +259,10 @@ def test_bad_files(tmp_path, form, data, message):
     ({"ties": "file"}, "ties is for windows"),
     ({"form": "windows", "split": "leave_one_out"}, "windows have no users"),
     ({"max_history": 0}, "max_history 0 is not at least 1"),
+    ({"min_count": 0}, "min_count 0 is not at least 1"),
+    ({"core": -1}, "core -1 is negative"),
+    ({"form": "windows", "core": 5}, "windows have no users: there is no core"),
+    ({"core": 99}, r"file: no event is left: {'user or item with fewer than 99 events': 16}"),
 ])
 def test_options_that_do_not_fit(tmp_path, options, message):
     (tmp_path / "file").write_text(pairs_text())

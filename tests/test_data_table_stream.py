@@ -167,3 +167,15 @@ def test_lines_are_counted_where_a_value_holds_one_and_where_some_are_blank(tmp_
     path.write_text("\n".join([*lines[:5], "", *lines[5:]]))  # line 5 is a whole row's second
     with pytest.raises(InputError, match=r"part0\.csv: line 103: column 'click'"):
         prepare([path], tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_rows_that_are_all_left_out_are_counted_in_the_error(tmp_path, form):
+    frame = pl.DataFrame({"click": [0, 1] * 20, "user": [None] * 40, "ts": [None] * 3 + list(range(37))},
+                         schema_overrides={"user": pl.Int64})
+    path = tmp_path / f"rows.{form}"
+    frame.write_parquet(path) if form == "parquet" else frame.write_csv(path)
+    schema = {"version": 1, "label": "click", "user": "user", "time": "ts", "fields": [{"name": "user"}]}
+    with pytest.raises(InputError, match=f"rows.{form}: no row is left: {{'missing user': 40}}"):
+        prepare(path, tmp_path / "out", schema)
+    assert not (tmp_path / "out").exists()

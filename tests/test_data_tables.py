@@ -418,6 +418,13 @@ def test_numbers_with_a_fraction_are_no_categories(log, tmp_path):
     )
 
 
+def test_cells_of_csv_are_categories_as_they_stand(log, tmp_path):
+    written = ["0.5", "1.0", "1", "1e0"]
+    rows = [{**row, "shop_name": written[k % 4]} for k, row in enumerate(log)]
+    source = helpers.write_csv(tmp_path / "p.csv", rows, helpers.CLICK_COLUMNS)
+    assert set(prepare(source, tmp_path / "out", helpers.CLICKS_SCHEMA).tokens("shop")[1:]) == set(written)
+
+
 def test_a_panic_over_a_damaged_file_is_one_error_too(log, tmp_path, monkeypatch):
     """Polars panics over some damaged parquet files, which is no Exception; tests/test_data_fuzz.py has real ones."""
     pl.DataFrame(log).write_parquet(tmp_path / "bad.parquet")

@@ -149,6 +149,21 @@ def test_whole_numbers_come_as_numbers_where_all_are(tmp_path, size):
             piece.integer("a")
 
 
+@pytest.mark.parametrize("odd", ["", 'q"r"s'], ids=["usual", "unusual"])
+def test_rows_of_many_lines_are_no_longer_than_a_line_may_be(tmp_path, odd):
+    def text(bytes_more: int) -> bytes:
+        cells = [f'"{"x" * 99}\n{"y" * 99_900}"'] * 10
+        long = ",".join([*cells, "z" * ((1 << 20) - 10 * len(cells[0]) - 10 + bytes_more)])
+        return f"{odd}{',' * 10}\n{long}\n{',' * 10}\n".encode()
+
+    names = [f"c{k}" for k in range(11)]
+    # Quotes around values count as they stand where all are in usual places.
+    (rows,) = read_delimited([written(tmp_path, text(0))], ",", names, quoted=True)
+    assert rows.frame.height == 3 and list(rows.lines) == [1, 2, 13]
+    with pytest.raises(af.InputError, match="file: line 2 begins a row of more than 1,048,576 bytes"):
+        list(read_delimited([written(tmp_path, text(30))], ",", names, quoted=True))
+
+
 def test_quotes_in_usual_and_unusual_places(tmp_path):
     """Both ways of parsing quotes against Python's csv, with the line of every row."""
     rng = random.Random(8)

@@ -274,6 +274,7 @@ def test_the_prepared_directory_says_what_was_planted(tmp_path):
     ({"noise": 1.0}, "noise 1.0 lies outside"),
     ({"base_rate": 0.0}, "base_rate 0.0 outside"),
     ({"main": float("nan")}, "main nan is not a number"),
+    ({"parts": (0.5, 0.5)}, "are not three positive numbers"),
 ])
 def test_impossible_options_are_told(wrong, message):
     with pytest.raises(InputError, match=message):

@@ -17,7 +17,8 @@ from ..errors import InputError
 from .blocks import Reading
 from .build import Progress, build
 from .delimited import Rows, read_delimited, read_small, shown
-from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
+from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan, parts_given, split_plan
+from .source import with_attributes
 
 MAX_HISTORY = 50
 #: 2017-05-13 00:00 in Beijing, in seconds since 1970: the last of the eight days of impressions.
@@ -38,6 +39,7 @@ def prepare_alimama(
     behaviors: Sequence[str] = ("pv",),
     since: int | None = None,
     test_from: int | None = LAST_DAY,
+    parts: Sequence[float] | None = None,
     max_history: int = MAX_HISTORY,
     all_fields: bool = False,
     min_count: int = 1,
@@ -52,8 +54,9 @@ def prepare_alimama(
         output_dir: appears whole or not at all.
         behaviors: which of ``BEHAVIORS`` make histories.
         since: seconds since 1970; earlier behaviours are left out.
-        test_from: seconds since 1970; impressions from here on are for test, and of the earlier ones the last ninth
-            for validation. ``None``: 80/10/10 by time.
+        test_from: seconds since 1970; impressions from here on are for test, and the earlier ones are parted by time
+            in the proportion of the first two ``parts``. ``None``: all are parted by time.
+        parts: shares of the rows for train, valid and test; default 0.8, 0.1, 0.1.
         max_history: newest behaviours before the impression, strictly earlier in time.
         all_fields: whether ad, campaign, advertiser and price are in the default view; they are stored either way.
         min_count: occurrences in training that a value needs for an id of its own.
@@ -67,17 +70,18 @@ def prepare_alimama(
     behaviors = tuple(behaviors)
     if not behaviors or not set(behaviors) <= set(BEHAVIORS):
         raise InputError(f"behaviours {', '.join(behaviors) or 'none'} are not some of {', '.join(BEHAVIORS)}")
+    split = split_plan("time", parts, test_from=test_from)
     check_output_dir(output_dir, overwrite)
     history = (HistoryPlan("history_cate", "history_cate", "cate", logged=True),
                HistoryPlan("history_brand", "history_brand", "brand", logged=True))
     names = (*DEFAULT_FIELDS, "adgroup_id", "campaign_id", "customer", "price")
     return build(
         AlimamaSource(Path(input_path), behaviors, since),
-        make_plan(names, history, max_history, all_fields, min_count, SplitPlan("time", test_from=test_from), "time"),
+        make_plan(names, history, max_history, all_fields, min_count, split, "time"),
         output_dir,
         kind="alimama",
         options={"behaviors": [b for b in BEHAVIORS if b in behaviors], "since": since, "test_from": test_from,
-                 "max_history": max_history, "all_fields": all_fields, "min_count": min_count},
+                 "max_history": max_history, "all_fields": all_fields, "min_count": min_count, **parts_given(parts)},
         overwrite=overwrite,
         on_progress=on_progress,
     )
@@ -106,10 +110,14 @@ class AlimamaSource:
 
     def __init__(self, folder: Path, behaviors: Sequence[str], since: int | None):
         names = ("raw_sample.csv", "ad_feature.csv", "user_profile.csv", "behavior_log.csv")
+        if not folder.is_dir():
+            what = "is no folder" if folder.exists() else "no such folder"
+            raise InputError(f"{folder}: {what} with {', '.join(names)}; files of 267 columns are read with --form dmr")
         self.sample, self.ads, self.users, self.log = self.files = tuple(_file(folder, name) for name in names)
         self.behaviors, self.since = tuple(behaviors), since
         self.dropped: dict[str, int] = {}
         self.dropped_events: dict[str, int] = {}
+        self.without_attributes: dict[str, int] = {}
         self._reading: Reading | None = None
 
     @property
@@ -118,12 +126,14 @@ class AlimamaSource:
 
     def chunks(self) -> Iterator[pl.DataFrame]:
         ads, users = _ads(self.ads), _users(self.users)
-        self._reading = Reading([self.sample])
-        whole = ("user", "time_stamp", "adgroup_id", "clk")
+        self._reading, self.without_attributes = Reading([self.sample]), {}
+        whole = ("user", "time_stamp", "adgroup_id", "nonclk", "clk")
         for rows in read_delimited([self.sample], ",", whole=whole, reading=self._reading):
             rows.need("user", "time_stamp", "adgroup_id", "pid", "clk")
             click = rows.integer("clk")
             rows.refuse(~click.is_in([0, 1]), "clk", lambda v: f"is {v}, a label that is neither 0 nor 1")
+            if "nonclk" in rows.frame.columns:
+                rows.refuse(rows.integer("nonclk") != 1 - click, "nonclk", lambda v: f"is {v}, which contradicts clk")
             frame = pl.DataFrame({
                 "user": rows.integer("user"),
                 "time": rows.integer("time_stamp"),
@@ -131,9 +141,8 @@ class AlimamaSource:
                 "pid": rows.frame["pid"],
                 "label": click,
             })
-            yield frame.join(ads, on="adgroup_id", how="left", maintain_order="left").join(
-                users, on="user", how="left", maintain_order="left"
-            )
+            frame = with_attributes(frame, ads, "adgroup_id", self.without_attributes, "ad")
+            yield with_attributes(frame, users, "user", self.without_attributes, "user")
 
     def events(self) -> Iterator[pl.DataFrame]:
         """``user``, ``time``, ``history_cate`` and ``history_brand``, in the order of the log."""

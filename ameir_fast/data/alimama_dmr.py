@@ -20,7 +20,7 @@ from .alimama import DEFAULT_FIELDS, MAX_HISTORY, OF_USERS, make_plan
 from .blocks import Reading
 from .build import Progress, build
 from .delimited import Rows, read_delimited
-from .plan import HistoryPlan, SplitPlan
+from .plan import PARTS, HistoryPlan, SplitPlan, parts_given, split_plan
 
 _LENGTH = 50
 COLUMNS = (
@@ -31,6 +31,8 @@ _FIELDS = (*DEFAULT_FIELDS, "adgroup_id", "campaign_id", "customer")
 #: Where the published values begin at 1, so that 0 is what the authors put in for a missing one.
 _ZERO_IS_MISSING = {"cate_id", "brand", "final_gender_code", "pvalue_level", "shopping_level", "new_user_class_level"}
 _WHOLE = tuple(name for name in COLUMNS if name != "price")
+#: What is only looked at: a text in these columns shows that a line is no such row.
+_CHECKED = ("btag", "match mask")
 _SPLIT = "\0split"
 
 
@@ -39,6 +41,7 @@ def prepare_alimama_dmr(
     output_dir: str | Path,
     *,
     test_paths: Sequence[str | Path] = (),
+    parts: Sequence[float] | None = None,
     seed: int = 0,
     max_history: int = MAX_HISTORY,
     all_fields: bool = False,
@@ -51,8 +54,9 @@ def prepare_alimama_dmr(
     Args:
         input_paths: files, which may be compressed.
         output_dir: appears whole or not at all.
-        test_paths: files of the test split. Then one of nine rows of the others is for validation, chosen at random;
-            without, 80/10/10 of all rows at random: there is no time in this form.
+        test_paths: files of the test split. Then the rows of the others are parted at random, in the proportion of the
+            first two ``parts``; without, all rows are: there is no time in this form.
+        parts: shares of the rows for train, valid and test; default 0.8, 0.1, 0.1.
         seed: of the random choice.
         max_history: newest behaviours.
         all_fields: whether ad, campaign and advertiser are in the default view; they are stored either way.
@@ -68,13 +72,15 @@ def prepare_alimama_dmr(
     history = (HistoryPlan("history_cate", "history_cate", "cate", ready=True),
                HistoryPlan("history_brand", "history_brand", "brand", ready=True))
     test = [Path(p) for p in test_paths]
-    source = DmrSource([Path(p) for p in input_paths], test, seed)
-    split = SplitPlan("column", column=_SPLIT) if test else SplitPlan("random", seed=seed)
+    split = split_plan("random", parts, seed=seed)
+    source = DmrSource([Path(p) for p in input_paths], test, seed, split.parts)
+    if test:
+        split = SplitPlan("column", column=_SPLIT)
     return build(
         source, make_plan(_FIELDS, history, max_history, all_fields, min_count, split, None), output_dir,
         kind="alimama",
         options={"form": "dmr", "test_files": len(test), "seed": seed, "max_history": max_history,
-                 "all_fields": all_fields, "min_count": min_count},
+                 "all_fields": all_fields, "min_count": min_count, **parts_given(parts)},
         overwrite=overwrite, on_progress=on_progress,
     )
 
@@ -82,8 +88,10 @@ def prepare_alimama_dmr(
 class DmrSource:
     """One row an impression, with its behaviours as lists, oldest first."""
 
-    def __init__(self, paths: Sequence[Path], test: Sequence[Path], seed: int):
-        self.parts, self.test, self.seed = tuple(paths), tuple(test), seed
+    def __init__(
+        self, paths: Sequence[Path], test: Sequence[Path], seed: int, shares: tuple[float, ...] = PARTS
+    ):
+        self.parts, self.test, self.seed, self.shares = tuple(paths), tuple(test), seed, shares
         self.files = (*paths, *test)
         self.dropped: dict[str, int] = {}
         self._reading: Reading | None = None
@@ -94,12 +102,13 @@ class DmrSource:
 
     def chunks(self) -> Iterator[pl.DataFrame]:
         self._reading = Reading(self.files)
+        validation = self.shares[1] / sum(self.shares[:2])
         draw = np.random.Generator(np.random.PCG64(order.mixed("validation", self.seed)))
         for paths in (self.parts, self.test):
             for rows in read_delimited(paths, ",", COLUMNS, whole=_WHOLE, reading=self._reading) if paths else ():
                 frame = _frame(rows)
                 if self.test:
-                    valid = draw.random(frame.height) < 1 / 9 if paths is self.parts else None
+                    valid = draw.random(frame.height) < validation if paths is self.parts else None
                     part = "test" if valid is None else pl.Series(np.where(valid, "valid", "train"))
                     frame = frame.with_columns(pl.lit(part).alias(_SPLIT))
                 yield frame
@@ -108,6 +117,9 @@ class DmrSource:
 def _frame(rows: Rows) -> pl.DataFrame:
     texts = [name for name, kind in rows.frame.schema.items() if kind == pl.String]
     rows = replace(rows, frame=rows.frame.with_columns(pl.col(texts).replace("NULL", None)) if texts else rows.frame)
+    for what in _CHECKED:
+        for i in range(_LENGTH):
+            rows.integer(f"{what} {i}", missing=True)
     click = rows.integer("clk")
     rows.refuse(~click.is_in([0, 1]), "clk", lambda v: f"is {v}, a label that is neither 0 nor 1")
     values = {}

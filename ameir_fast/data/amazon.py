@@ -15,7 +15,7 @@ from .blocks import BLOCK, Reading, blocks, first_line
 from .build import Progress, build
 from .delimited import Rows, read_delimited, shown
 from .literal import LiteralError, parse_literal
-from .plan import SplitPlan
+from .plan import parts_given, split_plan
 from .retrieval import (
     MAX_HISTORY,
     Reviews,
@@ -50,9 +50,11 @@ def prepare_amazon(
     min_rating: float | None = None,
     repeats: str = "distinct",
     split: str = "leave_one_out",
+    parts: Sequence[float] | None = None,
     ties: str = "apart",
     max_history: int = MAX_HISTORY,
     all_items: bool = False,
+    min_count: int = 1,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> dict:
@@ -69,9 +71,12 @@ def prepare_amazon(
         core: keep users and items with at least that many reviews among what is kept; 0 keeps all.
         min_rating: leave out reviews with a lower rating, or none.
         repeats, ties: see ``retrieval.Reviews``. The times of 2014 and 2018 are days.
-        split: ``leave_one_out`` or ``time`` (80/10/10).
+        split: ``leave_one_out`` or ``time``.
+        parts: with ``time``, shares of the rows for train, valid and test; default 0.8, 0.1, 0.1.
         max_history: newest items before the one to find.
         all_items: whether items that no training row holds can be found too.
+        min_count: an item that fewer training rows (with ``all_items`` rows) hold is unknown; rows that ask for it are
+            left out.
         overwrite: replace what ``output_dir`` holds.
         on_progress: called with a line of text now and then.
 
@@ -84,7 +89,7 @@ def prepare_amazon(
     check_review_choices(split, core, repeats, ties)
     if columns is not None and sorted(columns) != sorted(COLUMNS):
         raise InputError(f"columns {','.join(columns)} are not {','.join(COLUMNS)} in some order")
-    plan = retrieval_plan(SplitPlan(split), max_history, all_items)
+    plan = retrieval_plan(split_plan(split, parts), max_history, all_items, min_count)
     source = AmazonReviews(input_files(input_paths), columns, min_rating)
     if on_progress:
         on_progress(f"reading {source.files[0]}{' and others' if len(source.files) > 1 else ''}")
@@ -95,7 +100,7 @@ def prepare_amazon(
         kind="amazon",
         options={
             "columns": None if columns is None else list(columns), "core": core, "min_rating": min_rating, "repeats": repeats, "split": split, "ties": ties,
-            "max_history": max_history, "all_items": all_items,
+            "max_history": max_history, "all_items": all_items, "min_count": min_count, **parts_given(parts),
         },
         overwrite=overwrite,
         on_progress=on_progress,

@@ -14,7 +14,7 @@ from ..errors import InputError
 from .build import Progress, build
 from .delimited import Rows, shown_number
 from .inputs import Form, as_it_is, forms_of, header, label, named, options_like, text_files, whole_numbers
-from .plan import FieldPlan, SplitPlan, TablePlan, VocabularyPlan
+from .plan import FieldPlan, SplitPlan, TablePlan, VocabularyPlan, parts_given, split_plan
 from .text_source import Derived, TextSource
 
 NAME, LABEL, HOUR = "avazu", "click", "hour"
@@ -34,6 +34,7 @@ def prepare_avazu(
     *,
     min_count: int | None = None,
     split: str | None = None,
+    parts: Sequence[float] | None = None,
     seed: int = 0,
     like: str | Path | None = None,
     overwrite: bool = False,
@@ -46,7 +47,8 @@ def prepare_avazu(
             with a header; gzip and zstandard too.
         output_dir: appears whole or not at all.
         min_count: values seen less often in the training rows are "unknown"; default 2.
-        split: by ``time`` (an hour is never parted; the default), ``order`` or ``random``; 80 / 10 / 10 in each case.
+        split: by ``time`` (an hour is never parted; the default), ``order`` or ``random``.
+        parts: shares of the rows for train, valid and test; default 0.8, 0.1, 0.1.
         seed: of the random split.
         like: a prepared directory whose vocabularies and options are taken. Every row is for test then, and labels may
             be missing, as in Kaggle's ``test.gz``.
@@ -60,8 +62,8 @@ def prepare_avazu(
         OSError: the disk is full; ``output_dir`` is then as it was.
     """
     if like is not None:
-        if split is not None:
-            raise InputError("split does not go with like: every row is for test")
+        if split is not None or parts is not None:
+            raise InputError("split and parts do not go with like: every row is for test")
         min_count = options_like(like, NAME, {"min_count": min_count})["min_count"]
     split, min_count = split or "time", 2 if min_count is None else min_count
     if split not in SPLITS:
@@ -70,11 +72,12 @@ def prepare_avazu(
     files = text_files(input_paths, "train" if like is None else "test")
     forms = forms_of(files, form, LABEL, like)
     options = {"min_count": min_count, "split": split if like is None else None,
-               "seed": seed if split == "random" else None}
+               "seed": seed if split == "random" else None, **parts_given(parts)}
     return build(
         source(forms, unlabelled=like is not None),
         # Rows to score stay in the order of the file.
-        plan(min_count, SplitPlan(split, seed=seed)) if like is None else plan(min_count, SplitPlan("order"), None),
+        plan(min_count, split_plan(split, parts, seed=seed)) if like is None
+        else plan(min_count, SplitPlan("order"), None),
         output_dir,
         kind=NAME,
         options={name: value for name, value in options.items() if value is not None},

@@ -28,7 +28,7 @@ from .output import Columns
 from .pieces import LAYOUT, Pieces, regrouped
 from .plan import TablePlan
 from .rows import LABEL, SPLIT, TIME, Rows, arrange, number_users, place
-from .source import Source
+from .source import Source, no_rows_left
 from .statistics import statistics
 from .work import Work, identity_of, open_work
 from .writer import DirectoryWriter
@@ -131,7 +131,8 @@ class _Build:
             self.log = EventLog(work.path("events"), self.plan)
         self.sizes = work.stage("vocabularies", self._vocabularies)
         placed = work.stage("order", functools.partial(self._order, dropped))
-        found = work.stage("write", functools.partial(self._write, placed, users, about, options))
+        more = {"without_attributes": read["without_attributes"]} if read["without_attributes"] else {}
+        found = work.stage("write", functools.partial(self._write, placed, users, more, about, options))
         work.move("write", STAGES[:-1])
         return found
 
@@ -148,10 +149,14 @@ class _Build:
                     last.result()
                 last = writer.submit(pieces.add, frame, self.pool, shown)
             if last is None:
-                raise InputError("there are no rows")
+                raise no_rows_left(self.source)
             last.result()
         self._finish(pieces.rows)
-        return {"heights": [stop - start for start, stop in pieces.bounds], "dropped": dict(self.source.dropped)}
+        return {
+            "heights": [stop - start for start, stop in pieces.bounds],
+            "dropped": dict(self.source.dropped),
+            "without_attributes": dict(getattr(self.source, "without_attributes", {})),
+        }
 
     def _chunks(self) -> Iterator[pl.DataFrame | CodedRows]:
         rows = 0
@@ -223,12 +228,12 @@ class _Build:
         only_test = self.like is not None
         return place(self.pieces, self.plan, self.rows, self.encoder, directory, dropped, self.work.output, only_test)
 
-    def _write(self, placed: dict, users: int | None, about: dict, options: dict, directory: Path) -> dict:
+    def _write(self, placed: dict, users: int | None, more: dict, about: dict, options: dict, directory: Path) -> dict:
         pieces, plan, sizes = self.pieces, self.plan, self.sizes
         writer = DirectoryWriter(directory, self.work.output)
         places = ArrayFile.open(self.work.path("order") / "place.npy")
         found = statistics(pieces, plan, self.rows, places, users, {**placed, "vocabularies": sizes})
-        found |= self.more_statistics()
+        found |= more | self.more_statistics()
         columns = Columns(writer, pieces, plan, self.rows, places, found["rows"], self.encoder, self.log)
         columns.write(self.pool, self._start("write", len(columns)))
         for name in plan.vocabulary_names:

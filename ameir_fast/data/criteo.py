@@ -13,7 +13,7 @@ from ..errors import InputError
 from .build import Progress, build
 from .delimited import Rows
 from .inputs import Form, as_it_is, forms_of, header, label, named, options_like, text_files, whole_numbers
-from .plan import FieldPlan, SplitPlan, TablePlan, VocabularyPlan
+from .plan import FieldPlan, SplitPlan, TablePlan, VocabularyPlan, parts_given, split_plan
 from .text_source import Derived, TextSource
 
 NAME, LABEL = "criteo", "label"
@@ -34,6 +34,7 @@ def prepare_criteo(
     bins: int | None = None,
     min_count: int | None = None,
     split: str | None = None,
+    parts: Sequence[float] | None = None,
     seed: int = 0,
     like: str | Path | None = None,
     overwrite: bool = False,
@@ -49,7 +50,8 @@ def prepare_criteo(
             ``quantile`` (ranges of as many training rows each), or ``none``: every number a category of its own.
         bins: of ``quantile``, how many; default 100.
         min_count: values seen less often in the training rows are "unknown"; default 10.
-        split: ``order`` (the rows are in time order; the default) or ``random``; 80 / 10 / 10 either way.
+        split: ``order`` (the rows are in time order; the default) or ``random``.
+        parts: shares of the rows for train, valid and test; default 0.8, 0.1, 0.1.
         seed: of the random split.
         like: a prepared directory whose vocabularies and options are taken. Every row is for test then, and labels may
             be missing, as in the challenge's ``test.txt``.
@@ -63,8 +65,8 @@ def prepare_criteo(
         OSError: the disk is full; ``output_dir`` is then as it was.
     """
     if like is not None:
-        if split is not None:
-            raise InputError("split does not go with like: every row is for test")
+        if split is not None or parts is not None:
+            raise InputError("split and parts do not go with like: every row is for test")
         found = options_like(like, NAME, {"numeric": numeric, "bins": bins, "min_count": min_count})
         numeric, bins, min_count = found["numeric"], found.get("bins"), found["min_count"]
     numeric, split = numeric or "log2", split or "order"
@@ -80,10 +82,10 @@ def prepare_criteo(
     files = text_files(input_paths, "train" if like is None else "test")
     forms = forms_of(files, form, LABEL, like)
     options = {"numeric": numeric, "bins": bins, "min_count": min_count, "split": split if like is None else None,
-               "seed": seed if split == "random" else None}
+               "seed": seed if split == "random" else None, **parts_given(parts)}
     return build(
         source(forms, numeric, unlabelled=like is not None),
-        plan(bins, min_count, SplitPlan(split, seed=seed)),
+        plan(bins, min_count, split_plan(split, parts, seed=seed)),
         output_dir,
         kind=NAME,
         options={name: value for name, value in options.items() if value is not None},

@@ -13,11 +13,12 @@ import numpy as np
 import polars as pl
 
 from ..errors import InputError
-from .blocks import BLOCK, Block, Reading, blocks
+from .blocks import BLOCK, LONGEST_LINE, Block, Reading, blocks
 from .quoted import layout
 
 _START = 1 << 16
 _BLANK = re.compile(rb"(?:\s*\n)?")  # lines
+_TOO_LONG = f"begins a row of more than {LONGEST_LINE:,} bytes"
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ def read_delimited(paths: Sequence[Path], separator: str, columns: Sequence[str]
     ``encoding``: ``"utf-8"`` or ``"latin-1"``. ``empty``: there may be no row at all.
 
     Raises ``InputError`` naming the file (and line) for another number of columns than the first line's or
-    ``columns``', a repeated column name, a header that comes again, files without any row, and what ``blocks``
-    refuses.
+    ``columns``', a repeated column name, a header that comes again, files without any row, a row of several lines that
+    is longer than ``LONGEST_LINE``, and what ``blocks`` refuses.
     """
     sep, some = separator.encode(), False
     for block, names in named_blocks(paths, separator, columns, quoted=quoted, encoding=encoding, reading=reading,
@@ -229,7 +230,9 @@ def _parse_quoted(block: Block, sep: bytes, names: list[str]) -> Rows:
     found = layout(block.data, sep) if len(sep) == 1 else None
     if found is None:
         return _parse_anyhow(block, sep, names)
-    lines, columns = found
+    lines, columns, lengths = found
+    for at in np.flatnonzero(lengths > LONGEST_LINE)[:1]:
+        block.refuse(int(lines[at]), _TOO_LONG)
     for at in np.flatnonzero(columns != len(names))[:1]:
         block.refuse(int(lines[at]), f"has {columns[at]} columns, not {len(names)}")
     frame = pl.read_csv(io.BytesIO(block.data), has_header=False, schema=dict.fromkeys(names, pl.String),
@@ -249,6 +252,9 @@ def _parse_anyhow(block: Block, sep: bytes, names: list[str]) -> Rows:
     try:
         for row in reader:
             if row:
+                # A single line is no longer than that already.
+                if reader.line_num - start > 1 and len(sep.decode().join(row).encode()) > LONGEST_LINE:
+                    block.refuse(start, _TOO_LONG)
                 if len(row) != len(names):
                     block.refuse(start, f"has {len(row)} columns, not {len(names)}")
                 values.append(row)

@@ -18,7 +18,7 @@ from .delimited import Rows, read_delimited
 from .fuxictr_config import Config, Feature, read_config
 from .lists import is_list
 from .parquet import parquet_height, read_parquet
-from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
+from .plan import FieldPlan, HistoryPlan, TablePlan, VocabularyPlan, parts_given, split_plan
 
 MAX_HISTORY = 50
 #: Ranges that a number is cut into.
@@ -35,6 +35,7 @@ def prepare_fuxictr(
     history: Sequence[str] | None = None,
     max_history: int | None = None,
     bins: int = BINS,
+    parts: Sequence[float] | None = None,
     overwrite: bool = False,
     on_progress: Progress | None = None,
     on_note: Progress | None = None,
@@ -51,6 +52,7 @@ def prepare_fuxictr(
         max_history: newest elements used; by default the largest ``max_len`` of these features.
         bins: ranges that numeric features are cut into at quantiles of the training rows, to be categories; 0 leaves
             them out.
+        parts: of ``train_data`` alone, shares of the rows for train, valid and test; default 0.8, 0.1, 0.1.
         overwrite: replace what ``output_dir`` holds.
         on_progress: called with a line of text now and then.
         on_note: called with a line of text for what was left out.
@@ -63,14 +65,14 @@ def prepare_fuxictr(
     check_output_dir(output_dir, overwrite)
     config = read_config(Path(config_path), dataset_id)
     source = FuxiCTRSource(config, Path(root), _histories(config, history), bins)
-    plan = source.plan(max_history)
+    plan = source.plan(max_history, parts)
     for name, why in source.left_out.items():
         if on_note:
             on_note(f"left out: feature {name} ({why})")
     return build(
         source, plan, output_dir, kind="fuxictr",
         options={"dataset_id": config.name, "history": [h.name for h in source.histories],
-                 "max_history": plan.max_history, "bins": bins, "left_out": source.left_out},
+                 "max_history": plan.max_history, "bins": bins, "left_out": source.left_out, **parts_given(parts)},
         overwrite=overwrite, on_progress=on_progress,
     )
 
@@ -118,7 +120,7 @@ class FuxiCTRSource:
             return self._reading.share
         return self._read_rows / self._rows if self._rows else 0.0
 
-    def plan(self, max_history: int | None) -> TablePlan:
+    def plan(self, max_history: int | None, parts: Sequence[float] | None = None) -> TablePlan:
         """Fields, histories, vocabularies and split."""
         config, names = self.config, [h.name for h in self.histories]
         vocabularies = {}
@@ -143,7 +145,7 @@ class FuxiCTRSource:
             max_history=max_history or max((h.max_len for h in self.histories), default=0) or MAX_HISTORY,
             target=target if len(target) == len(names) else (),
             vocabularies=vocabularies,
-            split=SplitPlan("column", column=_SPLIT) if named else SplitPlan("order"),
+            split=split_plan("column" if named else "order", parts, column=_SPLIT if named else None),
         )
 
     def chunks(self) -> Iterator[pl.DataFrame]:

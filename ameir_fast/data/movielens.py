@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from .delimited import read_delimited
 from .fetch import check_members
 from .files import sha256
 from .movielens_forms import AGES, HALF_STARS, STARS, Form, find, recbole
-from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
+from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan, parts_given, split_plan
+from .source import with_attributes
 
-#: A rating from here on is a positive.
+#: A rating from here on is a positive, where nothing else is asked for.
 POSITIVE = 4
 
 _LATEST = 253402300799  # the last second of the year 9999
@@ -36,7 +37,11 @@ def prepare_movielens(
     user_field: bool = False,
     max_history: int = 20,
     retrieval: bool = False,
+    threshold: float | None = None,
+    min_count: int = 1,
     split: str | None = None,
+    parts: Sequence[float] | None = None,
+    seed: int = 0,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> dict:
@@ -49,7 +54,13 @@ def prepare_movielens(
         user_field: whether ``user`` is in the default view; it is stored either way.
         max_history: newest ratings before the row's own, strictly earlier in time.
         retrieval: find the movie that is rated next, instead of predicting whether a rating is good.
-        split: ``"time"`` (80/10/10 over all users; the default) or, for retrieval, ``"leave_one_out"`` (its default).
+        threshold: ratings from here on are positives; default 4.
+        min_count: values seen less often in the training rows are "unknown", in all vocabularies that are learnt (for
+            retrieval: rows that ask for such a movie are left out).
+        split: ``"time"`` (over all users; the default), without retrieval ``"random"``, for retrieval
+            ``"leave_one_out"`` (its default).
+        parts: of a split by time or at random, shares of the rows for train, valid and test; default 0.8, 0.1, 0.1.
+        seed: of the random split.
         overwrite: replace what ``output_dir`` holds.
         on_progress: called with a line of text now and then.
 
@@ -58,23 +69,37 @@ def prepare_movielens(
             the known data, ``output_dir`` is in use.
         OSError: the disk is full; ``output_dir`` is then as it was.
     """
-    if max_history < 1:
-        raise InputError(f"max_history {max_history} is not at least 1")
+    for name, value in (("max_history", max_history), ("min_count", min_count)):
+        if value < 1:
+            raise InputError(f"{name} {value} is not at least 1")
+    if retrieval and threshold is not None:
+        raise InputError("threshold belongs to the ctr task; retrieval takes every rating")
     split = split or ("leave_one_out" if retrieval else "time")
-    if split not in (("time", "leave_one_out") if retrieval else ("time",)):
+    if split not in ("time", "leave_one_out" if retrieval else "random"):
         raise InputError(f"split {split!r} is none of those that {'retrieval' if retrieval else 'ctr'} data can have")
+    splitting = split_plan(split, parts, seed=seed)
     check_output_dir(output_dir, overwrite)  # before the work, not after it
     with _form(Path(input_path)) as form:
-        options = {"positive_rating": POSITIVE, "max_history": max_history, "user_field": user_field}
+        positive = POSITIVE if threshold is None else threshold
+        stars = [float(s) for s in (HALF_STARS if form.half_stars else STARS)]
+        if not stars[0] < positive <= stars[-1]:
+            raise InputError(f"threshold {positive:g} does not part the ratings {stars[0]:g} to {stars[-1]:g}")
+        options = {"positive_rating": positive, "max_history": max_history, "user_field": user_field}
         if form.name != "recbole":
             options["form"] = form.name
         if retrieval:
             options["retrieval"] = True
+        if retrieval or split != "time":
             options["split"] = split
+        if split == "random":
+            options["seed"] = seed
+        if min_count != 1:
+            options["min_count"] = min_count
+        options |= parts_given(parts)
         options["source"] = {kind: sha256(path) for kind, path in form.files.items()}
         return build(
-            MovieLensSource(form, retrieval),
-            plan(form, user_field, max_history, retrieval, split),
+            MovieLensSource(form, retrieval, positive),
+            plan(form, user_field, max_history, retrieval, splitting, min_count),
             output_dir,
             kind="movielens",
             options=options,
@@ -83,13 +108,17 @@ def prepare_movielens(
         )
 
 
-def plan(form: Form, user_field: bool, max_history: int, retrieval: bool, split: str) -> TablePlan:
+def plan(
+    form: Form, user_field: bool, max_history: int, retrieval: bool, split: SplitPlan, min_count: int
+) -> TablePlan:
     """Fields, histories, vocabularies and split."""
     own = _OF_USERS if form.users else ()
     single = ("item", "first_genre", *own, "release_year")
     user = FieldPlan("user", "user", "user", default=user_field)
     moment = FieldPlan("hour", "hour", "hour"), FieldPlan("weekday", "weekday", "weekday")
+    learnt = ("user", "item", *own, *(() if retrieval else ("genre", "release_year")))
     vocabularies = {
+        **dict.fromkeys(learnt, VocabularyPlan(min_count)),
         "hour": VocabularyPlan(values=tuple(range(24))),
         "weekday": VocabularyPlan(values=tuple(range(1, 8))),
         **({"age_group": VocabularyPlan(values=AGES)} if form.users else {}),
@@ -101,7 +130,7 @@ def plan(form: Form, user_field: bool, max_history: int, retrieval: bool, split:
         return TablePlan(
             task="retrieval", user="user", time="time", item="item", item_vocabulary="item", fields=fields,
             history=(item,), max_history=max_history, min_history=1, vocabularies=vocabularies,
-            split=SplitPlan(split),
+            split=split,
         )
     fields = (
         user,
@@ -113,17 +142,18 @@ def plan(form: Form, user_field: bool, max_history: int, retrieval: bool, split:
     return TablePlan(
         task="ctr", label="label", user="user", time="time", fields=fields,
         history=(item, HistoryPlan("rating", "rating", "rating")), max_history=max_history,
-        target=("item", "first_genre"), vocabularies={"rating": ratings, **vocabularies}, split=SplitPlan(split),
+        target=("item", "first_genre"), vocabularies={"rating": ratings, **vocabularies}, split=split,
     )
 
 
 class MovieLensSource:
     """One row a rating, in the order of the file, with every column that ``plan`` names."""
 
-    def __init__(self, form: Form, retrieval: bool = False):
-        self.form, self.retrieval = form, retrieval
+    def __init__(self, form: Form, retrieval: bool = False, positive: float = POSITIVE):
+        self.form, self.retrieval, self.positive = form, retrieval, positive
         self.files = tuple(form.files.values())
         self.dropped: dict[str, int] = {}
+        self.without_attributes: dict[str, int] = {}
         self._reading: Reading | None = None
 
     @property
@@ -137,7 +167,7 @@ class MovieLensSource:
         user, item, rating, time = form.ratings
         values = [float(r) for r in (HALF_STARS if form.half_stars else STARS)]
         allowed = ", ".join(f"{s:g}" for s in values)
-        path = form.files["inter"]
+        path, self.without_attributes = form.files["inter"], {}
         self._reading = Reading([path])
         for rows in read_delimited([path], form.separator, form.columns, reading=self._reading):
             rows.need(*form.ratings)
@@ -154,12 +184,12 @@ class MovieLensSource:
                 "item": rows.frame[item],
                 "rating": shown,
                 "time": stamp.floor().cast(pl.Int64),
-                "label": (value >= POSITIVE).cast(pl.Float32),
+                "label": (value >= self.positive).cast(pl.Float32),
             })
             if not self.retrieval:
-                frame = frame.join(items, on="item", how="left", maintain_order="left")
+                frame = with_attributes(frame, items, "item", self.without_attributes, "item")
             if users is not None:
-                frame = frame.join(users, on="user", how="left", maintain_order="left")
+                frame = with_attributes(frame, users, "user", self.without_attributes, "user")
             clock = pl.from_epoch("time")  # UTC
             yield frame.with_columns(hour=clock.dt.hour().cast(pl.Int64), weekday=clock.dt.weekday().cast(pl.Int64))
 

@@ -20,8 +20,8 @@ from ..schema import read_json
 from . import files
 from .coding import Coded, CodedRows, code
 
-#: How pieces lie on the disk; work of another layout begins anew.
-LAYOUT = 2
+#: How pieces lie on the disk, and what is noted of their reading; work of another layout begins anew.
+LAYOUT = 3
 #: A piece made of frames has at most that many rows, and hardly more bytes than that before it is coded.
 ROWS = 1 << 20
 BYTES = 192 << 20

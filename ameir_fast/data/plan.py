@@ -6,11 +6,15 @@ A :class:`TablePlan` is what ``table_schema.py`` reads from JSON and what ``movi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..errors import InputError
 from ..schema import BehaviorField, FeatureSchema, Field, Vocabulary
 from .files import SPLITS
+
+#: Shares of the rows for train, valid and test where nothing else is asked for.
+PARTS = (0.8, 0.1, 0.1)
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,36 @@ class VocabularyPlan:
 class SplitPlan:
     """``by``: time, order (of the input, which is that of time), random, leave_one_out or column; ``parts``: of the
     rows, for train, valid and test. ``test_from``: by time, rows from here on are for test, and the first two parts
-    are those of the rows before.
+    are those of the rows before. Raises ``InputError`` for parts that are not three positive numbers with the sum 1.
     """
 
     by: str = "time"
-    parts: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    parts: tuple[float, float, float] = PARTS
     seed: int = 0
     column: str | None = None
     test_from: float | None = None
+
+    def __post_init__(self):
+        parts = self.parts
+        if len(parts) != len(SPLITS) or min(parts) <= 0 or not abs(sum(parts) - 1) <= 1e-9:
+            raise InputError(f"split parts {list(parts)} are not three positive numbers with the sum 1")
+
+
+def split_plan(by: str, parts: Sequence[float] | None, **more: object) -> SplitPlan:
+    """A split with the ``parts`` that were asked for, or ``PARTS``; ``more`` as for ``SplitPlan``.
+
+    Raises ``InputError`` where ``parts`` are given for a split that has none.
+    """
+    if parts is None:
+        return SplitPlan(by, **more)
+    if by in ("leave_one_out", "column"):
+        raise InputError(f"parts belong to splits by time, order or random, not by {by}")
+    return SplitPlan(by, tuple(parts), **more)
+
+
+def parts_given(parts: Sequence[float] | None) -> dict:
+    """What ``options`` say of ``parts``: nothing unless they were asked for."""
+    return {} if parts is None else {"parts": list(parts)}
 
 
 @dataclass(frozen=True)
@@ -130,8 +156,6 @@ class TablePlan:
             raise InputError('a split by leave_one_out needs "user" and "time"')
         if split.by == "column" and split.column is None:
             raise InputError('a split by column needs "column"')
-        if len(split.parts) != len(SPLITS) or min(split.parts) <= 0 or not abs(sum(split.parts) - 1) <= 1e-9:
-            raise InputError(f"split parts {list(split.parts)} are not three positive numbers with the sum 1")
 
     def _check_answers(self) -> None:
         """What a row is to predict may describe the user's earlier rows, never the row itself."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import InputError
 from .order import mixed
+from .plan import PARTS, SplitPlan
 
 #: Rows drawn with one generator: the unit of determinism.
 BLOCK = 1 << 16
@@ -49,6 +50,7 @@ class SyntheticOptions:
         behavior: any of ``BEHAVIORS``.
         history_mean: mean number of a row's earlier events (before the cut at ``max_history``); 0: no history.
         noise: share of the labels that are drawn at the base rate, whatever the row.
+        parts: shares of the rows for train, valid and test, one after another.
     """
 
     rows: int = 1_000_000
@@ -65,6 +67,7 @@ class SyntheticOptions:
     noise: float = 0.0
     base_rate: float = 0.3
     seed: int = 0
+    parts: tuple[float, ...] = PARTS
 
     def __post_init__(self):
         at_least = {"rows": 10, "fields": 1, "max_history": 1, "exponent": 0, "main": 0, "heredity": 0,
@@ -74,6 +77,7 @@ class SyntheticOptions:
                 raise InputError(f"{name} {getattr(self, name)!r} is not a number >= {least}")
         if self.noise >= 1 or not 0 < self.base_rate < 1:
             raise InputError(f"noise {self.noise!r} lies outside [0, 1) or base_rate {self.base_rate!r} outside (0, 1)")
+        SplitPlan("order", self.parts)  # refuses parts that cannot be
         if len(self.vocabulary) not in (1, self.fields) or min(self.vocabulary) < 2:
             raise InputError(f"vocabulary {list(self.vocabulary)}: not one size or {self.fields}, each at least 2")
         for i in self.interactions:

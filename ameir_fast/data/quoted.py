@@ -7,8 +7,8 @@ import numpy as np
 _QUOTE, _NEWLINE = 34, 10
 
 
-def layout(data: bytes, separator: bytes) -> tuple[np.ndarray, np.ndarray] | None:
-    """The line in which each row begins, from 0, and its number of columns; ``data`` ends with a newline.
+def layout(data: bytes, separator: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """The line in which each row begins, from 0, its number of columns and of bytes; ``data`` ends with a newline.
 
     ``None`` where quotes stand elsewhere than around whole values (doubled within one), or a line is blank: that takes
     a parser to sort out.
@@ -27,7 +27,7 @@ def layout(data: bytes, separator: bytes) -> tuple[np.ndarray, np.ndarray] | Non
     if (starts == ends).any():
         return None
     separators = np.searchsorted(_outside(np.flatnonzero(text == separator[0]), at), np.append(0, ends))
-    return np.searchsorted(newlines, starts), np.diff(separators) + 1
+    return np.searchsorted(newlines, starts), np.diff(separators) + 1, ends - starts
 
 
 def _outside(places: np.ndarray, quotes: np.ndarray) -> np.ndarray:

@@ -14,7 +14,8 @@ from .atomic_files import AtomicFile, interactions, optional
 from .blocks import Reading
 from .build import Progress, build
 from .delimited import Rows
-from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
+from .plan import FieldPlan, HistoryPlan, TablePlan, VocabularyPlan, parts_given, split_plan
+from .source import with_attributes
 
 MAX_HISTORY = 50
 #: Ranges that a number is cut into.
@@ -44,6 +45,8 @@ def prepare_recbole(
     *,
     retrieval: bool = False,
     split: str | None = None,
+    parts: Sequence[float] | None = None,
+    seed: int = 0,
     max_history: int = MAX_HISTORY,
     bins: int = BINS,
     user_field: bool = False,
@@ -61,6 +64,8 @@ def prepare_recbole(
         retrieval: find the item of the next interaction, instead of predicting a label.
         split: ``"time"``, ``"random"`` or ``"leave_one_out"``; by default the last for retrieval, time where there is
             one, or the three files.
+        parts: of a split by time or at random, shares of the rows for train, valid and test; default 0.8, 0.1, 0.1.
+        seed: of the random split.
         max_history: newest interactions before the row's own, strictly earlier in time.
         bins: ranges that numbers are cut into at quantiles of the training rows, to be categories; 0 leaves them out.
         user_field: whether the user's id is in the default view; it is stored either way.
@@ -74,7 +79,7 @@ def prepare_recbole(
     """
     check_output_dir(output_dir, overwrite)
     source = RecBoleSource(Path(input_path), meaning, retrieval, bins)
-    plan = source.plan(split, max_history, user_field)
+    plan = source.plan(split, max_history, user_field, parts, seed)
     for name, why in source.left_out.items():
         if on_note:
             on_note(f"left out: column {name} ({why})")
@@ -83,7 +88,8 @@ def prepare_recbole(
         options={"label": meaning.label, "threshold": meaning.threshold and list(meaning.threshold),
                  "columns": {"user": meaning.user, "item": meaning.item, "time": source.time},
                  "retrieval": retrieval, "split": plan.split.by, "max_history": max_history, "bins": bins,
-                 "user_field": user_field, "left_out": source.left_out},
+                 "user_field": user_field, "left_out": source.left_out, **parts_given(parts),
+                 **({"seed": seed} if plan.split.by == "random" else {})},
         overwrite=overwrite, on_progress=on_progress,
     )
 
@@ -103,6 +109,7 @@ class RecBoleSource:
         self.user, self.item = (optional(folder, kind) for kind in ("user", "item"))
         self.files = tuple(f.path for f in (*inter, self.user, self.item) if f)
         self.dropped: dict[str, int] = {}
+        self.without_attributes: dict[str, int] = {}
         self.left_out: dict[str, str] = {}
         self._reading: Reading | None = None
         self._check()
@@ -172,7 +179,9 @@ class RecBoleSource:
             raise InputError(f"{self.inter.path}: retrieval needs histories, thus a column {meaning.time!r}; it has "
                              f"{', '.join(self.inter.types)}")
 
-    def plan(self, split: str | None, max_history: int, user_field: bool) -> TablePlan:
+    def plan(
+        self, split: str | None, max_history: int, user_field: bool, parts: Sequence[float] | None = None, seed: int = 0
+    ) -> TablePlan:
         """Fields, histories and split; fills ``left_out``."""
         meaning = self.meaning
         if split is None:
@@ -198,7 +207,7 @@ class RecBoleSource:
             min_history=1 if self.retrieval else 0,
             target=target,
             vocabularies=cut,
-            split=SplitPlan(split, column=_SPLIT if split == "column" else None),
+            split=split_plan(split, parts, seed=seed, column=_SPLIT if split == "column" else None),
         )
 
     def _vocabulary(self, column: str) -> str:
@@ -237,7 +246,7 @@ class RecBoleSource:
         )
         users = self._attributes(self.user, meaning.user, users)
         items = self._attributes(self.item, meaning.item, items)
-        dropped = {f"missing {what}": 0 for what in ("user", "time", "item")}
+        dropped, self.without_attributes = {f"missing {what}": 0 for what in ("user", "time", "item")}, {}
         if not self.time:
             del dropped["missing time"]
         self._reading = Reading([f.path for f in self._inter])
@@ -249,9 +258,9 @@ class RecBoleSource:
                         there = frame.filter(pl.col(column).is_not_null())
                         dropped[f"missing {what}"] += frame.height - there.height
                         frame = there
-                for attributes, column in ((users, meaning.user), (items, meaning.item)):
+                for what, attributes, column in (("item", items, meaning.item), ("user", users, meaning.user)):
                     if attributes is not None:
-                        frame = frame.join(attributes, on=column, how="left", maintain_order="left")
+                        frame = with_attributes(frame, attributes, column, self.without_attributes, what)
                 written = [n for n in self.history if self.columns[n].types[n] == "float"]
                 yield frame.with_columns(pl.col(written).cast(pl.String)) if written else frame
         self.dropped = dropped

@@ -13,7 +13,7 @@ from .blocks import Block
 from .core import first_of_each, k_core
 from .delimited import shown
 from .plan import HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
-from .source import Source
+from .source import Source, no_rows_left
 
 MAX_HISTORY = 50
 SPLITS = ("leave_one_out", "time")
@@ -44,15 +44,19 @@ def input_files(paths: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def retrieval_plan(split: SplitPlan, max_history: int, all_items: bool, ready: bool = False) -> TablePlan:
+def retrieval_plan(
+    split: SplitPlan, max_history: int, all_items: bool, min_count: int = 1, ready: bool = False
+) -> TablePlan:
     """Each event is a row: find its item, given the items of the user's earlier events.
 
     The columns are ``user``, ``item`` and ``time``, or with ``ready`` ``history``, ``item`` and ``time``. Rows without
     a history are left out, since nothing is known there (their items stay in later histories). With ``all_items``
-    the vocabulary holds the items of all rows, not of the training rows alone.
+    the vocabulary holds the items of all rows, not of the training rows alone; an item that these rows hold less than
+    ``min_count`` times has no id.
     """
-    if max_history < 1:
-        raise InputError(f"max_history {max_history} is not at least 1")
+    for name, value in (("max_history", max_history), ("min_count", min_count)):
+        if value < 1:
+            raise InputError(f"{name} {value} is not at least 1")
     return TablePlan(
         task="retrieval",
         fields=(),
@@ -63,7 +67,7 @@ def retrieval_plan(split: SplitPlan, max_history: int, all_items: bool, ready: b
         history=(HistoryPlan("history_item", "history" if ready else "item", "item", ready=ready),),
         max_history=max_history,
         min_history=1,
-        vocabularies={"item": VocabularyPlan(all_rows=all_items)},
+        vocabularies={"item": VocabularyPlan(min_count, all_rows=all_items)},
         split=split,
     )
 
@@ -73,11 +77,15 @@ def check_review_choices(split: str, core: int, repeats: str, ties: str) -> None
     check_choice("split", split, SPLITS)
     check_choice("repeats", repeats, REPEATS)
     check_choice("ties", ties, TIES)
-    if core < 0:
-        raise InputError(f"core {core} is negative")
+    check_core(core)
     if ties == "file" and split == "time":
         raise InputError("ties 'file' would part what is of one time, which a split by time must not: "
                          "use it with leave_one_out")
+
+
+def check_core(core: int) -> None:
+    if core < 0:
+        raise InputError(f"core {core} is negative")
 
 
 class Reviews:
@@ -118,7 +126,7 @@ class Reviews:
                 empty = False
                 yield frame
             if empty:
-                raise InputError(f"{self.files[0]}: there are no events")
+                raise no_rows_left(self, "event")
             return
         if self._keep is None:
             self._decide()
@@ -140,7 +148,7 @@ class Reviews:
         for frame in self.source.chunks():
             parts.append((frame["user"].hash().to_numpy(), frame["item"].hash().to_numpy(), frame["time"].to_numpy()))
         if not parts:
-            raise InputError(f"{self.files[0]}: there are no events")
+            raise no_rows_left(self, "event")
         user, item, time = (np.concatenate(column) for column in zip(*parts, strict=True))
         del parts
         keep = np.ones(user.shape[0], bool)
@@ -153,7 +161,7 @@ class Reviews:
             keep[at[~stays]] = False
             self._left_out[f"user or item with fewer than {self.core} events"] = int((~stays).sum())
         if not keep.any():
-            raise InputError(f"{self.files[0]}: no event is left: {self.dropped}")
+            raise no_rows_left(self, "event")
         if self.ties == "file":
             place = np.empty(keep.shape[0], np.int64)
             place[np.argsort(time, kind="stable")] = np.arange(keep.shape[0])

@@ -16,8 +16,17 @@ from ..errors import InputError
 from .blocks import BLOCK, Reading, blocks, first_line
 from .build import Progress, build
 from .delimited import read_delimited
-from .plan import SplitPlan
-from .retrieval import MAX_HISTORY, SPLITS, TIES, check_choice, input_files, retrieval_plan
+from .plan import SplitPlan, parts_given, split_plan
+from .retrieval import (
+    MAX_HISTORY,
+    SPLITS,
+    TIES,
+    Reviews,
+    check_choice,
+    check_core,
+    input_files,
+    retrieval_plan,
+)
 from .windows import Windows
 
 FORMS = ("auto", "pairs", "lines", "windows")
@@ -33,9 +42,12 @@ def prepare_sequences(
     output_dir: str | Path,
     *,
     form: str = "auto",
+    core: int = 0,
     split: str | None = None,
+    parts: Sequence[float] | None = None,
     max_history: int = MAX_HISTORY,
     all_items: bool = False,
+    min_count: int = 1,
     ties: str = "apart",
     overwrite: bool = False,
     on_progress: Progress | None = None,
@@ -47,10 +59,14 @@ def prepare_sequences(
         output_dir: appears whole or not at all.
         form: ``pairs`` (``user item`` a line, each user's in time order), ``lines`` (``user item item …``),
             ``windows`` (``([items], [unix times])``, oldest first) or ``auto``: told by the first line.
+        core: of pairs and lines: keep users and items with at least that many events among what is kept; 0 keeps all.
         split: ``leave_one_out`` (of pairs and lines, which have no times) or ``time`` (of windows, which have no
             users); ``None`` for the one that fits.
+        parts: of windows, shares of them for train, valid and test; default 0.8, 0.1, 0.1.
         max_history: newest items before the one to find.
         all_items: whether items that no training row holds can be found too.
+        min_count: an item that occurs less often in training rows (with ``all_items`` in all rows) is unknown; rows
+            that ask for it are left out. Windows overlap, and each occurrence in one of them counts.
         ties: of windows: ``apart`` leaves items of the last one's time out of the history, ``file`` keeps them.
         overwrite: replace what ``output_dir`` holds.
         on_progress: called with a line of text now and then.
@@ -63,18 +79,22 @@ def prepare_sequences(
     check_output_dir(output_dir, overwrite)  # before the work, not after it
     check_choice("form", form, FORMS)
     check_choice("ties", ties, TIES)
+    check_core(core)
     if split is not None:
         check_choice("split", split, SPLITS)
     files = input_files(input_paths)
     form = told_form(files[0]) if form == "auto" else form
     if on_progress:
         on_progress(f"reading {files[0]}{' and others' if len(files) > 1 else ''} as {form}: {_SAID[form]}")
-    options = {"form": form, "max_history": max_history, "all_items": all_items}
+    options = {"form": form, "core": core, "max_history": max_history, "all_items": all_items, "min_count": min_count,
+               **parts_given(parts)}
     if form == "windows":
         if split == "leave_one_out":
             raise InputError("windows have no users: they cannot be split by leave_one_out, only by time")
-        source = Windows(files, ties)
-        plan = retrieval_plan(SplitPlan("column", column="split"), max_history, all_items, ready=True)
+        if core:
+            raise InputError("windows have no users: there is no core of users and items")
+        source = Windows(files, ties, shares=split_plan("time", parts).parts)
+        plan = retrieval_plan(SplitPlan("column", column="split"), max_history, all_items, min_count, ready=True)
         named = source.parts()
         options |= {"split": "time", "ties": ties}
     else:
@@ -82,8 +102,8 @@ def prepare_sequences(
             raise InputError(f"{form} have no times: they cannot be split by time, only by leave_one_out")
         if ties != "apart":
             raise InputError(f"ties is for windows: {form} have no times, so no two events are of one time")
-        source, named = (Pairs if form == "pairs" else Lines)(files), None
-        plan = retrieval_plan(SplitPlan("leave_one_out"), max_history, all_items)
+        source, named = Reviews((Pairs if form == "pairs" else Lines)(files), core, repeats="all"), None
+        plan = retrieval_plan(split_plan("leave_one_out", parts), max_history, all_items, min_count)
         options |= {"split": "leave_one_out"}
     return build(
         source,

@@ -8,14 +8,19 @@ from typing import Protocol
 
 import polars as pl
 
+from ..errors import InputError
 from .coding import CodedRows
+
+_KNOWN = "\0known"
 
 
 class Source(Protocol):
     """What a reader hands to ``build``.
 
     Where the plan's histories are ``logged``, it also has ``events()``, frames like those of ``chunks()`` with the
-    columns of user, time and histories, and may have ``dropped_events``, complete once they are exhausted.
+    columns of user, time and histories, and may have ``dropped_events``, complete once they are exhausted. Where rows
+    are joined with what is known of users or items it has ``without_attributes``, like ``dropped`` (see
+    ``with_attributes``); these rows are not left out.
 
     Attributes:
         files: what is read, in order.
@@ -37,6 +42,24 @@ class Source(Protocol):
         Raises ``InputError`` that names file and line for what cannot be read.
         """
         ...
+
+
+def with_attributes(
+    frame: pl.DataFrame, attributes: pl.DataFrame, key: str, without: dict[str, int], what: str
+) -> pl.DataFrame:
+    """``frame`` and the columns of ``attributes``, one row there for each value of ``key``, null for a value that it
+    has not; such rows of ``frame`` are added to ``without[what]``.
+    """
+    joined = frame.join(attributes.with_columns(pl.lit(True).alias(_KNOWN)), on=key, how="left", maintain_order="left")
+    without[what] = without.get(what, 0) + joined[_KNOWN].null_count()
+    return joined.drop(_KNOWN)
+
+
+def no_rows_left(source: Source, what: str = "row") -> InputError:
+    """The error for a source without rows: names its first file and how many rows were left out, by reason."""
+    where = f"{source.files[0]}{' and others' if len(source.files) > 1 else ''}: " if source.files else ""
+    dropped = {reason: count for reason, count in source.dropped.items() if count}
+    return InputError(where + (f"no {what} is left: {dropped}" if dropped else f"there are no {what}s"))
 
 
 class FrameSource:

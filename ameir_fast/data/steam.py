@@ -12,7 +12,7 @@ from .blocks import BLOCK, Reading, blocks
 from .build import Progress, build
 from .delimited import Rows, shown
 from .literal import LiteralError, parse_literal
-from .plan import SplitPlan
+from .plan import parts_given, split_plan
 from .retrieval import (
     MAX_HISTORY,
     Reviews,
@@ -34,9 +34,11 @@ def prepare_steam(
     min_hours: float | None = None,
     repeats: str = "distinct",
     split: str = "leave_one_out",
+    parts: Sequence[float] | None = None,
     ties: str = "apart",
     max_history: int = MAX_HISTORY,
     all_items: bool = False,
+    min_count: int = 1,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> dict:
@@ -49,9 +51,12 @@ def prepare_steam(
         core: keep users and items with at least that many reviews among what is kept; 0 keeps all.
         min_hours: leave out reviews by users who played less, or whose hours are not given.
         repeats, ties: see ``retrieval.Reviews``. Dates are days: with ``ties="apart"`` a history ends the day before.
-        split: ``leave_one_out`` or ``time`` (80/10/10).
+        split: ``leave_one_out`` or ``time``.
+        parts: with ``time``, shares of the rows for train, valid and test; default 0.8, 0.1, 0.1.
         max_history: newest items before the one to find.
         all_items: whether items that no training row holds can be found too.
+        min_count: an item that fewer training rows (with ``all_items`` rows) hold is unknown; rows that ask for it are
+            left out.
         overwrite: replace what ``output_dir`` holds.
         on_progress: called with a line of text now and then.
 
@@ -62,7 +67,7 @@ def prepare_steam(
     """
     check_output_dir(output_dir, overwrite)  # before the work, not after it
     check_review_choices(split, core, repeats, ties)
-    plan = retrieval_plan(SplitPlan(split), max_history, all_items)
+    plan = retrieval_plan(split_plan(split, parts), max_history, all_items, min_count)
     source = SteamReviews(input_files(input_paths), min_hours)
     if on_progress:
         on_progress(f"reading {source.files[0]}{' and others' if len(source.files) > 1 else ''}")
@@ -73,7 +78,7 @@ def prepare_steam(
         kind="steam",
         options={
             "core": core, "min_hours": min_hours, "repeats": repeats, "split": split, "ties": ties,
-            "max_history": max_history, "all_items": all_items,
+            "max_history": max_history, "all_items": all_items, "min_count": min_count, **parts_given(parts),
         },
         overwrite=overwrite,
         on_progress=on_progress,

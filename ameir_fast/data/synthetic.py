@@ -14,7 +14,6 @@ from .files import SPLITS
 from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
 from .planted import BLOCK, Block, Planted, SyntheticOptions
 
-PARTS = (0.8, 0.1, 0.1)
 ITEM = 0  # the field that histories are made of, and the target
 
 
@@ -61,7 +60,7 @@ def plan(options: SyntheticOptions) -> TablePlan:
         max_history=options.max_history if history else 0,
         target=(names[ITEM],) if history else (),
         vocabularies={name: VocabularyPlan(size=options.size(f) + 1) for f, name in enumerate(names)},
-        split=SplitPlan("order", PARTS),
+        split=SplitPlan("order", options.parts),
     )
 
 
@@ -113,7 +112,7 @@ class SyntheticSource:
 
     def _note(self, first: int, block: Block) -> None:
         rows, start = self.options.rows, 0
-        for name, share in zip(SPLITS, np.cumsum(PARTS), strict=True):
+        for name, share in zip(SPLITS, np.cumsum(self.options.parts), strict=True):
             end = min(block.label.size, max(start, round(share * rows) - first))
             part = slice(start, end)
             self._curves[name].add(block.logit[part], block.probability[part], block.label[part])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..schema import read_json
-from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
+from .plan import PARTS, FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
 
 VERSION = 1
 
@@ -155,7 +155,7 @@ def _vocabulary(name: str, data: object) -> VocabularyPlan:
 
 def _split(data: object) -> SplitPlan:
     entry = _Object("split", data)
-    parts = entry.take("parts", list, [0.8, 0.1, 0.1])
+    parts = entry.take("parts", list, list(PARTS))
     if not all(isinstance(p, int | float) and not isinstance(p, bool) for p in parts):
         raise InputError(f'split: "parts" is {parts!r}, not three numbers')
     column = entry.take("column", str, None)

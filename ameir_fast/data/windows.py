@@ -13,7 +13,7 @@ from ..errors import InputError
 from . import split
 from .blocks import BLOCK, Reading, blocks
 from .literal import LiteralError, parse_literal
-from .plan import SplitPlan
+from .plan import PARTS
 
 #: Windows with so many items in common, one right after another, are taken to be one user's.
 RUN = 6
@@ -22,7 +22,7 @@ RUN = 6
 class Windows:
     """Rows ``item`` (Int64, the window's last), ``time`` (Float64, its time) and ``history`` (the items before it).
 
-    The rows are split by time, 80/10/10. Windows that share a run of ``RUN`` items form a group, and so do those
+    The rows are split by time into ``shares``. Windows that share a run of ``RUN`` items form a group, and so do those
     that are linked by others; where a group reaches into several parts, only its rows in the latest part are kept,
     so that no part holds a piece of another's sequences. Reading takes the items of all windows into memory once,
     to find the runs.
@@ -30,8 +30,10 @@ class Windows:
     ``ties``: ``apart`` keeps those items of a history whose times are below the last one's, ``file`` keeps all.
     """
 
-    def __init__(self, files: Sequence[Path], ties: str = "apart", size: int = BLOCK):
-        self.files, self.ties, self._size = tuple(files), ties, size
+    def __init__(
+        self, files: Sequence[Path], ties: str = "apart", size: int = BLOCK, shares: tuple[float, ...] = PARTS
+    ):
+        self.files, self.ties, self._size, self.shares = tuple(files), ties, size, shares
         self._left_out: dict[str, int] = {}
         self._keep: np.ndarray | None = None
         self._reading = Reading(self.files)
@@ -54,7 +56,7 @@ class Windows:
         if not items:
             raise InputError(f"{self.files[0]}: holds only blank lines")
         part = np.zeros(len(last), np.int8)
-        split.by_time(part, SplitPlan().parts, np.array(last, np.float64))
+        split.by_time(part, self.shares, np.array(last, np.float64))
         latest = part.copy()
         group = _groups(items)
         np.maximum.at(latest, group, part)

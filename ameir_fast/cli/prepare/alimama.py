@@ -8,7 +8,7 @@ import typer
 
 from ...errors import InputError
 from ..common import JsonFile, check_json_file
-from .common import Inputs, Notes, Output, Overwrite, finish
+from .common import Inputs, Notes, Output, Overwrite, finish, shares
 
 NAME = "alimama"
 _RAW, _DMR = "raw", "dmr"
@@ -35,6 +35,14 @@ def prepare(
     ] = "last-day",
     test: Annotated[
         list[str] | None, typer.Option("--test", metavar="FILE", help="dmr: file of the test split, or several.")
+    ] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option(
+            "--parts", metavar="A,B,C",
+            help="Shares of the rows for train, valid and test; where the last day or --test is the test split, "
+            "A and B part the others. Default: 0.8,0.1,0.1.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, metavar="S", help="dmr: of the random split.")] = 0,
     max_history: Annotated[int, typer.Option("--max-history", min=1, metavar="T", help="Newest T behaviours.")] = 50,
@@ -68,7 +76,8 @@ def prepare(
         raise InputError("--test-from belongs to --split last-day")
     if form == _DMR and (behaviors != "pv" or since is not None or test_from is not None or split == "time"):
         raise InputError("--behaviors, --since, --test-from and --split belong to the raw form")
-    common = {"max_history": max_history, "all_fields": all_fields, "min_count": min_count, "overwrite": overwrite}
+    common = {"parts": shares(parts), "max_history": max_history, "all_fields": all_fields, "min_count": min_count,
+              "overwrite": overwrite}
     with Notes() as notes:
         if form == _DMR:
             prepare_alimama_dmr(source, output, test_paths=test or (), seed=seed, on_progress=notes, **common)

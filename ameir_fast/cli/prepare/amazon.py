@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from ..common import JsonFile, check_json_file
-from .common import Inputs, Notes, Output, Overwrite, finish
-from .retrieval import AllItems, Core, MaxHistory, Repeats, Split, Ties
+from .common import Inputs, Notes, Output, Overwrite, Parts, finish, shares
+from .retrieval import AllItems, Core, MaxHistory, MinCount, Repeats, Split, Ties
 
 NAME = "amazon"
 
@@ -30,9 +30,11 @@ def prepare(
     ] = None,
     repeats: Repeats = "distinct",
     split: Split = "leave_one_out",
+    parts: Parts = None,
     ties: Ties = "apart",
     max_history: MaxHistory = 50,
     all_items: AllItems = False,
+    min_count: MinCount = 1,
     overwrite: Overwrite = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -50,7 +52,7 @@ def prepare(
     with Notes() as notes:
         prepare_amazon(
             source, output, columns=None if columns is None else columns.split(","), core=core, min_rating=min_rating,
-            repeats=repeats, split=split, ties=ties, max_history=max_history, all_items=all_items,
-            overwrite=overwrite, on_progress=notes,
+            repeats=repeats, split=split, parts=shares(parts), ties=ties, max_history=max_history,
+            all_items=all_items, min_count=min_count, overwrite=overwrite, on_progress=notes,
         )
     finish(output, json_file)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..common import JsonFile, check_json_file
-from .common import Inputs, Like, Notes, Output, Overwrite, Seed, finish
+from .common import Inputs, Like, Notes, Output, Overwrite, Parts, Seed, finish, shares
 
 NAME = "avazu"
 
@@ -25,6 +25,7 @@ def prepare(
         str | None,
         typer.Option("--split", metavar="HOW", help="time (hours stay whole; the default), order, or random."),
     ] = None,
+    parts: Parts = None,
     seed: Seed = 0,
     like: Like = None,
     overwrite: Overwrite = False,
@@ -43,6 +44,6 @@ def prepare(
     from ...data import prepare_avazu
 
     with Notes() as notes:
-        prepare_avazu(source, output, min_count=min_count, split=split, seed=seed, like=like,
+        prepare_avazu(source, output, min_count=min_count, split=split, parts=shares(parts), seed=seed, like=like,
                       overwrite=overwrite, on_progress=notes)
     finish(output, json_file)

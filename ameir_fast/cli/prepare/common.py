@@ -8,6 +8,7 @@ from typing import Annotated, Self
 
 import typer
 
+from ...errors import InputError
 from ...progress import Progress, make_progress
 from ..common import say, write_result
 
@@ -15,6 +16,12 @@ Inputs = Annotated[
     list[str], typer.Option("--input", metavar="PATH", help="File or folder to read; may be given several times.")
 ]
 Output = Annotated[str, typer.Option("--output", metavar="DIR", help="New directory for the prepared data.")]
+Parts = Annotated[
+    str | None,
+    typer.Option(
+        "--parts", metavar="A,B,C", help="Shares of the rows for train, valid and test. Default: 0.8,0.1,0.1."
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Of the random split.")]
 Like = Annotated[
     str | None,
@@ -25,6 +32,14 @@ Like = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output directory holds.")]
+
+
+def shares(parts: str | None) -> tuple[float, ...] | None:
+    """What ``--parts`` says. Raises ``InputError`` for a text that is not numbers."""
+    try:
+        return None if parts is None else tuple(float(part) for part in parts.split(","))
+    except ValueError:
+        raise InputError(f"parts {parts!r} are not three numbers with commas between them") from None
 
 
 def finish(output: str, json_file: str | None) -> None:
@@ -119,4 +134,7 @@ def summary(statistics: dict) -> list[str]:
     for reason, count in (statistics.get("dropped") or {}).items():
         if count:
             lines.append(f"dropped {count:,}: {reason}")
+    for what, count in (statistics.get("without_attributes") or {}).items():
+        if count:
+            lines.append(f"without attributes {count:,}: rows whose {what} the other files don't know")
     return lines

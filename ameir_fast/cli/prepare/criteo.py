@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..common import JsonFile, check_json_file
-from .common import Inputs, Like, Notes, Output, Overwrite, Seed, finish
+from .common import Inputs, Like, Notes, Output, Overwrite, Parts, Seed, finish, shares
 
 NAME = "criteo"
 
@@ -37,6 +37,7 @@ def prepare(
         str | None,
         typer.Option("--split", metavar="HOW", help="order (as the files have the rows; the default) or random."),
     ] = None,
+    parts: Parts = None,
     seed: Seed = 0,
     like: Like = None,
     overwrite: Overwrite = False,
@@ -56,6 +57,6 @@ def prepare(
     from ...data import prepare_criteo
 
     with Notes() as notes:
-        prepare_criteo(source, output, numeric=numeric, bins=bins, min_count=min_count, split=split, seed=seed,
-                       like=like, overwrite=overwrite, on_progress=notes)
+        prepare_criteo(source, output, numeric=numeric, bins=bins, min_count=min_count, split=split,
+                       parts=shares(parts), seed=seed, like=like, overwrite=overwrite, on_progress=notes)
     finish(output, json_file)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..common import JsonFile, check_json_file, say
-from .common import Notes, Output, Overwrite, finish
+from .common import Notes, Output, Overwrite, Parts, finish, shares
 
 NAME = "fuxictr"
 
@@ -32,6 +32,7 @@ def prepare(
     bins: Annotated[
         int, typer.Option("--bins", min=0, metavar="N", help="Ranges that numbers are cut into; 0 leaves them out.")
     ] = 10,
+    parts: Parts = None,
     overwrite: Overwrite = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -48,7 +49,8 @@ def prepare(
         prepare_fuxictr(
             source, output, dataset_id=dataset_id, root=root,
             history=None if history is None else [name for name in history.split(",") if name],
-            max_history=max_history, bins=bins, overwrite=overwrite, on_progress=notes, on_note=left_out.append,
+            max_history=max_history, bins=bins, parts=shares(parts), overwrite=overwrite, on_progress=notes,
+            on_note=left_out.append,
         )
     for line in left_out:
         say(json_file, line)

@@ -9,7 +9,7 @@ import typer
 
 from ...atomic import check_output_dir
 from ..common import JsonFile, check_json_file
-from .common import Notes, Output, Overwrite, finish
+from .common import Notes, Output, Overwrite, Parts, Seed, finish, shares
 
 NAME = "movielens"
 #: Where downloaded ratings are kept, beside the prepared data.
@@ -31,14 +31,31 @@ def prepare(
     retrieval: Annotated[
         bool, typer.Option("--retrieval", help="Find the movie rated next, instead of predicting its rating.")
     ] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", metavar="R", help="A rating of R or more is a positive. Default: 4."),
+    ] = None,
+    min_count: Annotated[
+        int,
+        typer.Option(
+            "--min-count", min=1, metavar="N",
+            help="Rarer values in training rows are unknown; with --retrieval, rows that ask for such a movie are "
+            "dropped and counted.",
+        ),
+    ] = 1,
     split: Annotated[
         str | None,
-        typer.Option("--split", metavar="HOW", help="time, or with --retrieval leave_one_out (its default)."),
+        typer.Option(
+            "--split", metavar="HOW",
+            help="time (the default) or random; with --retrieval leave_one_out (its default) or time.",
+        ),
     ] = None,
+    parts: Parts = None,
+    seed: Seed = 0,
     overwrite: Overwrite = False,
     json_file: JsonFile = None,
 ) -> None:
-    """MovieLens: ratings with user and item attributes and time; a rating from 4 on is a positive.
+    """MovieLens: ratings with user and item attributes and time; a rating from 4 on (--threshold) is a positive.
 
     The folder holds 100K (u.data, u.item, u.user), 1M (ratings.dat, movies.dat, users.dat), 10M (without users.dat),
     20M and later (ratings.csv, movies.csv), or RecBole's atomic files; what is there decides. Without --input
@@ -58,7 +75,7 @@ def prepare(
     with Notes() as notes:
         path = source or fetch_movielens(Path(output).parent / DOWNLOADED, on_progress=notes)
         prepare_movielens(
-            path, output, user_field=user_field, retrieval=retrieval, split=split, overwrite=overwrite,
-            on_progress=notes, **options
+            path, output, user_field=user_field, retrieval=retrieval, threshold=threshold, min_count=min_count,
+            split=split, parts=shares(parts), seed=seed, overwrite=overwrite, on_progress=notes, **options
         )
     finish(output, json_file)

@@ -8,7 +8,7 @@ import typer
 
 from ...errors import InputError
 from ..common import JsonFile, check_json_file, say
-from .common import Notes, Output, Overwrite, finish
+from .common import Notes, Output, Overwrite, Parts, Seed, finish, shares
 
 NAME = "recbole"
 
@@ -26,6 +26,8 @@ def prepare(
     split: Annotated[
         str | None, typer.Option("--split", metavar="HOW", help="time, random, leave_one_out or column (the files).")
     ] = None,
+    parts: Parts = None,
+    seed: Seed = 0,
     user: Annotated[str, typer.Option("--user", metavar="COLUMN", help="The user's id.")] = "user_id",
     item: Annotated[str, typer.Option("--item", metavar="COLUMN", help="The item's id.")] = "item_id",
     time: Annotated[str, typer.Option("--time", metavar="COLUMN", help="When it was.")] = "timestamp",
@@ -65,8 +67,9 @@ def prepare(
     left_out: list[str] = []
     with Notes() as notes:
         prepare_recbole(
-            source, output, meaning, retrieval=retrieval, split=split, max_history=max_history, bins=bins,
-            user_field=user_field, overwrite=overwrite, on_progress=notes, on_note=left_out.append,
+            source, output, meaning, retrieval=retrieval, split=split, parts=shares(parts), seed=seed,
+            max_history=max_history, bins=bins, user_field=user_field, overwrite=overwrite, on_progress=notes,
+            on_note=left_out.append,
         )
     for line in left_out:
         say(json_file, line)

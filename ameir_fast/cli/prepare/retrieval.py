@@ -15,8 +15,18 @@ AllItems = Annotated[
         "Without it valid and test rows whose item training never saw are dropped and counted.",
     ),
 ]
+MinCount = Annotated[
+    int,
+    typer.Option(
+        "--min-count",
+        min=1,
+        metavar="N",
+        help="Items rarer in training rows (with --all-items, in all rows) are unknown; rows that ask for one are "
+        "dropped and counted.",
+    ),
+]
 Core = Annotated[
-    int, typer.Option("--core", min=0, metavar="K", help="Keep users and items with at least K reviews (0: all).")
+    int, typer.Option("--core", min=0, metavar="K", help="Keep users and items with at least K events (0: all).")
 ]
 Repeats = Annotated[
     Literal["distinct", "first", "all"],
@@ -30,7 +40,7 @@ Split = Annotated[
     Literal["leave_one_out", "time"],
     typer.Option(
         "--split",
-        help="leave_one_out: each user's last item is for test, the one before for validation; time: 80/10/10.",
+        help="leave_one_out: each user's last item is for test, the one before for validation; time: by --parts.",
     ),
 ]
 Ties = Annotated[

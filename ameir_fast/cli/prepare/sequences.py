@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from ..common import JsonFile, check_json_file
-from .common import Inputs, Notes, Output, Overwrite, finish
-from .retrieval import AllItems, MaxHistory, Ties
+from .common import Inputs, Notes, Output, Overwrite, Parts, finish, shares
+from .retrieval import AllItems, Core, MaxHistory, MinCount, Ties
 
 NAME = "sequences"
 
@@ -20,13 +20,16 @@ def prepare(
         Literal["auto", "pairs", "lines", "windows"],
         typer.Option("--form", help="What a line holds; auto: told by the first line."),
     ] = "auto",
+    core: Core = 0,
     split: Annotated[
         Literal["leave_one_out", "time"] | None,
         typer.Option("--split", help="Default: leave_one_out for pairs and lines, time for windows."),
     ] = None,
+    parts: Parts = None,
     max_history: MaxHistory = 50,
     ties: Ties = "apart",
     all_items: AllItems = False,
+    min_count: MinCount = 1,
     overwrite: Overwrite = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -44,7 +47,7 @@ def prepare(
 
     with Notes() as notes:
         prepare_sequences(
-            source, output, form=form, split=split, max_history=max_history, all_items=all_items, ties=ties,
-            overwrite=overwrite, on_progress=notes,
+            source, output, form=form, core=core, split=split, parts=shares(parts), max_history=max_history,
+            all_items=all_items, min_count=min_count, ties=ties, overwrite=overwrite, on_progress=notes,
         )
     finish(output, json_file)

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from ..common import JsonFile, check_json_file
-from .common import Inputs, Notes, Output, Overwrite, finish
-from .retrieval import AllItems, Core, MaxHistory, Repeats, Split, Ties
+from .common import Inputs, Notes, Output, Overwrite, Parts, finish, shares
+from .retrieval import AllItems, Core, MaxHistory, MinCount, Repeats, Split, Ties
 
 NAME = "steam"
 
@@ -23,9 +23,11 @@ def prepare(
     ] = None,
     repeats: Repeats = "distinct",
     split: Split = "leave_one_out",
+    parts: Parts = None,
     ties: Ties = "apart",
     max_history: MaxHistory = 50,
     all_items: AllItems = False,
+    min_count: MinCount = 1,
     overwrite: Overwrite = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -42,7 +44,8 @@ def prepare(
 
     with Notes() as notes:
         prepare_steam(
-            source, output, core=core, min_hours=min_hours, repeats=repeats, split=split, ties=ties,
-            max_history=max_history, all_items=all_items, overwrite=overwrite, on_progress=notes,
+            source, output, core=core, min_hours=min_hours, repeats=repeats, split=split, parts=shares(parts),
+            ties=ties, max_history=max_history, all_items=all_items, min_count=min_count, overwrite=overwrite,
+            on_progress=notes,
         )
     finish(output, json_file)

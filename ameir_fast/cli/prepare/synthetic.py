@@ -8,7 +8,7 @@ import typer
 
 from ...errors import InputError
 from ..common import JsonFile, check_json_file
-from .common import Notes, Output, Overwrite, finish
+from .common import Notes, Output, Overwrite, Parts, finish, shares
 
 NAME = "synthetic"
 
@@ -51,6 +51,7 @@ def prepare(
     ] = 0.0,
     base_rate: Annotated[float, typer.Option(help="Share of positive labels.")] = 0.3,
     seed: Annotated[int, typer.Option(help="Same options and seed, same data.")] = 0,
+    parts: Parts = None,
     overwrite: Overwrite = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -68,6 +69,8 @@ def prepare(
     from ...data import SyntheticOptions, prepare_synthetic
 
     chosen = {} if interaction is None and fields >= 10 else {"interactions": _interactions(interaction or [])}
+    if parts is not None:
+        chosen["parts"] = shares(parts)
     options = SyntheticOptions(
         rows=rows, fields=fields, vocabulary=tuple(_integers("--vocabulary", vocabulary)), exponent=exponent,
         heredity=heredity, main=main, behavior=tuple(b for b in behavior.split(",") if b != "none"),
