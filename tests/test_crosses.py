@@ -232,3 +232,19 @@ def test_products_start_larger():
     factor = torch.tensor([1.0] * 8 + [10.0] * 2 + [100.0] * 2)
     torch.testing.assert_close(scaled.pop("mlp.0.weight"), first * factor)
     assert all(torch.equal(scaled[k], v) for k, v in plain.items())
+
+
+def test_places_that_are_left_go_to_pairs_that_the_base_explains():
+    """Labels with strong fields, one pair and one triple. The base explains fields and pair; on the logit scale the
+    strong fields add up, so no other pair shows."""
+    rng = np.random.default_rng(5)
+    ids = rng.integers(8, size=(7, 100_000))
+    sign = 1 - 2 * (ids % 2)
+    effects = rng.normal(size=(7, 8))
+    known = sum(effects[f][ids[f]] for f in range(7)) + 0.8 * sign[1] * sign[2]
+    label = (rng.random(100_000) < 1 / (1 + np.exp(-known - 0.8 * sign[3] * sign[4] * sign[5]))).astype(float)
+    residual = label - 1 / (1 + np.exp(-known))
+    crosses = Crosses(ids, [8] * 7, residual, 80_000, label)
+    assert [fields for fields, _ in crosses.choose([(1, 2), (3, 4, 5), (0, 6)], 5)] == [(3, 4, 5), (1, 2)]
+    assert [fields for fields, _ in crosses.choose([(1, 2), (3, 4, 5), (0, 6)], 1)] == [(3, 4, 5)]
+    assert [fields for fields, _ in Crosses(ids, [8] * 7, residual, 80_000).choose([(1, 2), (3, 4, 5)], 5)] == [(3, 4, 5)]

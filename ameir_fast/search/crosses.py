@@ -11,11 +11,14 @@ no weights, so an interaction that gradients find only after long training, such
 effect of two of them, is as visible as any other.
 
 What is found is chosen one by one: after each choice the residuals lose what its cells explain, so that the next one
-has to add something, and choosing ends where nothing is left that is more than chance.
+has to add something, and choosing ends where nothing is left that is more than chance. Places that are left go to pairs
+of fields in the same way, with the residuals of a model that has single fields alone: the base explains such pairs, but
+a model that is given their products learns them sooner.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -30,6 +33,8 @@ from .context import Context
 SIGNIFICANT = 5.0
 #: More rows of a split than these sharpen nothing that matters, and cost memory: a number for each of the fields.
 MOST_ROWS = 4_000_000
+#: Pairs that are looked at again for each place that is left to pairs.
+PAIRS = 50
 #: Cells of a candidate; where it has more combinations than that, they are hashed into so many.
 MOST_CELLS = 1 << 20
 #: A field's effect is estimated as if its ids had so many more rows without any, three times over all fields.
@@ -45,27 +50,29 @@ class Crosses:
     """Scores candidates on rows as they are stored.
 
     Args: ``values`` of each field, integers [R], in training rows first, then in validation rows; ``sizes``, how many
-    different ones a field has, below which its values lie (None: any 64-bit numbers); ``residual`` float [R];
-    ``training``, how many of the rows are training rows.
+    different ones a field has, below which its values lie (None: any 64-bit numbers); ``residual`` float [R] of the base
+    model; ``training``, how many of the rows are training rows; ``label`` float [R] in [0, 1], for ``choose`` to go on
+    with pairs.
 
     Raises ``InputError`` for a residual that is not finite: the base model's training diverged.
     """
 
-    def __init__(self, values: Sequence[np.ndarray], sizes: Sequence[int | None], residual: np.ndarray, training: int):
+    def __init__(self, values: Sequence[np.ndarray], sizes: Sequence[int | None], residual: np.ndarray, training: int,
+                 label: np.ndarray | None = None):
         if not np.isfinite(residual).all():
             raise InputError("the base model of step 2 predicts numbers that are not finite; a smaller learning_rate may help")
-        self.values, self.sizes = list(values), list(sizes)
-        numbered = [np.unique(v, return_inverse=True)[1] if size is None else v
+        self.values, self.sizes, self.label = list(values), list(sizes), label
+        self._numbered = [np.unique(v, return_inverse=True)[1] if size is None else v
                     for v, size in zip(self.values, self.sizes, strict=True)]
         self._parts = slice(0, training), slice(training, None)
-        self._left = np.concatenate([_without_fields(residual[part], [v[part] for v in numbered]) for part in self._parts])
+        self._left = self._in_parts(_without_fields, residual)
 
     @classmethod
     def of(cls, context: Context) -> Crosses:
         """With the residuals of step 2's base as it is trained."""
         data, net, schema = context.task.data, context.net, context.space.schema
         values: list[list[np.ndarray]] = [[] for _ in schema.fields]
-        residuals = []
+        residuals, labels = [], []
         rows = {split: min(MOST_ROWS, data.size(split)) for split in ("train", "valid")}
         net.eval()
         with torch.no_grad():
@@ -73,11 +80,15 @@ class Crosses:
                 for batch in data.batches(split, _READ, limit=limit, device=context.task.device):
                     left = batch.label - torch.sigmoid(net.interaction_logit(batch, None))
                     residuals.append(left.double().cpu().numpy())
+                    labels.append(batch.label.double().cpu().numpy())
                     for column, found in zip(values, _values(schema, batch), strict=True):
                         column.append(found)
         sizes = [None if f in schema.multi_fields else schema.size(field.vocabulary)
                  for f, field in enumerate(schema.fields)]
-        return cls([np.concatenate(v) for v in values], sizes, np.concatenate(residuals), rows["train"])
+        return cls([np.concatenate(v) for v in values], sizes, np.concatenate(residuals), rows["train"], np.concatenate(labels))
+
+    def _in_parts(self, left_of: Callable[[np.ndarray, list[np.ndarray]], np.ndarray], target: np.ndarray) -> np.ndarray:
+        return np.concatenate([left_of(target[part], [v[part] for v in self._numbered]) for part in self._parts])
 
     def score(self, fields: Interaction) -> float:
         """z of one candidate; 0 where a part has no residual at all."""
@@ -85,10 +96,20 @@ class Crosses:
 
     def choose(self, candidates: Sequence[Interaction], most: int,
                progress: Callable[[int], None] = lambda done: None) -> list[tuple[Interaction, float]]:
-        """At most so many candidates that each add to those before, with the score that they were chosen by: the best
-        one, then the best one given its cells, as long as one has ``SIGNIFICANT`` or more."""
-        left, pool = self._left, list(candidates)
+        """At most so many candidates, then pairs, that each add to those before, with the score that they were chosen by:
+        the best one, then the best one given its cells, as long as one has ``SIGNIFICANT`` or more."""
         chosen: list[tuple[Interaction, float]] = []
+        self._add(chosen, list(candidates), self._left, most, progress)
+        if self.label is not None and len(chosen) < most:
+            left = self._in_parts(_without_effects_in_logits, self.label)
+            for fields, _ in chosen:
+                left = self._without_cells(fields, left)
+            pairs = [pair for pair in itertools.combinations(range(len(self.values)), 2) if pair not in dict(chosen)]
+            pairs.sort(key=lambda pair: -self._score(pair, left))
+            self._add(chosen, pairs[:PAIRS], left, most, progress)
+        return chosen
+
+    def _add(self, chosen: list, pool: list[Interaction], left: np.ndarray, most: int, progress: Callable[[int], None]) -> None:
         while pool and len(chosen) < most:
             scores = [self._score(c, left) for c in pool]
             best = int(np.argmax(scores))
@@ -97,7 +118,6 @@ class Crosses:
             chosen.append((pool.pop(best), scores[best]))
             left = self._without_cells(chosen[-1][0], left)
             progress(len(chosen))
-        return chosen
 
     def _score(self, fields: Interaction, left: np.ndarray) -> float:
         cell, count = self._cells(fields)
@@ -113,8 +133,10 @@ class Crosses:
         cell, count = self._cells(fields)
         sums, rows = zip(*((np.bincount(cell[part], left[part], count), np.bincount(cell[part], minlength=count))
                            for part in self._parts), strict=True)
-        variance = float(sums[0] @ sums[1] / (rows[0] @ rows[1]))
-        prior = max(0.0, float(np.square(left).mean()) / variance - 1)
+        together, both = float(sums[0] @ sums[1]), float(rows[0] @ rows[1])
+        if together <= 0:  # the parts agree on nothing
+            return left
+        prior = max(0.0, float(np.square(left).mean()) * both / together - 1)
         return left - _effects(cell, left, count, prior)[cell]
 
     def _cells(self, fields: Interaction) -> tuple[np.ndarray, int]:
@@ -138,6 +160,18 @@ def _without_fields(residual: np.ndarray, fields: Sequence[np.ndarray]) -> np.nd
         for ids in fields:
             left -= _effects(ids, left)[ids]
     return left
+
+
+def _without_effects_in_logits(label: np.ndarray, fields: Sequence[np.ndarray]) -> np.ndarray:
+    """The residuals of a logistic model with an effect of each field's ids (Newton steps, a field at a time)."""
+    share = float(np.clip(label.mean(), 1e-6, 1 - 1e-6)) if label.size else 0.5
+    logit = np.full(label.shape, math.log(share / (1 - share)))
+    prior = _PRIOR_ROWS * share * (1 - share)
+    for _ in range(_ROUNDS):
+        for ids in fields:
+            p = 1 / (1 + np.exp(-logit))
+            logit += (np.bincount(ids, label - p) / (np.bincount(ids, p * (1 - p)) + prior))[ids]
+    return label - 1 / (1 + np.exp(-logit))
 
 
 def _effects(ids: np.ndarray, residual: np.ndarray, count: int = 0, prior: float = _PRIOR_ROWS) -> np.ndarray:

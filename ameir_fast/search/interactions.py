@@ -31,8 +31,8 @@ def expand(kept: list[Interaction], fields: int) -> list[Interaction]:
 
 def search_interactions(context: Context) -> dict:
     """All cycles. ``ranking`` holds the last cycle's candidates best first; ``found`` at most M of order ≥ 2: the best by
-    shared weights; by crosses those that add to each other, which may be fewer, or none. In the ranking these have
-    ``found_by``, the score that they were chosen by."""
+    shared weights; by crosses those that add to each other, which may be fewer, or none. In the ranking they have
+    ``found_by``, the score that they were chosen by; pairs found by crosses may stand at its end."""
     config, fields = context.config, context.space.schema.num_fields
     scope = context.scope.scope("interactions")
     by_data = context.ranks_by_crosses
@@ -54,15 +54,18 @@ def search_interactions(context: Context) -> dict:
             r["cycle"] = cycle
         scope.scope("rank", f"c{cycle}").log(step=cycle, total=config.cycles, best=ranking[0]["score"])
         ranked += len(candidates)
+    products = [r for r in judge.distinct(ranking) if len(r["fields"]) >= 2]
+    chosen = scope.result("found", lambda: judge.choose(products, context.space.max_interactions))
+    found = {tuple(one["fields"]): one for one in chosen}
+    for r in ranking:
+        r.update(found.get(tuple(r["fields"]), {}))
+    listed = {tuple(r["fields"]) for r in ranking}
+    for fields, one in found.items():
+        if fields not in listed:  # a pair that was left behind in an earlier cycle
+            ranking.append({**one, "cycle": 1})
     names = [f.name for f in context.space.schema.fields]
     for r in ranking:
         r.update(names=[names[f] for f in r["fields"]], order=len(r["fields"]))
-    products = [(tuple(r["fields"]), r["score"]) for r in judge.distinct(ranking) if r["order"] >= 2]
-    chosen = scope.result("found", lambda: judge.choose(products, context.space.max_interactions))
-    found = {tuple(fields): score for fields, score in chosen}
-    for r in ranking:
-        if tuple(r["fields"]) in found:
-            r["found_by"] = found[tuple(r["fields"])]
     return {"ranking": ranking, "found": sorted(found, key=interaction_key), "train_steps": steps,
             "candidates_ranked": ranked, "seconds": seconds, "device_seconds": device_seconds}
 
@@ -136,9 +139,10 @@ class ByWeights:
         """The entries of a ranking that may be kept."""
         return ranking
 
-    def choose(self, ranked: list[tuple[Interaction, float]], most: int) -> list[tuple[Interaction, float]]:
-        """Of the last cycle's distinct candidates of order 2 or more, those found and the scores they were chosen by."""
-        return ranked[:most]
+    def choose(self, ranked: list[dict], most: int) -> list[dict]:
+        """Of the last cycle's distinct candidates of order 2 or more, best first, those found: ``fields``, ``score``, and
+        ``found_by``, the score that they were chosen by."""
+        return [{"fields": r["fields"], "score": r["score"], "found_by": r["score"]} for r in ranked[:most]]
 
 
 class ByCrosses:
@@ -166,14 +170,14 @@ class ByCrosses:
     def distinct(self, ranking: list[dict]) -> list[dict]:
         return nothing_added(ranking)
 
-    def choose(self, ranked: list[tuple[Interaction, float]], most: int) -> list[tuple[Interaction, float]]:
+    def choose(self, ranked: list[dict], most: int) -> list[dict]:
         progress = self.context.task.progress
         progress.start("interactions.choose", most, "interaction")
-        found = self.crosses.choose([fields for fields, _ in ranked[:self.context.config.keep_interactions]], most,
+        found = self.crosses.choose([tuple(r["fields"]) for r in ranked[:self.context.config.keep_interactions]], most,
                                     progress.update)
         progress.finish(f"{count(len(found), 'interaction')} that {'adds' if len(found) == 1 else 'add'} something"
                         if found else f"none scores {SIGNIFICANT:g}")
-        return found
+        return [{"fields": list(fields), "score": self.crosses.score(fields), "found_by": z} for fields, z in found]
 
 
 def _sorted(entries: list[dict]) -> list[dict]:
