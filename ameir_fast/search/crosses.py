@@ -63,7 +63,7 @@ class Crosses:
             raise InputError("the base model of step 2 predicts numbers that are not finite; a smaller learning_rate may help")
         self.values, self.sizes, self.label = list(values), list(sizes), label
         self._numbered = [np.unique(v, return_inverse=True)[1] if size is None else v
-                    for v, size in zip(self.values, self.sizes, strict=True)]
+                          for v, size in zip(self.values, self.sizes, strict=True)]
         self._parts = slice(0, training), slice(training, None)
         self._left = self._in_parts(_without_fields, residual)
 
