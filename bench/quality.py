@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--variants", metavar="V,…", help="rows of the table, or all (default: those of the search)")
     parser.add_argument("--against", metavar="V,…", help="rows to take paired differences from")
     parser.add_argument("--beside", type=Path, metavar="FILE", help="another report (JSON) whose rows the same seeds are compared with")
+    parser.add_argument("--note", metavar="TEXT", help="a sentence for the report, such as what else the machine was doing")
     parser.add_argument("--collect", action="store_true", help="only make the report of what has been run")
     parser.add_argument("--task", type=int, metavar="SEED", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -144,6 +145,8 @@ def collect(args: argparse.Namespace) -> dict:
     default = make_config(None, None, task=data.task).to_dict()
     config = make_config(args.config, args.set, task=data.task).to_dict()
     more = {"budget": runs[0]["budget"]} if args.budget else {}
+    if args.note:
+        more["note"] = args.note
     if args.beside:
         more["beside"] = beside(json.loads(args.beside.read_text(encoding="utf-8")), args.beside.stem, table, metric)
     return {"version": 1, "name": args.name, **more, "data": runs[0]["data"], "seeds": args.seeds, "jobs": args.jobs,
@@ -222,6 +225,7 @@ def as_markdown(report: dict) -> str:
         f"Settings: {changed + ', otherwise ' if changed else ''}the default ones. ± is the deviation over seeds, of "
         f"paired differences their standard error{noise}.",
         *([f"The first seed's {describe_budget(report['budget'])}."] if "budget" in report else []),
+        *([report["note"]] if "note" in report else []),
         f"Every trained row is the best of {report['config']['runs']} full trainings by validation.",
     ]
     if data.get("ranked"):

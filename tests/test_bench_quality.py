@@ -66,7 +66,8 @@ def test_a_whole_table(tmp_path, monkeypatch, capsys):
     for word in ("# tiny, 2 seeds", "AUC − DeepFM (paired)", "| AMEIR-C |", "learning_rate 0.01", "- 1, AMEIR-C: "):
         assert word in text
     # Another collection of the same runs, against another row; and a row that is not there.
-    assert quality.main([*arguments, "--collect", "--against", "AMEIR-I"]) == 0
+    assert quality.main([*arguments, "--collect", "--against", "AMEIR-I", "--note", "Beside a backup."]) == 0
+    assert "\nBeside a backup.\n" in (tmp_path / "bench" / "results" / "tiny.md").read_text()
     again = json.loads((tmp_path / "bench" / "results" / "tiny.json").read_text())
     assert set(again["paired_differences"]) == {f"{name} - AMEIR-I" for name in again["variants"] if name != "AMEIR-I"}
     with pytest.raises(InputError, match="--against POP: no such row"):
