@@ -297,6 +297,13 @@ def test_atomics_add_up_to_the_same(monkeypatch):
 
 
 def test_a_sample_is_the_same_in_any_batch():
+    """Bit by bit on a GPU. The interpreter's products are NumPy's, whose rounding depends on a row's place in its tile
+    with some of OpenBLAS's kernels (those it takes on Zen 5)."""
+    def same(part, whole):
+        if DEVICE != "cpu":
+            return torch.equal(part, whole)
+        return torch.allclose(part, whole, rtol=1e-6, atol=1e-6)
+
     from ameir_fast.kernels import embedding_interactions, squeeze_excite
     embedding, rows, _, _, _, factors, orders, dense, weight, bias, _ = detached(usual())
     v, w1, w2 = detached([Draw(1, torch.float32)(*shape) for shape in ((1, 8), (4, 8), (8, 4))])
@@ -306,9 +313,9 @@ def test_a_sample_is_the_same_in_any_batch():
         whole = embedding_interactions.forward(embedding, rows, None, None, *lookup, dense, weight, bias, "swish")
         part = embedding_interactions.forward(embedding, few, None, None, *lookup, dense[begin:end], weight, bias,
                                               "swish")
-        assert torch.equal(part, whole[begin:end])
+        assert same(part, whole[begin:end])
         whole = squeeze_excite.forward(embedding, rows, None, None, *lookup, v, w1, w2)
-        assert torch.equal(squeeze_excite.forward(embedding, few, None, None, *lookup, v, w1, w2), whole[begin:end])
+        assert same(squeeze_excite.forward(embedding, few, None, None, *lookup, v, w1, w2), whole[begin:end])
 
 
 @pytest.mark.parametrize("precision, tolerance", [("tf32", 0.02), ("bf16", 0.1)])
