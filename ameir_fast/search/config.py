@@ -164,7 +164,7 @@ RETRIEVAL = dict(embedding_dim=32, learning_rate=0.005, inherited_learning_rate=
 """Defaults that differ for retrieval, whose tables are larger and whose rows say less each: with those of clicks a
 model stays at the level of popularity. With few negatives most items are never told from the wanted one. An MLP that
 starts at random, or bends, keeps users' vectors out of the space of the items for many epochs, where models without one
-are from the beginning. Who is ahead after three epochs is not after twelve: a race's last short round is long, and
+are from the beginning. Who is ahead after a few epochs is not after twelve: a race's last short round is long, and
 begins as a full training does (docs/evaluation.md)."""
 
 QUICK = dict(behavior_children=64, behavior_epochs=1.0, mlp_epochs=1.0, epochs=1.0, inherited_epochs=0.5,
