@@ -280,7 +280,7 @@ def test_the_retrieval_table_over_seeds(sequences, retrieved, tmp_path):
         (tmp_path / f"seed-{seed}").mkdir()
         (tmp_path / f"seed-{seed}" / "metrics.json").write_bytes((retrieved[0] / "metrics.json").read_bytes())
     report = quality.collect(Namespace(data=[sequences.directory], work=tmp_path, name="steps", seeds=2, jobs=1,
-                                       config=None, set=None, against=None, budget=None, beside=None))
+                                       config=None, set=None, against=None, budget=None, beside=None, note=None))
     assert report["metric"] == "ndcg@5" and report["references"] == ["DIN", "SASRec"]
     text = quality.as_markdown(report)
     for word in ("# steps, 2 seeds", "NDCG@5 − SASRec (paired)", "The same, against 100 items drawn by popularity:",
