@@ -98,10 +98,10 @@ def search_seed(data, run: Path, seed: int, progress) -> None:
 def study(data, work: Path, name: str, seed: int, progress, make_rows) -> None:
     """``rows.json`` of a study that reads the supernets of one seed."""
     from ameir_fast.atomic import write_json
-    from ameir_fast.search.driver import make_context
+    from ameir_fast.search.driver import VERSION, make_context
     from ameir_fast.search.store import RunDirectory
     config = settings(seed)
-    with RunDirectory(work / name, {"version": 1, "study": name, "config": config.to_dict()}, resume=True) as run:
+    with RunDirectory(work / name, {"version": VERSION, "study": name, "config": config.to_dict()}, resume=True) as run:
         # A copy of the seed's checkpoints, so that the study reads supernets and changes nothing.
         copy, partial = work / name / "checkpoint", work / name / "checkpoint.partial"
         if not copy.exists():

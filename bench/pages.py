@@ -17,11 +17,13 @@ from pathlib import Path
 
 from ..atomic import write_text
 from ..errors import InputError
+from ..report import summary
 from . import cpu, kernels, movielens, population, quality, train, train_children
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/data.md", "docs/gpu.md", "docs/population.md", "docs/serving.md", "docs/training.md")
-BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+#: From a table's marker to its end; another marker before that is a mistake.
+BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(?:(?!<!--).)*(<!-- end -->)", re.DOTALL)
+MARKER = re.compile(r"<!-- *(?:table|end)")
 GIB = 2**30
 
 
@@ -31,8 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout (default: this one)")
     args = parser.parse_args(argv)
     stale = []
-    for name in PAGES:
-        path = args.root / name
+    for path in pages(args.root):
+        name = path.relative_to(args.root).as_posix()
         text = path.read_text(encoding="utf-8")
         made = with_tables(text, args.root / "bench" / "results", name)
         if made != text:
@@ -43,13 +45,26 @@ def main(argv: list[str] | None = None) -> int:
     return int(args.check and bool(stale))
 
 
+def pages(root: Path) -> list[Path]:
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
 def with_tables(text: str, results: Path, page: str) -> str:
-    """The page with every marked table made again; ``InputError`` names a table that is not known."""
+    """The page with every marked table made again.
+
+    Raises ``InputError`` for a table that is not known, a result that is not there, or markers that don't pair."""
+    if len(MARKER.findall(text)) != 2 * len(BLOCK.findall(text)):
+        raise InputError(f"{page}: a table lacks its '<!-- table: NAME -->' or its '<!-- end -->'")
+
     def make(found: re.Match) -> str:
         name = found[2]
         if name not in TABLES:
             raise InputError(f"{page}: unknown table {name!r}; known: {', '.join(TABLES)}")
-        return found[1] + "\n".join(TABLES[name](results)) + "\n" + found[3]
+        try:
+            lines = TABLES[name](results)
+        except FileNotFoundError as error:
+            raise InputError(f"{page}: table {name!r}: {error.filename} is missing") from None
+        return found[1] + "\n".join(lines) + "\n" + found[3]
     return BLOCK.sub(make, text)
 
 
@@ -93,7 +108,6 @@ def of_beauty(results: Path) -> list[str]:
 
 def quoted(report: dict, metrics: dict[str, str], against: tuple[str, ...], measure: str) -> list[str]:
     """Some metrics of a report's rows, and paired differences."""
-    from ameir_fast.report import summary
     header = ["model", *metrics, *(f"{measure} − {other} (paired)" for other in against)]
     rows = []
     for name in summary.ordered_variants(report):

@@ -158,9 +158,9 @@ def run_task(work: Path, sizes: Sizes, task: str) -> None:
 def study(data, place: Path, config, progress, make_result) -> None:
     """``result.json`` of one study. It is given a maker of contexts, each a fresh start under a name of its own."""
     from ameir_fast.atomic import write_json
-    from ameir_fast.search.driver import make_context
+    from ameir_fast.search.driver import VERSION, make_context
     from ameir_fast.search.store import RunDirectory
-    identity = {"version": 1, "study": place.name, "data": data.checksum, "config": config.to_dict()}
+    identity = {"version": VERSION, "study": place.name, "data": data.checksum, "config": config.to_dict()}
     with RunDirectory(place, identity, resume=True) as run:
         def make(name: str, **changes):
             return make_context(data, config.changed(**changes), run.scope(name), None, progress, "cpu")

@@ -25,18 +25,19 @@ from ameir_fast.search import (
     EvolutionStrategy,
     RandomStrategy,
     SearchConfig,
+    behavior,
     evaluate,
     search,
     train,
 )
+from ameir_fast.search import race as race_module
 from ameir_fast.search.driver import make_context
 from ameir_fast.search.interactions import expand
-from ameir_fast.search import race as race_module
-from ameir_fast.search.race import race, trained_finalist
 from ameir_fast.search.objective import add_embedding_l2, looked_up
+from ameir_fast.search.race import race, trained_finalist
 from ameir_fast.search.store import RunDirectory
 from ameir_fast.search.variants import CONTROLS
-from ameir_fast.space import Architecture, MlpLayer
+from ameir_fast.space import Architecture, Block, MlpLayer
 from ameir_fast.space.architecture import ZERO, fixed_mlp
 from ameir_fast.supernet import reads_step1
 
@@ -172,6 +173,29 @@ def test_step_1_may_race_in_one_pass(data, tmp_path):
     assert not any(stage.startswith("behavior.race.0.") and not stage.endswith(".full") for stage in stages)
     first, *_ = json.loads((run / "rankings.json").read_text())["race"]["behavior"]
     assert [r["steps"] for r in first["rounds"]][-1] == round(0.5 * np.ceil(data.size("train") / tiny.CONFIG.batch_size))
+
+
+@pytest.mark.parametrize("sure", [True, False])
+def test_the_plain_path_may_be_sure_of_a_full_training(data, tmp_path, monkeypatch, sure):
+    """It is last in every short round and best in the end."""
+    def result(context, scope, standing, name, epochs, inherit):
+        plain = standing.arch.behavior == (ZERO,) * 3
+        found = {"score": (0.9 if name == "full" else 0.1) if plain else 0.5 + standing.order / 100, "steps": 1,
+                 "seconds": 0.0, "device_seconds": 0.0, "parameters": 1}
+        trained.append((standing.order, name))
+        race_module._note(context, standing, found)
+        return found
+
+    trained: list = []
+    monkeypatch.setattr(race_module, "_result", result)
+    with RunDirectory(tmp_path / "run", {"version": 1}) as run:
+        context = make_context(data, tiny.CONFIG.changed(runs=1, plain_trains_fully=sure), run.scope(0), None, Progress(), "cpu")
+        first = (ZERO, *(Block("none", layer, "relu") for layer in ("conv1", "bi_gru", "avg_pool3")))
+        archs = [context.behavior_child((block, ZERO, ZERO)) for block in first]
+        standings = behavior.race_of(context, context.scope.scope("first"), archs)
+    # Four, the better half, the best one; and the first, which left at once.
+    assert sorted(trained) == sorted([(i, "0.5") for i in range(4)] + [(2, "1"), (3, "1"), (3, "full")] + [(0, "full")] * sure)
+    assert [s.order for s in standings] == ([0, 3, 2, 1] if sure else [3, 2, 1, 0])
 
 
 def test_same_seed_same_result(finished, data, tmp_path):

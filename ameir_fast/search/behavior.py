@@ -104,5 +104,6 @@ def hold_race(context: Context, ranking: list[dict]) -> list[Standing]:
 
 def race_of(context: Context, scope, archs: list[Architecture]) -> list[Standing]:
     """Step 1's race of any finalists."""
+    sure = context.behavior_child(context.zero_path()) if context.config.plain_trains_fully else None
     return race(context, scope, archs, context.config.race_epochs, context.config.inherit,
-                in_one_pass=context.config.race_together)
+                in_one_pass=context.config.race_together, sure=sure)

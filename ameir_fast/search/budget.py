@@ -86,7 +86,7 @@ def allocate(trainings: float, context: Context, unit: float | None = None) -> d
 def _allocation(trainings: float, context: Context) -> dict | None:
     """``allocate``'s; None where it is not enough."""
     config, races = context.config, _races(context)
-    full = config.runs * len(races)
+    full = config.runs * len(races) + (config.plain_trains_fully and "behavior" in races)
     left = trainings - full
     shared = _shared(context, races, left)
     ranking = max(0.0, min(RANKING * left, MOST_CHILDREN * _child_cost(context))) if "behavior" in races else 0.0

@@ -10,7 +10,8 @@ from ..ops import Backend
 from ..space.choices import FIXED_ACTIVATIONS
 
 VERSION = 1
-_SWITCHES = ("inherit", "mlp_inherit", "inherit_retraining", "race_together", "mlp_race_together")
+_SWITCHES = ("inherit", "mlp_inherit", "inherit_retraining", "race_together", "mlp_race_together",
+             "plain_trains_fully")
 _RACES = ("race_epochs", "mlp_race_epochs")
 
 
@@ -57,6 +58,7 @@ class SearchConfig:
     race_epochs: tuple[float, ...] = (0.5, 1.0)  # its rounds; the last ``runs`` get full trainings
     race_together: bool = False             # a round in one pass over the data, with one embedding: pays where that is large
     inherit: bool = True                    # its rounds start from the supernet's weights
+    plain_trains_fully: bool = False        # the all-zero path gets a full training too, whatever the short ones say of it
     mlp_finalists: int = 12                 # the same of step 3's race
     mlp_race_epochs: tuple[float, ...] = (1.0,)
     mlp_race_together: bool = True          # a round of step 3's race in one pass over the data, with one embedding and one front
@@ -120,10 +122,10 @@ class SearchConfig:
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise InputError(f"config: {name} is {value!r}, not an integer >= 1")
         for name in _RACES:
-            try:
-                epochs = tuple(float(e) for e in getattr(self, name))
-            except (TypeError, ValueError):
-                raise InputError(f"config: {name} is {getattr(self, name)!r}, not a list of numbers") from None
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)) or any(isinstance(e, bool) or not isinstance(e, (int, float)) for e in value):
+                raise InputError(f"config: {name} is {value!r}, not a list of numbers")
+            epochs = tuple(map(float, value))
             object.__setattr__(self, name, epochs)
             if not epochs:
                 raise InputError(f"config: {name} is empty; it needs at least one length in epochs")
@@ -160,12 +162,14 @@ class SearchConfig:
 
 
 RETRIEVAL = dict(embedding_dim=32, learning_rate=0.005, inherited_learning_rate=0.0025, embedding_l2=0.0, negatives=64, item_scale=10.0,
-                 mlp_activation="identity", epochs=12.0, evaluate_every=1.0, patience=2, runs=1, finalists=10, race_epochs=(1.0, 6.0), inherit=False)
+                 mlp_activation="identity", epochs=12.0, evaluate_every=1.0, patience=2, runs=1, finalists=10, race_epochs=(1.0, 6.0), inherit=False,
+                 plain_trains_fully=True)
 """Defaults that differ for retrieval, whose tables are larger and whose rows say less each: with those of clicks a
 model stays at the level of popularity. With few negatives most items are never told from the wanted one. An MLP that
 starts at random, or bends, keeps users' vectors out of the space of the items for many epochs, where models without one
 are from the beginning. Who is ahead after a few epochs is not after twelve: a race's last short round is long, and
-begins as a full training does (docs/evaluation.md)."""
+begins as a full training does; and the plain path, which learns slowest and may end first, is tried in full
+(docs/evaluation.md)."""
 
 QUICK = dict(behavior_children=64, behavior_epochs=1.0, mlp_epochs=1.0, epochs=1.0, inherited_epochs=0.5,
              top_k=2, finalists=4, race_epochs=(0.25, 0.5), mlp_finalists=3, mlp_race_epochs=(0.5,), runs=1, cycles=2,

@@ -6,14 +6,16 @@ the score is
 
     z = Σ S_a S_b / sqrt(Σ S_a² Q_b),    Q_b the sums of squares of validation rows,
 
-whose mean is 0 and variance 1 where cells say nothing of validation rows, whatever they say of training rows. It needs
-no weights, so an interaction that gradients find only after long training, such as a product of three fields without any
-effect of two of them, is as visible as any other.
+whose mean is 0 and variance 1 where cells say nothing of validation rows, whatever they say of training rows. (Q_b is
+taken to be no less than what as many rows have on average: the few rows of cells that both parts know may hold no click
+at all, and then their squares don't tell what clicks would have done.) It needs no weights, so an interaction that
+gradients find only after long training, such as a product of three fields without any effect of two of them, is as
+visible as any other.
 
 What is found is chosen one by one: after each choice the residuals lose what its cells explain, so that the next one
 has to add something, and choosing ends where nothing is left that is more than chance. Places that are left go to pairs
-of fields in the same way, with the residuals of a model that has single fields alone: the base explains such pairs, but
-a model that is given their products learns them sooner.
+of fields in the same way, with the residuals of a model that has single fields alone: the base explains such pairs, and
+a larger product may hold one among more, but a model that is given their own products learns them sooner.
 """
 
 from __future__ import annotations
@@ -35,10 +37,15 @@ SIGNIFICANT = 5.0
 MOST_ROWS = 4_000_000
 #: Pairs that are looked at again for each place that is left to pairs.
 PAIRS = 50
-#: Cells of a candidate; where it has more combinations than that, they are hashed into so many.
+#: Cells of a candidate of two fields or more; where it has more combinations than that, they are hashed into so many.
 MOST_CELLS = 1 << 20
-#: A field's effect is estimated as if its ids had so many more rows without any, three times over all fields.
-_PRIOR_ROWS, _ROUNDS = 20, 3
+#: Effects of all fields are taken out so many times, since those of one change those of others.
+_ROUNDS = 3
+#: In the logistic model of single fields, ids have so many more rows of the average rate, and a Newton step of an effect
+#: is no longer: where clicks are rare, whole steps overshoot.
+_PRIOR_ROWS, _LONGEST_STEP = 20, 1.5
+#: The fewest and the most rows without effect that a cell's mean is drawn to 0 by.
+_PRIORS = 1e-3, 1e9
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(65 - MOST_CELLS.bit_length())
 _READ = 16_384
@@ -51,98 +58,142 @@ class Crosses:
 
     Args: ``values`` of each field, integers [R], in training rows first, then in validation rows; ``sizes``, how many
     different ones a field has, below which its values lie (None: any 64-bit numbers); ``residual`` float [R] of the base
-    model; ``training``, how many of the rows are training rows; ``label`` float [R] in [0, 1], for ``choose`` to go on
-    with pairs.
+    model; ``training``, how many of the rows are training rows; ``label`` float [R] in [0, 1].
 
     Raises ``InputError`` for a residual that is not finite: the base model's training diverged.
     """
 
     def __init__(self, values: Sequence[np.ndarray], sizes: Sequence[int | None], residual: np.ndarray, training: int,
-                 label: np.ndarray | None = None):
+                 label: np.ndarray):
         if not np.isfinite(residual).all():
             raise InputError("the base model of step 2 predicts numbers that are not finite; a smaller learning_rate may help")
         self.values, self.sizes, self.label = list(values), list(sizes), label
-        self._numbered = [np.unique(v, return_inverse=True)[1] if size is None else v
-                          for v, size in zip(self.values, self.sizes, strict=True)]
+        for f, (column, size) in enumerate(zip(values, sizes, strict=True)):
+            if size is None or size > MOST_CELLS:  # there are no more than rows
+                known, self.values[f] = np.unique(column, return_inverse=True)
+                self.sizes[f] = len(known)
         self._parts = slice(0, training), slice(training, None)
-        self._left = self._in_parts(_without_fields, residual)
+        self._left = self._without_fields(residual)
 
     @classmethod
     def of(cls, context: Context) -> Crosses:
         """With the residuals of step 2's base as it is trained."""
         data, net, schema = context.task.data, context.net, context.space.schema
-        values: list[list[np.ndarray]] = [[] for _ in schema.fields]
-        residuals, labels = [], []
         rows = {split: min(MOST_ROWS, data.size(split)) for split in ("train", "valid")}
+        total, done = sum(rows.values()), 0
+        values = [np.empty(total, np.uint64 if f in schema.multi_fields else np.int32) for f in range(schema.num_fields)]
+        residual, label = np.empty(total), np.empty(total)
         net.eval()
         with torch.no_grad():
             for split, limit in rows.items():
                 for batch in data.batches(split, _READ, limit=limit, device=context.task.device):
-                    left = batch.label - torch.sigmoid(net.interaction_logit(batch, None))
-                    residuals.append(left.double().cpu().numpy())
-                    labels.append(batch.label.double().cpu().numpy())
+                    part = slice(done, done + batch.label.shape[0])
+                    label[part] = batch.label.cpu()
+                    residual[part] = (batch.label - torch.sigmoid(net.interaction_logit(batch, None))).cpu()
                     for column, found in zip(values, _values(schema, batch), strict=True):
-                        column.append(found)
+                        column[part] = found
+                    done = part.stop
         sizes = [None if f in schema.multi_fields else schema.size(field.vocabulary)
                  for f, field in enumerate(schema.fields)]
-        return cls([np.concatenate(v) for v in values], sizes, np.concatenate(residuals), rows["train"], np.concatenate(labels))
-
-    def _in_parts(self, left_of: Callable[[np.ndarray, list[np.ndarray]], np.ndarray], target: np.ndarray) -> np.ndarray:
-        return np.concatenate([left_of(target[part], [v[part] for v in self._numbered]) for part in self._parts])
+        return cls(values, sizes, residual, rows["train"], label)
 
     def score(self, fields: Interaction) -> float:
         """z of one candidate; 0 where a part has no residual at all."""
         return self._score(fields, self._left)
 
-    def choose(self, candidates: Sequence[Interaction], most: int,
-               progress: Callable[[int], None] = lambda done: None) -> list[tuple[Interaction, float]]:
+    def choose(self, candidates: Sequence[Interaction], most: int, progress: Callable[[int], None] = lambda done: None,
+               larger: Sequence[Interaction] = ()) -> list[tuple[Interaction, float]]:
         """At most so many candidates, then pairs, that each add to those before, with the score that they were chosen by:
-        the best one, then the best one given its cells, as long as one has ``SIGNIFICANT`` or more."""
+        the best one, then the best one given its cells, as long as one has ``SIGNIFICANT`` or more. Of ``larger`` ones
+        those become candidates that contain a chosen one: before, they would have scored by what it says."""
         chosen: list[tuple[Interaction, float]] = []
-        self._add(chosen, list(candidates), self._left, most, progress)
-        if self.label is not None and len(chosen) < most:
-            left = self._in_parts(_without_effects_in_logits, self.label)
+        self._add(chosen, list(candidates), self._left, most, progress, larger)
+        if len(chosen) < most:
+            left = self._without_fields(np.concatenate([self._without_effects_in_logits(part) for part in self._parts]))
             for fields, _ in chosen:
-                left = self._without_cells(fields, left)
+                if len(fields) == 2:
+                    left = self._without_cells(fields, left)
             pairs = [pair for pair in itertools.combinations(range(len(self.values)), 2) if pair not in dict(chosen)]
             pairs.sort(key=lambda pair: -self._score(pair, left))
             self._add(chosen, pairs[:PAIRS], left, most, progress)
         return chosen
 
-    def _add(self, chosen: list, pool: list[Interaction], left: np.ndarray, most: int, progress: Callable[[int], None]) -> None:
+    def _add(self, chosen: list, pool: list[Interaction], left: np.ndarray, most: int, progress: Callable[[int], None],
+             larger: Sequence[Interaction] = ()) -> None:
         while pool and len(chosen) < most:
             scores = [self._score(c, left) for c in pool]
             best = int(np.argmax(scores))
             if scores[best] < SIGNIFICANT:
                 break
-            chosen.append((pool.pop(best), scores[best]))
-            left = self._without_cells(chosen[-1][0], left)
+            fields = pool.pop(best)
+            chosen.append((fields, scores[best]))
+            left = self._without_cells(fields, left)
+            known = {*pool, *dict(chosen)}
+            pool += [c for c in larger if set(fields) < set(c) and c not in known]
             progress(len(chosen))
 
     def _score(self, fields: Interaction, left: np.ndarray) -> float:
         cell, count = self._cells(fields)
         first, second = self._parts
-        sums = np.bincount(cell[first], left[first], count)
-        spread = math.sqrt(np.square(sums) @ np.bincount(cell[second], np.square(left[second]), count))
-        return float(sums @ np.bincount(cell[second], left[second], count) / spread) if spread else 0.0
+        sums, square = np.bincount(cell[first], left[first], count), np.square(left[second])
+        weight = np.square(sums)
+        spread = weight @ np.bincount(cell[second], square, count)
+        if square.size:
+            spread = max(spread, square.mean() * (weight @ np.bincount(cell[second], minlength=count)))
+        return float(sums @ np.bincount(cell[second], left[second], count) / math.sqrt(spread)) if spread else 0.0
+
+    def _without_fields(self, residual: np.ndarray) -> np.ndarray:
+        """What is left of the residuals without each part's mean and what single fields explain: the base fits rare ids
+        late, and their effects would pass for interactions with any other field."""
+        left = np.concatenate([residual[part] - residual[part].mean() if residual[part].size else residual[part]
+                               for part in self._parts])
+        for _ in range(_ROUNDS):
+            for f in range(len(self.values)):
+                left = self._without_cells((f,), left)
+        return left
+
+    def _without_effects_in_logits(self, part: slice) -> np.ndarray:
+        """The residuals of a logistic model with an effect of each field's ids (Newton's steps, a field at a time), of
+        one part's rows."""
+        label = self.label[part]
+        share = float(np.clip(label.mean(), 1e-6, 1 - 1e-6)) if label.size else 0.5
+        logit = np.full(label.shape, math.log(share / (1 - share)))
+        prior = _PRIOR_ROWS * share * (1 - share)
+        for _ in range(_ROUNDS):
+            for f in range(len(self.values)):
+                cell, count = self._cells((f,))
+                cell, p = cell[part], 1 / (1 + np.exp(-logit))
+                step = np.bincount(cell, label - p, count) / (np.bincount(cell, p * (1 - p), count) + prior)
+                logit += np.clip(step, -_LONGEST_STEP, _LONGEST_STEP)[cell]
+        return label - 1 / (1 + np.exp(-logit))
 
     def _without_cells(self, fields: Interaction, left: np.ndarray) -> np.ndarray:
-        """The residuals without what a candidate's cells explain of them, over both parts. Means of cells are drawn to 0
-        by as many rows as fit their variance, which is what the parts agree on: with a fixed number, where cells hold
-        few rows, most of a strong effect would stay."""
+        """The residuals without what a candidate's cells explain of them: means over both parts, drawn to 0 as if cells
+        had so many more rows without any effect that afterwards the parts agree on nothing. With a fixed number, where
+        cells hold few rows, most of a strong effect would stay, and pass for one of finer cells."""
         cell, count = self._cells(fields)
         sums, rows = zip(*((np.bincount(cell[part], left[part], count), np.bincount(cell[part], minlength=count))
                            for part in self._parts), strict=True)
-        together, both = float(sums[0] @ sums[1]), float(rows[0] @ rows[1])
-        if together <= 0:  # the parts agree on nothing
+        shared = np.flatnonzero((rows[0] > 0) & (rows[1] > 0))
+        (a, b), (n, m) = (s[shared] for s in sums), (r[shared] for r in rows)
+
+        def agreement(prior: float) -> float:
+            effect = (a + b) / (n + m + prior)
+            return float((a - n * effect) @ (b - m * effect))
+
+        low, high = _PRIORS
+        if agreement(high) <= 0:
             return left
-        prior = max(0.0, float(np.square(left).mean()) * both / together - 1)
-        return left - _effects(cell, left, count, prior)[cell]
+        while high > 1.01 * low:  # without a prior it is a negative sum of squares
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if agreement(middle) > 0 else (middle, high)
+        effect = (sums[0] + sums[1]) / (rows[0] + rows[1] + high)
+        return left - effect[cell]
 
     def _cells(self, fields: Interaction) -> tuple[np.ndarray, int]:
         """Each row's cell, and how many cells there are."""
         sizes = [self.sizes[f] for f in fields]
-        exact = None not in sizes and math.prod(sizes) <= MOST_CELLS
+        exact = len(fields) == 1 or math.prod(sizes) <= MOST_CELLS
         cell = np.zeros(self.values[0].shape[0], np.int64 if exact else np.uint64)
         for f, size in zip(fields, sizes, strict=True):
             cell *= size if exact else _ODD
@@ -150,33 +201,6 @@ class Crosses:
         if exact:
             return cell, math.prod(sizes)
         return ((cell ^ (cell >> np.uint64(32))) * _ODD >> _SHIFT).astype(np.int64), MOST_CELLS
-
-
-def _without_fields(residual: np.ndarray, fields: Sequence[np.ndarray]) -> np.ndarray:
-    """What is left of the residuals without their mean and what each field's ids explain of them (backfitting): the base
-    fits rare ids late, and their effects would pass for interactions with any other field."""
-    left = residual - (residual.mean() if residual.size else 0)
-    for _ in range(_ROUNDS):
-        for ids in fields:
-            left -= _effects(ids, left)[ids]
-    return left
-
-
-def _without_effects_in_logits(label: np.ndarray, fields: Sequence[np.ndarray]) -> np.ndarray:
-    """The residuals of a logistic model with an effect of each field's ids (Newton steps, a field at a time)."""
-    share = float(np.clip(label.mean(), 1e-6, 1 - 1e-6)) if label.size else 0.5
-    logit = np.full(label.shape, math.log(share / (1 - share)))
-    prior = _PRIOR_ROWS * share * (1 - share)
-    for _ in range(_ROUNDS):
-        for ids in fields:
-            p = 1 / (1 + np.exp(-logit))
-            logit += (np.bincount(ids, label - p) / (np.bincount(ids, p * (1 - p)) + prior))[ids]
-    return label - 1 / (1 + np.exp(-logit))
-
-
-def _effects(ids: np.ndarray, residual: np.ndarray, count: int = 0, prior: float = _PRIOR_ROWS) -> np.ndarray:
-    """Each id's mean residual as if it had ``prior`` more rows without any."""
-    return np.bincount(ids, residual, count) / np.maximum(np.bincount(ids, minlength=count) + prior, 1)
 
 
 def _values(schema: FeatureSchema, batch) -> list[np.ndarray]:

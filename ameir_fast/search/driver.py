@@ -28,7 +28,7 @@ from .variants import CONTROLS, DEEPFM_FOUND, INHERITED, ameir_i, complete, race
 
 RACED = ("AMEIR-A", "AMEIR-C")
 #: Of a run directory: 2 since interactions are ranked by training and validation rows.
-VERSION = 2
+VERSION = 3
 
 
 def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, repeats: int = 1, resume: bool = False,

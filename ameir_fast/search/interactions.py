@@ -54,7 +54,7 @@ def search_interactions(context: Context) -> dict:
             r["cycle"] = cycle
         scope.scope("rank", f"c{cycle}").log(step=cycle, total=config.cycles, best=ranking[0]["score"])
         ranked += len(candidates)
-    products = [r for r in judge.distinct(ranking) if len(r["fields"]) >= 2]
+    products = [r for r in ranking if len(r["fields"]) >= 2]
     chosen = scope.result("found", lambda: judge.choose(products, context.space.max_interactions))
     found = {tuple(one["fields"]): one for one in chosen}
     for r in ranking:
@@ -140,7 +140,7 @@ class ByWeights:
         return ranking
 
     def choose(self, ranked: list[dict], most: int) -> list[dict]:
-        """Of the last cycle's distinct candidates of order 2 or more, best first, those found: ``fields``, ``score``, and
+        """Of the last cycle's candidates of order 2 or more, best first, those found: ``fields``, ``score``, and
         ``found_by``, the score that they were chosen by."""
         return [{"fields": r["fields"], "score": r["score"], "found_by": r["score"]} for r in ranked[:most]]
 
@@ -173,8 +173,8 @@ class ByCrosses:
     def choose(self, ranked: list[dict], most: int) -> list[dict]:
         progress = self.context.task.progress
         progress.start("interactions.choose", most, "interaction")
-        found = self.crosses.choose([tuple(r["fields"]) for r in ranked[:self.context.config.keep_interactions]], most,
-                                    progress.update)
+        kept = [tuple(r["fields"]) for r in self.distinct(ranked)[:self.context.config.keep_interactions]]
+        found = self.crosses.choose(kept, most, progress.update, [tuple(r["fields"]) for r in ranked])
         progress.finish(f"{count(len(found), 'interaction')} that {'adds' if len(found) == 1 else 'add'} something"
                         if found else f"none scores {SIGNIFICANT:g}")
         return [{"fields": list(fields), "score": self.crosses.score(fields), "found_by": z} for fields, z in found]

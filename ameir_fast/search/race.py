@@ -33,7 +33,7 @@ class Standing:
 
 
 def race(context: Context, scope: Scope, finalists: Sequence[Architecture], rounds: Sequence[float], inherit: bool,
-         max_parameters: int | None = None, in_one_pass: bool = False) -> list[Standing]:
+         max_parameters: int | None = None, in_one_pass: bool = False, sure: Architecture | None = None) -> list[Standing]:
     """Successive halving by validation, standings best first.
 
     In each round all that are left are trained for so many epochs with a schedule that ends there, from the
@@ -41,7 +41,8 @@ def race(context: Context, scope: Scope, finalists: Sequence[Architecture], roun
     The last ``runs`` of them get one full training each, as many as any hand-made model has, and the best of
     these wins. Those that left earlier stand after those that left later. Finalists with more than
     ``max_parameters`` outside the embedding race for comparison: they leave before the full trainings, or stand
-    behind all others. ``in_one_pass``: the short trainings of a round are one of a ``ModelGroup``.
+    behind all others. ``in_one_pass``: the short trainings of a round are one of a ``ModelGroup``. ``sure``: this one
+    gets its full training even if it left before, in addition to the others.
     """
     runs = context.config.runs
     alive = [Standing(arch, order) for order, arch in enumerate(finalists)]
@@ -64,6 +65,8 @@ def race(context: Context, scope: Scope, finalists: Sequence[Architecture], roun
                 c, scope, s, epochs, inherit))
         sort(deciding=keep == runs)
         alive, out = alive[:keep], alive[keep:] + out
+    back = [s for s in out if s.arch == sure]
+    alive, out = alive + back, [s for s in out if s.arch != sure]
     _side_by_side(context, scope, FULL, alive, lambda c, s: _train_fully(c, scope, s))
     sort(deciding=True)
     return alive + out
