@@ -41,8 +41,8 @@ PAIRS = 50
 MOST_CELLS = 1 << 20
 #: Effects of all fields are taken out so many times, since those of one change those of others.
 _ROUNDS = 3
-#: In the logistic model of single fields, ids have so many more rows of the average rate, and a Newton step of an effect
-#: is no longer: where clicks are rare, whole steps overshoot.
+#: Effects of a field's ids are estimated as if they had so many more rows without any; in the logistic model, a Newton
+#: step of one is no longer than that: where clicks are rare, whole steps overshoot.
 _PRIOR_ROWS, _LONGEST_STEP = 20, 1.5
 #: The fewest and the most rows without effect that a cell's mean is drawn to 0 by.
 _PRIORS = 1e-3, 1e9
@@ -73,7 +73,7 @@ class Crosses:
                 known, self.values[f] = np.unique(column, return_inverse=True)
                 self.sizes[f] = len(known)
         self._parts = slice(0, training), slice(training, None)
-        self._left = self._without_fields(residual)
+        self._left = self._without_fields(lambda part: self._without_effects(residual, part))
 
     @classmethod
     def of(cls, context: Context) -> Crosses:
@@ -109,7 +109,7 @@ class Crosses:
         chosen: list[tuple[Interaction, float]] = []
         self._add(chosen, list(candidates), self._left, most, progress, larger)
         if len(chosen) < most:
-            left = self._without_fields(np.concatenate([self._without_effects_in_logits(part) for part in self._parts]))
+            left = self._without_fields(self._without_effects_in_logits)
             for fields, _ in chosen:
                 if len(fields) == 2:
                     left = self._without_cells(fields, left)
@@ -142,14 +142,24 @@ class Crosses:
             spread = max(spread, square.mean() * (weight @ np.bincount(cell[second], minlength=count)))
         return float(sums @ np.bincount(cell[second], left[second], count) / math.sqrt(spread)) if spread else 0.0
 
-    def _without_fields(self, residual: np.ndarray) -> np.ndarray:
-        """What is left of the residuals without each part's mean and what single fields explain: the base fits rare ids
-        late, and their effects would pass for interactions with any other field."""
-        left = np.concatenate([residual[part] - residual[part].mean() if residual[part].size else residual[part]
-                               for part in self._parts])
+    def _without_fields(self, left_of: Callable[[slice], np.ndarray]) -> np.ndarray:
+        """Both parts' residuals, without what single fields explain of them, as ``left_of`` gives it, and then without what
+        the parts still agree on: means of few rows are drawn to 0, and what is left of rare ids would pass for interactions
+        with any other field."""
+        left = np.concatenate([left_of(part) for part in self._parts])
         for _ in range(_ROUNDS):
             for f in range(len(self.values)):
                 left = self._without_cells((f,), left)
+        return left
+
+    def _without_effects(self, residual: np.ndarray, part: slice) -> np.ndarray:
+        """The residuals of one part without their mean and the mean of each field's ids (backfitting)."""
+        left = residual[part] - (residual[part].mean() if residual[part].size else 0)
+        for _ in range(_ROUNDS):
+            for f in range(len(self.values)):
+                cell, count = self._cells((f,))
+                cell = cell[part]
+                left -= (np.bincount(cell, left, count) / (np.bincount(cell, minlength=count) + _PRIOR_ROWS))[cell]
         return left
 
     def _without_effects_in_logits(self, part: slice) -> np.ndarray:
