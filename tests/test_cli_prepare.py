@@ -338,6 +338,25 @@ def test_splits_without_parts(tmp_path, refused):
     refused("not by column", "recbole", "--input", folder, "--threshold", "rating=4", "--parts", "0.5,0.2,0.3")
 
 
+def test_seeds_without_a_split_at_random(tmp_path, refused):
+    says = "seed belongs to a split at random, not by"
+    folder = mini_movielens.write(tmp_path / "raw")
+    refused(f"{says} time", "movielens", "--input", folder, "--seed", 0)
+    folder = test_data_recbole.write(tmp_path / "shop")
+    refused(f"{says} time", "recbole", "--input", folder, "--threshold", "rating=4", "--seed", 1)
+    (tmp_path / "train.csv").write_bytes(test_data_avazu.text(test_data_avazu.make_rows(50)))
+    refused(f"{says} time", "avazu", "--input", tmp_path / "train.csv", "--seed", 1)
+    folder = test_data_alimama.write(tmp_path / "raw ads")
+    refused("--seed belongs to the dmr form", "alimama", "--input", folder, "--seed", 1)
+
+
+def test_defaults_that_are_spelled_out_are_not_recorded(tmp_path, prepare):
+    folder = mini_movielens.write(tmp_path / "raw")
+    options, _, _ = prepare("movielens", "--input", folder)
+    again, _, _ = prepare("movielens", "--input", folder, "--threshold", 4, "--parts", ".8,.1,.1", "--min-count", 1)
+    assert json.dumps(again) == json.dumps(options)
+
+
 def test_movielens_clicks(tmp_path, prepare, refused):
     folder = mini_movielens.write(tmp_path / "raw")
     options, statistics, _ = prepare(

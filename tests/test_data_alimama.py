@@ -373,7 +373,7 @@ def test_repeated_missing_empty_and_cut_off_files(tmp_path):
 def test_no_event_of_a_known_user(tmp_path):
     folder = write(tmp_path / "raw")
     helpers.write_lines(folder / "behavior_log.csv", "user,time_stamp,btag,cate,brand", ["0,1494137644,pv,1,1"])
-    with pytest.raises(InputError, match="no event belongs to a user with a row; 1 do not"):
+    with pytest.raises(InputError, match="behavior_log.csv: no event is left: {.event of a user without a row.: 1}"):
         prepare_alimama(folder, tmp_path / "out")
 
 
@@ -510,7 +510,8 @@ def test_the_published_sample(tmp_path):
     statistics = prepare_alimama_dmr([sample], tmp_path / "alone")
     assert statistics["rows"] == 500 and statistics["label_rate"] == pytest.approx(210 / 500)
     assert [statistics["splits"][s]["rows"] for s in ("train", "valid", "test")] == [400, 50, 50]
-    prepare_alimama_dmr([sample], tmp_path / "out", test_paths=[sample], all_fields=True)
+    (tmp_path / "copy.gz").write_bytes(sample.read_bytes())
+    prepare_alimama_dmr([sample], tmp_path / "out", test_paths=[tmp_path / "copy.gz"], all_fields=True)
     data = Dataset.open(tmp_path / "out")
     batch, vocabulary = helpers.whole(data, "test"), {f.name: f.vocabulary for f in data.schema.fields}
     tokens = {v: [None if t is None else str(t) for t in data.tokens(v)] for v in set(vocabulary.values())}
@@ -549,3 +550,36 @@ def test_bad_dmr_lines(tmp_path, place, value, message):
     with pytest.raises(InputError, match=f"sample.txt: {message}"):
         prepare_alimama_dmr([tmp_path / "sample.txt"], tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sample.txt"]
+
+
+def test_dmr_folders_and_files_that_are_given_twice(tmp_path):
+    rng = random.Random(4)
+    (tmp_path / "in").mkdir()
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / "in" / name).write_text("".join(dmr_line(rng, u) + "\n" for u in range(50)))
+    assert prepare_alimama_dmr([tmp_path / "in"], tmp_path / "out")["rows"] == 100
+    (tmp_path / "link").symlink_to(tmp_path / "in" / "b.csv")
+    for test in (tmp_path / "in" / "b.csv", tmp_path / "link"):
+        with pytest.raises(InputError, match=f"{test}: is given twice"):
+            prepare_alimama_dmr([tmp_path / "in"], tmp_path / "new", test_paths=[test])
+
+
+@pytest.mark.parametrize(("name", "shown"), [("ad_feature.csv", "adgroup_id"), ("user_profile.csv", "userid")])
+@pytest.mark.parametrize("form", ["0{}", " {}", "{}"])
+def test_one_id_in_two_ways_of_writing_is_refused(tmp_path, name, shown, form):
+    folder = write(tmp_path / "raw", impressions=40, behaviors=100)
+    lines = (folder / name).read_text().splitlines()
+    first, rest = lines[1].split(",", 1)
+    helpers.write_lines(folder / name, lines[0], [*lines[1:], f"{form.format(first)},{rest}"])
+    with pytest.raises(InputError, match=f"{name}: line {len(lines) + 1}: column '{shown}' has {first} a second time"):
+        prepare_alimama(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"test_from": 0}, r"raw_sample.csv and others: the train split is empty: 40 rows, split by time: 40 from 0 on are"),
+    ({"since": 2**40}, rf"behavior_log.csv: no event is left: .*'behaviour before {2**40}': "),
+])
+def test_where_nothing_is_left_the_reason_is_named(tmp_path, options, message):
+    folder = write(tmp_path / "raw", impressions=40, behaviors=100)
+    with pytest.raises(InputError, match=message):
+        prepare_alimama(folder, tmp_path / "out", **options)

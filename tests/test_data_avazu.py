@@ -172,7 +172,7 @@ def test_like(tmp_path):
         assert batch.fields[:, j].tolist() == [ids.get(value, 0) for value in column]
     assert not batch.fields[:, FIELDS.index("C14")].any()
     for options, message in (({"min_count": 5}, "was prepared with min_count 2, not 5"),
-                             ({"split": "time"}, "split and parts do not go with like")):
+                             ({"split": "time"}, "split, parts and seed do not go with like")):
         with pytest.raises(InputError, match=message):
             prepare_avazu(folder, tmp_path / "out", like=tmp_path / "model", **options)
 

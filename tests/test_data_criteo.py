@@ -285,7 +285,7 @@ def test_what_is_refused_of_rows_to_score(tmp_path):
     prepare_criteo(train, tmp_path / "model", numeric="log")
     for options, message in (({"numeric": "log2"}, "model: was prepared with numeric log, not log2"),
                              ({"min_count": 5}, "model: was prepared with min_count 10, not 5"),
-                             ({"split": "order"}, "split and parts do not go with like"),
+                             ({"split": "order"}, "split, parts and seed do not go with like"),
                              ({"like": tmp_path / "none"}, "none/dataset.json: no such file")):
         with pytest.raises(InputError, match=message):
             prepare_criteo(test, tmp_path / "out", **{"like": tmp_path / "model", **options})

@@ -124,3 +124,65 @@ def test_rows_that_are_no_positions(tmp_path: Path, rows: list) -> None:
     with pytest.raises(InputError, match="not integers"):
         data.batch("train", rows)
     assert len(data.batch("train", [])) == 0
+
+
+@pytest.mark.parametrize("split, message", [
+    ({"by": "leave_one_out", "parts": [0.8, 0.1, 0.1]}, "parts belong to splits by time, order or random, not by leave"),
+    ({"by": "time", "seed": 3}, "seed belongs to a split at random, not by time"),
+])
+def test_splits_without_parts_or_seed(tmp_path: Path, split: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        prepare(table(), tmp_path, split=split)
+
+
+CSV = "item,user,time,label\n" + "".join(f"{k % 3},u{k % 5},{k},{k % 2}\n" for k in range(60))
+
+
+def prepare_csv(text: str, folder: Path) -> Dataset:
+    (folder / "schema.json").write_text(json.dumps(SCHEMA))
+    (folder / "table.csv").write_text(text)
+    prepare_table(folder / "table.csv", folder / "out", folder / "schema.json", overwrite=True)
+    return Dataset.open(folder / "out")
+
+
+def test_blank_lines_before_the_header(tmp_path: Path) -> None:
+    wanted = prepare_csv(CSV, tmp_path).checksum
+    assert prepare_csv("\n\n" + CSV, tmp_path).checksum == wanted
+    with pytest.raises(InputError, match="table.csv: line 3 names the column 'user' twice"):
+        prepare_csv("\n\n" + CSV.replace("item", "user", 1), tmp_path)
+    with pytest.raises(InputError, match="table.csv: there are no rows"):
+        prepare_csv("\n\n", tmp_path)
+
+
+@pytest.mark.parametrize("odd", ["", "\n", '4,"u"u,99,1\n'])
+def test_a_long_cell_beside_an_odd_line(tmp_path: Path, odd: str) -> None:
+    """The csv module alone would refuse more than 131,072 characters."""
+    long = "x" * 600_000
+    text = CSV + odd + f'7,"{long}",60,1\n'
+    if odd.startswith("4"):
+        with pytest.raises(InputError, match="line 62 cannot be read"):
+            prepare_csv(text, tmp_path)
+    else:
+        assert len(prepare_csv(text, tmp_path)) == 61
+    with pytest.raises(InputError, match="begins a row of more than 1,048,576 bytes|has more than 1,048,576 bytes"):
+        prepare_csv(CSV + "\n" + f'7,"{long}\n{long}",60,1\n', tmp_path)
+
+
+def test_nothing_left_names_file_and_reason(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="table.parquet: the valid split is empty: 2 rows, split by time.*; left out"
+                                         " before: {'missing user': 118}"):
+        prepare(table(user=["a", "b", *[None] * 118]), tmp_path)
+    with pytest.raises(InputError, match="table.parquet: the train split is empty after leaving out rows: {'history"):
+        prepare(table(), tmp_path, history={**SCHEMA["history"], "min_history": 99})
+
+
+def test_what_a_kill_after_the_end_leaves_is_removed(tmp_path: Path) -> None:
+    """The output is there already; the same command says so and takes the rest away."""
+    prepare_csv(CSV, tmp_path)
+    left = tmp_path / ".ameir-fast-out.prepare"
+    left.mkdir()
+    (left / "identity.json").write_text("{}")
+    (left / "write.json").write_text("{}")
+    with pytest.raises(InputError, match="out is in use"):
+        prepare_table(tmp_path / "table.csv", tmp_path / "out", tmp_path / "schema.json")
+    assert not left.exists() and len(Dataset.open(tmp_path / "out")) == 60

@@ -320,3 +320,15 @@ def test_dataset_json_that_is_no_json(copied):
     (copied / "dataset.json").write_text('{"version": 1,', encoding="utf-8")
     with pytest.raises(InputError, match="dataset.json"):
         Dataset.open(copied)
+
+
+@pytest.mark.parametrize("change", ["changed", "missing"])
+def test_vocabularies_are_checked_when_the_data_is_opened(copied, change):
+    path = copied / "vocabularies" / "item.json"
+    if change == "changed":
+        path.write_text(path.read_text().replace("null", "null ", 1))
+    else:
+        path.unlink()
+    with pytest.raises(InputError, match="item.json: (its checksum is not|no such file)"):
+        Dataset.open(copied)
+    assert len(Dataset.open(copied, verify=False))

@@ -352,3 +352,47 @@ def test_rows_without_attributes_are_counted(folder, tmp_path):
     (tmp_path / "alone").mkdir()
     (tmp_path / "alone" / "shop.inter").write_bytes((folder / "shop.inter").read_bytes())
     assert "without_attributes" not in prepare_recbole(tmp_path / "alone", tmp_path / "none", RATED)
+
+
+@pytest.mark.parametrize(("threshold", "message"), [
+    (float("nan"), "threshold nan is not a finite number"),
+    (float("inf"), "threshold inf is not a finite number"),
+    (9, "shop.inter: threshold 9 does not part the values 1 to 5 of column 'rating'"),
+    (1, "threshold 1 does not part the values 1 to 5"),
+])
+def test_thresholds_that_part_nothing(folder, tmp_path, threshold, message):
+    with pytest.raises(InputError, match=message):
+        prepare_recbole(folder, tmp_path / "out", Meaning(threshold=("rating", threshold)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_default_that_is_spelled_out_is_the_default(folder, tmp_path):
+    prepare_recbole(folder, tmp_path / "one", Meaning(threshold=("rating", 4)))
+    prepare_recbole(folder, tmp_path / "two", Meaning(threshold=("rating", 4.0)), parts=(0.8, 0.1, 0.1), min_count=1)
+    assert Dataset.open(tmp_path / "one").checksum == Dataset.open(tmp_path / "two").checksum
+
+
+def test_rare_values_are_unknown(folder, tmp_path):
+    prepare_recbole(folder, tmp_path / "out", RATED, min_count=9, user_field=True)
+    data = Dataset.open(tmp_path / "out")
+    trained = joined(folder)[: data.size("train")]
+    for name in ("user_id", "device", "brand", "city"):
+        counts = {r[name]: sum(o[name] == r[name] for o in trained) for r in trained if r[name]}
+        assert set(data.tokens(name)[1:]) == {value for value, count in counts.items() if count >= 9}
+    assert len(data.tokens("user_id")) - 1 < len({r["user_id"] for r in trained})
+    statistics = prepare_recbole(folder, tmp_path / "next", Meaning(), retrieval=True, min_count=9)
+    assert statistics["dropped"]["unknown item"] > 0
+    with pytest.raises(InputError, match="min_count 0 is not at least 1"):
+        prepare_recbole(folder, tmp_path / "new", RATED, min_count=0)
+
+
+def test_blank_lines_before_the_header(folder, tmp_path):
+    prepare_recbole(folder, tmp_path / "one", RATED)
+    (tmp_path / "shop").mkdir()
+    for path in folder.iterdir():
+        (tmp_path / "shop" / path.name).write_text("\n \n" + path.read_text())
+    prepare_recbole(tmp_path / "shop", tmp_path / "two", RATED)
+    assert Dataset.open(tmp_path / "one").checksum == Dataset.open(tmp_path / "two").checksum
+    (tmp_path / "shop" / "shop.item").write_text("\nitem_id:token\titem_id:token\n")
+    with pytest.raises(InputError, match="shop.item: line 2 names the column 'item_id' twice"):
+        prepare_recbole(tmp_path / "shop", tmp_path / "new", RATED)

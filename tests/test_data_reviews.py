@@ -388,6 +388,14 @@ def test_no_events(tmp_path, options):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("prepare", "option"), [(prepare_amazon, "min_rating"), (prepare_steam, "min_hours")])
+def test_limits_that_are_no_finite_numbers(tmp_path, prepare, option, value):
+    (tmp_path / "file").write_text("anything\n")
+    with pytest.raises(af.InputError, match=f"{option} {value} is not a finite number"):
+        prepare(tmp_path / "file", tmp_path / "out", **{option: value})
+
+
 def test_columns_that_are_not_the_four():
     with pytest.raises(af.InputError, match="columns user,item are not user,item,rating,timestamp in some order"):
         prepare_amazon("none", "out", columns=("user", "item"))

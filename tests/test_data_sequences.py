@@ -202,6 +202,18 @@ def test_groups_are_linked_by_others(tmp_path, size):
     assert len(rows) == len(parts) == 101
 
 
+def test_a_short_window_leaves_no_other_out(tmp_path):
+    """It goes where a later part has a window that holds it whole, and links nothing."""
+    long = [([*range(9 * k, 9 * k + 8), 0, 1], [*[0] * 9, k]) for k in range(100)]  # all hold 0, 1
+    short = [([0, 1], [0, 30.5]), ([0, 1], [0, 40.5]), ([1, 0], [0, 50.5]), ([0, 1], [0, 99.5])]
+    for windows, left_out in (([*long, *short], 2), (long, 0), (short, 2)):
+        (tmp_path / "file").write_text("".join(f"{w}\n" for w in windows))
+        source = Windows([tmp_path / "file"], shares=(0.5, 0.25, 0.25))
+        source.parts()
+        assert source.dropped == {"overlaps a window of a later part": left_out}
+        assert source._keep.tolist() == [w not in short[:2] or not left_out for w in windows]
+
+
 # ---- what is refused -------------------------------------------------------------------------------
 
 LONG = "1 " + "2 " * (5 << 20) + "\n"

@@ -192,5 +192,5 @@ def test_quotes_in_usual_and_unusual_places(tmp_path):
 
 
 def test_a_header_that_csv_cannot_read_is_named():
-    with pytest.raises(af.InputError, match=r"^x\.csv: line 1 is no line of column names \("):
-        delimited._names(Path("x.csv"), b"a\rb,c\n", ",", True)
+    with pytest.raises(af.InputError, match=r"^x\.csv: line 3 is no line of column names \("):
+        delimited._names(Path("x.csv"), 3, b"a\rb,c\n", ",", True)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import polars as pl
 
-from ..atomic import check_output_dir
 from ..errors import InputError
 from .blocks import Reading
 from .build import Progress, build
 from .delimited import Rows, read_delimited, read_small, shown
 from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan, parts_given, split_plan
 from .source import with_attributes
+from .work import check_output
 
 MAX_HISTORY = 50
 #: 2017-05-13 00:00 in Beijing, in seconds since 1970: the last of the eight days of impressions.
@@ -71,7 +71,7 @@ def prepare_alimama(
     if not behaviors or not set(behaviors) <= set(BEHAVIORS):
         raise InputError(f"behaviours {', '.join(behaviors) or 'none'} are not some of {', '.join(BEHAVIORS)}")
     split = split_plan("time", parts, test_from=test_from)
-    check_output_dir(output_dir, overwrite)
+    check_output(output_dir, overwrite)
     history = (HistoryPlan("history_cate", "history_cate", "cate", logged=True),
                HistoryPlan("history_brand", "history_brand", "brand", logged=True))
     names = (*DEFAULT_FIELDS, "adgroup_id", "campaign_id", "customer", "price")
@@ -178,24 +178,32 @@ def _ids(rows: Rows, column: str) -> pl.Series:
     return rows.integer(column, missing=True)
 
 
+def _by_number(rows: Rows, key: str) -> Rows:
+    """The same with ``key`` as Int64. ``7`` and ``07`` are one number, which must not come twice: each row joined with
+    it would then become two."""
+    rows = replace(rows, frame=rows.frame.with_columns(rows.integer(key)))
+    rows.distinct(key)
+    return rows
+
+
 def _ads(path: Path) -> pl.DataFrame:
     """``adgroup_id`` and what is known of it; the price in ten steps for each factor of ten."""
     rows = read_small(path, ",")
     rows.need("adgroup_id", *_OF_ADS)
-    rows.distinct("adgroup_id")
+    rows = _by_number(rows, "adgroup_id")
     price = rows.number("price", missing=True)
     rows.refuse((price < 0).fill_null(False), "price", lambda v: f"is {v}, less than nothing")
     columns = {name: _ids(rows, name) for name in _OF_ADS if name != "price"}
     steps = ((price + 1).log10() * 10).floor().cast(pl.Int64)
-    return pl.DataFrame({"adgroup_id": rows.integer("adgroup_id"), **columns, "price": steps})
+    return pl.DataFrame({"adgroup_id": rows.frame["adgroup_id"], **columns, "price": steps})
 
 
 def _users(path: Path) -> pl.DataFrame:
     rows = read_small(path, ",")
     rows = replace(rows, frame=rows.frame.rename(str.strip))  # the last published name ends with a blank
     rows.need("userid", *OF_USERS)
-    rows.distinct("userid")
-    return pl.DataFrame({"user": rows.integer("userid"), **{name: _ids(rows, name) for name in OF_USERS}})
+    rows = _by_number(rows, "userid")
+    return pl.DataFrame({"user": rows.frame["userid"], **{name: _ids(rows, name) for name in OF_USERS}})
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ..atomic import check_output_dir
+from ..errors import InputError
 from . import order
 from .alimama import DEFAULT_FIELDS, MAX_HISTORY, OF_USERS, make_plan
 from .blocks import Reading
 from .build import Progress, build
 from .delimited import Rows, read_delimited
 from .plan import PARTS, HistoryPlan, SplitPlan, parts_given, split_plan
+from .retrieval import input_files
+from .work import check_output
 
 _LENGTH = 50
 COLUMNS = (
@@ -42,7 +44,7 @@ def prepare_alimama_dmr(
     *,
     test_paths: Sequence[str | Path] = (),
     parts: Sequence[float] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     max_history: int = MAX_HISTORY,
     all_fields: bool = False,
     min_count: int = 1,
@@ -52,12 +54,13 @@ def prepare_alimama_dmr(
     """Prepares files of 267 columns and returns the statistics.
 
     Args:
-        input_paths: files, which may be compressed.
+        input_paths: files, which may be compressed, or folders of them. No file may be given twice, here or as a test
+            file.
         output_dir: appears whole or not at all.
-        test_paths: files of the test split. Then the rows of the others are parted at random, in the proportion of the
-            first two ``parts``; without, all rows are: there is no time in this form.
+        test_paths: files or folders of the test split. Then the rows of the others are parted at random, in the
+            proportion of the first two ``parts``; without, all rows are: there is no time in this form.
         parts: shares of the rows for train, valid and test; default 0.8, 0.1, 0.1.
-        seed: of the random choice.
+        seed: of the random choice; default 0.
         max_history: newest behaviours.
         all_fields: whether ad, campaign and advertiser are in the default view; they are stored either way.
         min_count: occurrences in training that a value needs for an id of its own.
@@ -68,21 +71,31 @@ def prepare_alimama_dmr(
         InputError: a file is missing or malformed (named, with its line), ``output_dir`` is in use.
         OSError: the disk is full; ``output_dir`` is then as it was.
     """
-    check_output_dir(output_dir, overwrite)
+    check_output(output_dir, overwrite)
     history = (HistoryPlan("history_cate", "history_cate", "cate", ready=True),
                HistoryPlan("history_brand", "history_brand", "brand", ready=True))
-    test = [Path(p) for p in test_paths]
+    train, test = input_files(input_paths), input_files(test_paths) if test_paths else ()
+    _refuse_repeated((*train, *test))
     split = split_plan("random", parts, seed=seed)
-    source = DmrSource([Path(p) for p in input_paths], test, seed, split.parts)
+    source = DmrSource(train, test, split.seed, split.parts)
     if test:
         split = SplitPlan("column", column=_SPLIT)
     return build(
         source, make_plan(_FIELDS, history, max_history, all_fields, min_count, split, None), output_dir,
         kind="alimama",
-        options={"form": "dmr", "test_files": len(test), "seed": seed, "max_history": max_history,
+        options={"form": "dmr", "test_files": len(test), "seed": seed or 0, "max_history": max_history,
                  "all_fields": all_fields, "min_count": min_count, **parts_given(parts)},
         overwrite=overwrite, on_progress=on_progress,
     )
+
+
+def _refuse_repeated(paths: Sequence[Path]) -> None:
+    """A file given twice would train on the rows that it tests."""
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise InputError(f"{path}: is given twice, and its rows would be in several splits")
+        seen.add(path.resolve())
 
 
 class DmrSource:

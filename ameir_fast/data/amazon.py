@@ -9,13 +9,12 @@ from pathlib import Path
 
 import polars as pl
 
-from ..atomic import check_output_dir
 from ..errors import InputError
 from .blocks import BLOCK, Reading, blocks, first_line
 from .build import Progress, build
 from .delimited import Rows, read_delimited, shown
 from .literal import LiteralError, parse_literal
-from .plan import parts_given, split_plan
+from .plan import finite, parts_given, split_plan
 from .retrieval import (
     MAX_HISTORY,
     Reviews,
@@ -25,6 +24,7 @@ from .retrieval import (
     present,
     retrieval_plan,
 )
+from .work import check_output
 
 COLUMNS = ("user", "item", "rating", "timestamp")
 #: What they are called in the files of 2023 (where a product's variants share the parent), in the JSON of 2014 and 2018,
@@ -85,8 +85,9 @@ def prepare_amazon(
             option does not fit, ``output_dir`` is in use.
         OSError: the disk is full; ``output_dir`` is then as it was.
     """
-    check_output_dir(output_dir, overwrite)  # before the work, not after it
+    check_output(output_dir, overwrite)  # before the work, not after it
     check_review_choices(split, core, repeats, ties)
+    min_rating = finite("min_rating", min_rating)
     if columns is not None and sorted(columns) != sorted(COLUMNS):
         raise InputError(f"columns {','.join(columns)} are not {','.join(COLUMNS)} in some order")
     plan = retrieval_plan(split_plan(split, parts), max_history, all_items, min_count)

@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from ..errors import InputError
-from .blocks import Reading, bare_name, blocks, matching
+from .blocks import Reading, bare_name, first_numbered_line, matching
 from .delimited import Rows, read_delimited, read_small
 from .files import SPLITS
 
@@ -31,14 +31,14 @@ class AtomicFile:
     @classmethod
     def open(cls, path: Path) -> AtomicFile:
         """Reads the header. Raises ``InputError`` naming the file for a column without a known type."""
-        header = next(iter(blocks([path]))).data.split(b"\n", 1)[0].decode()
+        number, header = first_numbered_line(path)
         types = {}
         for cell in header.split("\t"):
             name, colon, kind = cell.rpartition(":")
             if not colon or not name or kind not in TYPES:
-                raise InputError(f"{path}: line 1: {cell!r} is not name:type with a type of {', '.join(TYPES)}")
+                raise InputError(f"{path}: line {number}: {cell!r} is not name:type with a type of {', '.join(TYPES)}")
             if name in types:
-                raise InputError(f"{path}: line 1 names the column {name!r} twice")
+                raise InputError(f"{path}: line {number} names the column {name!r} twice")
             types[name] = kind
         return cls(path, types)
 

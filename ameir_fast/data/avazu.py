@@ -9,13 +9,13 @@ from pathlib import Path
 
 import polars as pl
 
-from ..atomic import check_output_dir
 from ..errors import InputError
 from .build import Progress, build
 from .delimited import Rows, shown_number
 from .inputs import Form, as_it_is, forms_of, header, label, named, options_like, text_files, whole_numbers
 from .plan import FieldPlan, SplitPlan, TablePlan, VocabularyPlan, parts_given, split_plan
 from .text_source import Derived, TextSource
+from .work import check_output
 
 NAME, LABEL, HOUR = "avazu", "click", "hour"
 NUMBERED = ("C1", "banner_pos", "device_type", "device_conn_type", *(f"C{i}" for i in range(14, 22)))
@@ -35,7 +35,7 @@ def prepare_avazu(
     min_count: int | None = None,
     split: str | None = None,
     parts: Sequence[float] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     like: str | Path | None = None,
     overwrite: bool = False,
     on_progress: Progress | None = None,
@@ -49,7 +49,7 @@ def prepare_avazu(
         min_count: values seen less often in the training rows are "unknown"; default 2.
         split: by ``time`` (an hour is never parted; the default), ``order`` or ``random``.
         parts: shares of the rows for train, valid and test; default 0.8, 0.1, 0.1.
-        seed: of the random split.
+        seed: of the random split; default 0. Others have none.
         like: a prepared directory whose vocabularies and options are taken. Every row is for test then, and labels may
             be missing, as in Kaggle's ``test.gz``.
         overwrite: replace what ``output_dir`` holds.
@@ -62,17 +62,17 @@ def prepare_avazu(
         OSError: the disk is full; ``output_dir`` is then as it was.
     """
     if like is not None:
-        if split is not None or parts is not None:
-            raise InputError("split and parts do not go with like: every row is for test")
+        if split is not None or parts is not None or seed is not None:
+            raise InputError("split, parts and seed do not go with like: every row is for test")
         min_count = options_like(like, NAME, {"min_count": min_count})["min_count"]
     split, min_count = split or "time", 2 if min_count is None else min_count
     if split not in SPLITS:
         raise InputError(f"split {split!r} is none of {', '.join(SPLITS)}")
-    check_output_dir(output_dir, overwrite)  # before the work, not after it
+    check_output(output_dir, overwrite)  # before the work, not after it
     files = text_files(input_paths, "train" if like is None else "test")
     forms = forms_of(files, form, LABEL, like)
     options = {"min_count": min_count, "split": split if like is None else None,
-               "seed": seed if split == "random" else None, **parts_given(parts)}
+               "seed": (seed or 0) if split == "random" else None, **parts_given(parts)}
     return build(
         source(forms, unlabelled=like is not None),
         # Rows to score stay in the order of the file.

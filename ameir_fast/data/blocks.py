@@ -90,10 +90,15 @@ def matching(folder: Path, pattern: str) -> list[Path]:
 
 def first_line(path: Path) -> str:
     """The first line of a file that is not blank, without its end; raises as ``blocks`` does."""
+    return first_numbered_line(path)[1]
+
+
+def first_numbered_line(path: Path) -> tuple[int, str]:
+    """The same after its number."""
     for block in blocks([path], size=_PACKED):
-        for line in block.data.decode().split("\n"):
+        for number, line in enumerate(block.data.decode().split("\n"), block.line):
             if line.strip():
-                return line
+                return number, line
     raise InputError(f"{path}: holds only blank lines")
 
 

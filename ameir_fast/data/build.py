@@ -28,7 +28,7 @@ from .output import Columns
 from .pieces import LAYOUT, Pieces, regrouped
 from .plan import TablePlan
 from .rows import LABEL, SPLIT, TIME, Rows, arrange, number_users, place
-from .source import Source, no_rows_left
+from .source import Source, left_out, named, no_rows_left
 from .statistics import statistics
 from .work import Work, identity_of, open_work
 from .writer import DirectoryWriter
@@ -73,9 +73,9 @@ def build(
     """
     output, model = Path(output), None if like is None else Like(Path(like), plan)
     progress = on_progress if isinstance(on_progress, Stages) else LineProgress(on_progress)
-    named = None if named_split is None else hashlib.sha256(np.ascontiguousarray(named_split)).hexdigest()
+    part = None if named_split is None else hashlib.sha256(np.ascontiguousarray(named_split)).hexdigest()
     identity = identity_of(
-        source.files, version=VERSION, pieces=LAYOUT, output=output.name, kind=kind, options=options, plan=asdict(plan), named=named,
+        source.files, version=VERSION, pieces=LAYOUT, output=output.name, kind=kind, options=options, plan=asdict(plan), named=part,
         like=model and model.checksum,
     )
     with open_work(output, identity, STAGES[-1], overwrite) as work, ThreadPoolExecutor(_THREADS) as pool:
@@ -123,7 +123,7 @@ class _Build:
         self.progress.plan(self.progress.stages + sum(not work.finished(s) for s in STAGES if s not in silent))
         read = work.stage("read", self._read)
         self.pieces = Pieces(work.path("read"), self._coded, self._plain, read["heights"])
-        users = work.stage("split", self._split)["users"]
+        users = work.stage("split", functools.partial(self._split, read["dropped"]))["users"]
         self.rows, dropped = Rows(work.path("split")), read["dropped"]
         if self.plan.logged:
             dropped |= work.stage("events", self._events)["dropped"]
@@ -184,10 +184,11 @@ class _Build:
     def _unlabelled(self, columns: Container[str]) -> bool:
         return self.like is not None and self.plan.label is not None and self.plan.label not in columns
 
-    def _split(self, directory: Path) -> dict:
+    def _split(self, dropped: dict[str, int], directory: Path) -> dict:
         self.progress.start("split", self.pieces.rows, "row")
         only_test = self.like is not None
-        found = arrange(self.pieces, self.plan, directory, self.named_split, self.work.output, only_test)
+        found = arrange(self.pieces, self.plan, directory, self.named_split, self.work.output, only_test,
+                        named(self.source), left_out(dropped))
         self._finish(self.pieces.rows)
         return found
 
@@ -226,7 +227,8 @@ class _Build:
 
     def _order(self, dropped: dict[str, int], directory: Path) -> dict:
         only_test = self.like is not None
-        return place(self.pieces, self.plan, self.rows, self.encoder, directory, dropped, self.work.output, only_test)
+        return place(self.pieces, self.plan, self.rows, self.encoder, directory, dropped, self.work.output, only_test,
+                     named(self.source))
 
     def _write(self, placed: dict, users: int | None, more: dict, about: dict, options: dict, directory: Path) -> dict:
         pieces, plan, sizes = self.pieces, self.plan, self.sizes

@@ -39,7 +39,8 @@ class Columns:
         self._filling = threading.Lock()  # of these, by one of the threads that may ask at the same time
         self._load()
         if verify:
-            for name in ("schema.json", "statistics.json", *(f"columns/{c}.npy" for c in self._loaded)):
+            read = ("schema.json", "statistics.json", *(f"columns/{c}.npy" for c in self._loaded))
+            for name in dict.fromkeys((*read, *about["checksums"])):  # vocabularies too, which are read when asked for
                 files.checked(directory, name, about["checksums"])
 
     def _load(self) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import polars as pl
 
-from ..atomic import check_output_dir
 from ..errors import InputError
 from .build import Progress, build
 from .delimited import Rows
 from .inputs import Form, as_it_is, forms_of, header, label, named, options_like, text_files, whole_numbers
 from .plan import FieldPlan, SplitPlan, TablePlan, VocabularyPlan, parts_given, split_plan
 from .text_source import Derived, TextSource
+from .work import check_output
 
 NAME, LABEL = "criteo", "label"
 COUNTS = tuple(f"I{i}" for i in range(1, 14))
@@ -35,7 +35,7 @@ def prepare_criteo(
     min_count: int | None = None,
     split: str | None = None,
     parts: Sequence[float] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     like: str | Path | None = None,
     overwrite: bool = False,
     on_progress: Progress | None = None,
@@ -52,7 +52,7 @@ def prepare_criteo(
         min_count: values seen less often in the training rows are "unknown"; default 10.
         split: ``order`` (the rows are in time order; the default) or ``random``.
         parts: shares of the rows for train, valid and test; default 0.8, 0.1, 0.1.
-        seed: of the random split.
+        seed: of the random split; default 0. Others have none.
         like: a prepared directory whose vocabularies and options are taken. Every row is for test then, and labels may
             be missing, as in the challenge's ``test.txt``.
         overwrite: replace what ``output_dir`` holds.
@@ -65,8 +65,8 @@ def prepare_criteo(
         OSError: the disk is full; ``output_dir`` is then as it was.
     """
     if like is not None:
-        if split is not None or parts is not None:
-            raise InputError("split and parts do not go with like: every row is for test")
+        if split is not None or parts is not None or seed is not None:
+            raise InputError("split, parts and seed do not go with like: every row is for test")
         found = options_like(like, NAME, {"numeric": numeric, "bins": bins, "min_count": min_count})
         numeric, bins, min_count = found["numeric"], found.get("bins"), found["min_count"]
     numeric, split = numeric or "log2", split or "order"
@@ -78,11 +78,11 @@ def prepare_criteo(
         raise InputError(f"bins go with numeric quantile, not with {numeric}")
     if numeric == "quantile":
         bins = bins or 100
-    check_output_dir(output_dir, overwrite)  # before the work, not after it
+    check_output(output_dir, overwrite)  # before the work, not after it
     files = text_files(input_paths, "train" if like is None else "test")
     forms = forms_of(files, form, LABEL, like)
     options = {"numeric": numeric, "bins": bins, "min_count": min_count, "split": split if like is None else None,
-               "seed": seed if split == "random" else None, **parts_given(parts)}
+               "seed": (seed or 0) if split == "random" else None, **parts_given(parts)}
     return build(
         source(forms, numeric, unlabelled=like is not None),
         plan(bins, min_count, split_plan(split, parts, seed=seed)),

@@ -17,6 +17,8 @@ from .blocks import BLOCK, LONGEST_LINE, Block, Reading, blocks
 from .quoted import layout
 
 _START = 1 << 16
+# The default of 131,072 characters is one of the process; how long a row may be is what is said here.
+csv.field_size_limit(2**31 - 1)
 _BLANK = re.compile(rb"(?:\s*\n)?")  # lines
 _TOO_LONG = f"begins a row of more than {LONGEST_LINE:,} bytes"
 
@@ -134,12 +136,10 @@ def named_blocks(paths: Sequence[Path], separator: str, columns: Sequence[str] |
         for block in blocks([path], quoted, size, reading, encoding):
             line, data = block.line, block.data
             if names is None:
-                blank = _BLANK.match(data).end()
-                line, data = line + data.count(b"\n", 0, blank), data[blank:]
-                if not data:
+                line, header, data = _header(block)
+                if not header:
                     continue
-                header, data = data[: data.index(b"\n") + 1], data[data.index(b"\n") + 1:]
-                line, names = line + 1, _names(path, header, separator, quoted)
+                line, names = line + 1, _names(path, line, header, separator, quoted)
                 if first is None:
                     first = path, names
                 elif names != first[1]:
@@ -153,9 +153,12 @@ def named_blocks(paths: Sequence[Path], separator: str, columns: Sequence[str] |
 
 
 def read_header(path: Path, separator: str, *, quoted: bool = False) -> list[str]:
-    """The names in the first line; otherwise like ``read_delimited``."""
-    block = next(blocks([path], quoted, _START))
-    return _names(path, block.data[: block.data.index(b"\n") + 1], separator, quoted)
+    """The names in the first line that is not blank; otherwise like ``read_delimited``."""
+    for block in blocks([path], quoted, _START):
+        line, header, _ = _header(block)
+        if header:
+            return _names(path, line, header, separator, quoted)
+    raise no_rows([path])
 
 
 def read_small(path: Path, separator: str, columns: Sequence[str] | None = None, **options: object) -> Rows:
@@ -164,15 +167,22 @@ def read_small(path: Path, separator: str, columns: Sequence[str] | None = None,
     return Rows(path, pl.concat([p.frame for p in pieces]), [n for p in pieces for n in p.lines])
 
 
-def _names(path: Path, header: bytes, separator: str, quoted: bool) -> list[str]:
+def _header(block: Block) -> tuple[int, bytes, bytes]:
+    """The first line that is not blank, after its number and before what follows; empty where there is none."""
+    blank = _BLANK.match(block.data).end()
+    end = block.data.find(b"\n", blank) + 1
+    return block.line + block.data.count(b"\n", 0, blank), block.data[blank:end], block.data[end:] if end else b""
+
+
+def _names(path: Path, line: int, header: bytes, separator: str, quoted: bool) -> list[str]:
     text = header.decode().rstrip("\n")
     try:
         names = next(csv.reader([text], delimiter=separator)) if quoted and len(separator) == 1 else text.split(separator)
     except csv.Error as error:
-        raise InputError(f"{path}: line 1 is no line of column names ({error})") from None
+        raise InputError(f"{path}: line {line} is no line of column names ({error})") from None
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"{path}: line 1 names the column {name!r} twice")
+            raise InputError(f"{path}: line {line} names the column {name!r} twice")
     return names
 
 

@@ -94,12 +94,14 @@ def collect(
             _deal(events, len(users), parts)
             kept += len(events)
             moved(kept)
+    dropped = {**getattr(source, "dropped_events", {}), "event of a user without a row": unknown}
     if not kept:
-        raise InputError(f"no event belongs to a user with a row; {unknown} do not")
+        why = {reason: count for reason, count in dropped.items() if count}
+        raise InputError(f"{source.log}: no event is left: {why}")
     for i, numbering in enumerate(numberings):
         numbering.save(directory / f"values {i}.arrow", shown, count=counts[i])
     _sort(log, rows, len(users), names, layout, kept, shown)
-    return {"dropped": {**getattr(source, "dropped_events", {}), "event of a user without a row": unknown}}
+    return {"dropped": dropped}
 
 
 def _last_training_time(rows: Rows, users: int) -> np.ndarray:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import polars as pl
 
-from ..atomic import check_output_dir
 from ..errors import InputError
 from .blocks import PACKED, Reading
 from .build import Progress, build
@@ -19,6 +18,7 @@ from .fuxictr_config import Config, Feature, read_config
 from .lists import is_list
 from .parquet import parquet_height, read_parquet
 from .plan import FieldPlan, HistoryPlan, TablePlan, VocabularyPlan, parts_given, split_plan
+from .work import check_output
 
 MAX_HISTORY = 50
 #: Ranges that a number is cut into.
@@ -62,7 +62,7 @@ def prepare_fuxictr(
             PyYAML is not installed, ``output_dir`` is in use.
         OSError: the disk is full; ``output_dir`` is then as it was.
     """
-    check_output_dir(output_dir, overwrite)
+    check_output(output_dir, overwrite)
     config = read_config(Path(config_path), dataset_id)
     source = FuxiCTRSource(config, Path(root), _histories(config, history), bins)
     plan = source.plan(max_history, parts)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import polars as pl
 
-from ..atomic import check_output_dir
 from ..errors import InputError
 from .blocks import Reading
 from .build import Progress, build
@@ -22,6 +21,7 @@ from .files import sha256
 from .movielens_forms import AGES, HALF_STARS, STARS, Form, find, recbole
 from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan, parts_given, split_plan
 from .source import with_attributes
+from .work import check_output
 
 #: A rating from here on is a positive, where nothing else is asked for.
 POSITIVE = 4
@@ -41,7 +41,7 @@ def prepare_movielens(
     min_count: int = 1,
     split: str | None = None,
     parts: Sequence[float] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> dict:
@@ -60,7 +60,7 @@ def prepare_movielens(
         split: ``"time"`` (over all users; the default), without retrieval ``"random"``, for retrieval
             ``"leave_one_out"`` (its default).
         parts: of a split by time or at random, shares of the rows for train, valid and test; default 0.8, 0.1, 0.1.
-        seed: of the random split.
+        seed: of the random split; default 0. Others have none.
         overwrite: replace what ``output_dir`` holds.
         on_progress: called with a line of text now and then.
 
@@ -78,12 +78,13 @@ def prepare_movielens(
     if split not in ("time", "leave_one_out" if retrieval else "random"):
         raise InputError(f"split {split!r} is none of those that {'retrieval' if retrieval else 'ctr'} data can have")
     splitting = split_plan(split, parts, seed=seed)
-    check_output_dir(output_dir, overwrite)  # before the work, not after it
+    check_output(output_dir, overwrite)  # before the work, not after it
     with _form(Path(input_path)) as form:
         positive = POSITIVE if threshold is None else threshold
         stars = [float(s) for s in (HALF_STARS if form.half_stars else STARS)]
         if not stars[0] < positive <= stars[-1]:
             raise InputError(f"threshold {positive:g} does not part the ratings {stars[0]:g} to {stars[-1]:g}")
+        positive = int(positive) if positive == int(positive) else float(positive)  # 4 and 4.0 are one option
         options = {"positive_rating": positive, "max_history": max_history, "user_field": user_field}
         if form.name != "recbole":
             options["form"] = form.name
@@ -92,7 +93,7 @@ def prepare_movielens(
         if retrieval or split != "time":
             options["split"] = split
         if split == "random":
-            options["seed"] = seed
+            options["seed"] = seed or 0
         if min_count != 1:
             options["min_count"] = min_count
         options |= parts_given(parts)

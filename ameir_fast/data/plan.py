@@ -6,6 +6,7 @@ A :class:`TablePlan` is what ``table_schema.py`` reads from JSON and what ``movi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -77,11 +78,14 @@ class SplitPlan:
             raise InputError(f"split parts {list(parts)} are not three positive numbers with the sum 1")
 
 
-def split_plan(by: str, parts: Sequence[float] | None, **more: object) -> SplitPlan:
-    """A split with the ``parts`` that were asked for, or ``PARTS``; ``more`` as for ``SplitPlan``.
+def split_plan(by: str, parts: Sequence[float] | None, seed: int | None = None, **more: object) -> SplitPlan:
+    """A split with the ``parts`` and ``seed`` that were asked for, or ``PARTS`` and 0; ``more`` as for ``SplitPlan``.
 
-    Raises ``InputError`` where ``parts`` are given for a split that has none.
+    Raises ``InputError`` where ``parts`` or a ``seed`` are given for a split that has none.
     """
+    if seed is not None and by != "random":
+        raise InputError(f"seed belongs to a split at random, not by {by}")
+    more["seed"] = seed or 0
     if parts is None:
         return SplitPlan(by, **more)
     if by in ("leave_one_out", "column"):
@@ -89,9 +93,16 @@ def split_plan(by: str, parts: Sequence[float] | None, **more: object) -> SplitP
     return SplitPlan(by, tuple(parts), **more)
 
 
+def finite(name: str, value: float | None) -> float | None:
+    """The value of an option as a float, so that 4 and 4.0 are one. Raises ``InputError`` for NaN and infinities."""
+    if value is not None and not math.isfinite(value):
+        raise InputError(f"{name} {value} is not a finite number")
+    return None if value is None else float(value)
+
+
 def parts_given(parts: Sequence[float] | None) -> dict:
-    """What ``options`` say of ``parts``: nothing unless they were asked for."""
-    return {} if parts is None else {"parts": list(parts)}
+    """What ``options`` say of ``parts``: nothing where they are ``PARTS``, asked for or not."""
+    return {} if parts is None or tuple(parts) == PARTS else {"parts": list(parts)}
 
 
 @dataclass(frozen=True)

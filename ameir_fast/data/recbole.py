@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
-from ..atomic import check_output_dir
 from ..errors import InputError
 from .atomic_files import AtomicFile, interactions, optional
 from .blocks import Reading
 from .build import Progress, build
 from .delimited import Rows
-from .plan import FieldPlan, HistoryPlan, TablePlan, VocabularyPlan, parts_given, split_plan
+from .plan import FieldPlan, HistoryPlan, TablePlan, VocabularyPlan, finite, parts_given, split_plan
 from .source import with_attributes
+from .work import check_output
 
 MAX_HISTORY = 50
 #: Ranges that a number is cut into.
@@ -46,9 +46,10 @@ def prepare_recbole(
     retrieval: bool = False,
     split: str | None = None,
     parts: Sequence[float] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     max_history: int = MAX_HISTORY,
     bins: int = BINS,
+    min_count: int = 1,
     user_field: bool = False,
     overwrite: bool = False,
     on_progress: Progress | None = None,
@@ -65,9 +66,11 @@ def prepare_recbole(
         split: ``"time"``, ``"random"`` or ``"leave_one_out"``; by default the last for retrieval, time where there is
             one, or the three files.
         parts: of a split by time or at random, shares of the rows for train, valid and test; default 0.8, 0.1, 0.1.
-        seed: of the random split.
+        seed: of the random split; default 0. Others have none.
         max_history: newest interactions before the row's own, strictly earlier in time.
         bins: ranges that numbers are cut into at quantiles of the training rows, to be categories; 0 leaves them out.
+        min_count: values seen less often in the training rows are "unknown", in all vocabularies but those of ranges
+            (for retrieval: rows that ask for such an item are left out).
         user_field: whether the user's id is in the default view; it is stored either way.
         overwrite: replace what ``output_dir`` holds.
         on_progress: called with a line of text now and then.
@@ -77,9 +80,14 @@ def prepare_recbole(
         InputError: a file or column is missing or malformed (named, with its line), ``output_dir`` is in use.
         OSError: the disk is full; ``output_dir`` is then as it was.
     """
-    check_output_dir(output_dir, overwrite)
+    check_output(output_dir, overwrite)
+    for name, value in (("max_history", max_history), ("min_count", min_count)):
+        if value < 1:
+            raise InputError(f"{name} {value} is not at least 1")
+    if meaning.threshold:
+        meaning = replace(meaning, threshold=(meaning.threshold[0], finite("threshold", meaning.threshold[1])))
     source = RecBoleSource(Path(input_path), meaning, retrieval, bins)
-    plan = source.plan(split, max_history, user_field, parts, seed)
+    plan = source.plan(split, max_history, user_field, parts, seed, min_count)
     for name, why in source.left_out.items():
         if on_note:
             on_note(f"left out: column {name} ({why})")
@@ -89,7 +97,8 @@ def prepare_recbole(
                  "columns": {"user": meaning.user, "item": meaning.item, "time": source.time},
                  "retrieval": retrieval, "split": plan.split.by, "max_history": max_history, "bins": bins,
                  "user_field": user_field, "left_out": source.left_out, **parts_given(parts),
-                 **({"seed": seed} if plan.split.by == "random" else {})},
+                 **({} if min_count == 1 else {"min_count": min_count}),
+                 **({"seed": plan.split.seed} if plan.split.by == "random" else {})},
         overwrite=overwrite, on_progress=on_progress,
     )
 
@@ -112,6 +121,7 @@ class RecBoleSource:
         self.without_attributes: dict[str, int] = {}
         self.left_out: dict[str, str] = {}
         self._reading: Reading | None = None
+        self._range: tuple[float, float] | None = None  # of the values that the threshold is to part
         self._check()
 
     @property
@@ -180,7 +190,8 @@ class RecBoleSource:
                              f"{', '.join(self.inter.types)}")
 
     def plan(
-        self, split: str | None, max_history: int, user_field: bool, parts: Sequence[float] | None = None, seed: int = 0
+        self, split: str | None, max_history: int, user_field: bool, parts: Sequence[float] | None = None,
+        seed: int | None = None, min_count: int = 1,
     ) -> TablePlan:
         """Fields, histories and split; fills ``left_out``."""
         meaning = self.meaning
@@ -193,6 +204,9 @@ class RecBoleSource:
         target = meaning.target
         if target is None:
             target = () if self.retrieval or not self.history else (meaning.item,)
+        history = tuple(HistoryPlan(f"history_{n}", n, self._vocabulary(n), self.ready) for n in self.history)
+        learnt = [*(f.vocabulary for f in fields), *(h.vocabulary for h in history)]
+        learnt += [meaning.item] if self.retrieval else []
         cut = {f.name: VocabularyPlan(bins=self.bins) for f in fields if self._is_cut(f.name)}
         return TablePlan(
             task="retrieval" if self.retrieval else "ctr",
@@ -202,11 +216,11 @@ class RecBoleSource:
             item=meaning.item if self.retrieval else None,
             item_vocabulary=meaning.item if self.retrieval else None,
             fields=fields,
-            history=tuple(HistoryPlan(f"history_{n}", n, self._vocabulary(n), self.ready) for n in self.history),
+            history=history,
             max_history=max_history if self.history else 0,
             min_history=1 if self.retrieval else 0,
             target=target,
-            vocabularies=cut,
+            vocabularies={**dict.fromkeys(learnt, VocabularyPlan(min_count)), **cut},
             split=split_plan(split, parts, seed=seed, column=_SPLIT if split == "column" else None),
         )
 
@@ -246,6 +260,7 @@ class RecBoleSource:
         )
         users = self._attributes(self.user, meaning.user, users)
         items = self._attributes(self.item, meaning.item, items)
+        self._range = None
         dropped, self.without_attributes = {f"missing {what}": 0 for what in ("user", "time", "item")}, {}
         if not self.time:
             del dropped["missing time"]
@@ -264,6 +279,11 @@ class RecBoleSource:
                 written = [n for n in self.history if self.columns[n].types[n] == "float"]
                 yield frame.with_columns(pl.col(written).cast(pl.String)) if written else frame
         self.dropped = dropped
+        if meaning.threshold and self._range:
+            (name, threshold), (low, high) = meaning.threshold, self._range
+            if not low < threshold <= high:
+                raise InputError(f"{self.inter.path}: threshold {threshold:g} does not part the values {low:g} to "
+                                 f"{high:g} of column {name!r}")
 
     def _attributes(self, file: AtomicFile | None, key: str, names: Sequence[str]) -> pl.DataFrame | None:
         if file is None or not names:
@@ -279,6 +299,9 @@ class RecBoleSource:
         if not self.retrieval:
             value = rows.number(self.answer)
             if self.meaning.threshold:
+                if len(value):
+                    ends = value.min(), value.max(), *(self._range or ())
+                    self._range = min(ends), max(ends)
                 value = (value >= self.meaning.threshold[1]).cast(pl.Float64)
             rows.refuse((value != 0) & (value != 1), self.answer, lambda v: f"is {v}, a label that is neither 0 nor 1")
             found[_LABEL] = value

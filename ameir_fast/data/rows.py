@@ -42,13 +42,14 @@ class Rows:
 
 
 def arrange(
-    pieces: Pieces, plan: TablePlan, directory: Path, named: np.ndarray | None, shown: Path, only_test: bool = False
+    pieces: Pieces, plan: TablePlan, directory: Path, named: np.ndarray | None, shown: Path, only_test: bool = False,
+    where: str = "", left_out: str = "",
 ) -> dict:
     """Writes the files of ``Rows`` and returns ``{"users": their number or None}``.
 
     ``named`` int8 [R]: the split of each row, unless the pieces hold it. ``only_test``: every row is for test.
 
-    Raises ``InputError`` when a split gets no row.
+    Raises ``InputError``, from ``where`` to ``left_out``, when a split gets no row.
     """
     rows, users = pieces.rows, None
 
@@ -89,7 +90,7 @@ def arrange(
     else:
         for piece, bounds in enumerate(pieces.bounds):
             part[slice(*bounds)] = pieces.plain(piece, SPLIT)
-    split.check(part, plan.split)
+    split.check(part, plan.split, where, left_out)
     return {"users": users}
 
 
@@ -123,13 +124,14 @@ def place(
     dropped: dict[str, int],
     shown: Path,
     only_test: bool = False,
+    where: str = "",
 ) -> dict:
     """Leaves out rows that cannot serve and writes ``place.npy``: where each row is stored, -1 for one left out.
 
     Rows are stored by split, then time, then position in the input. Returns ``splits`` (name: first and last row)
     and ``dropped``, completed.
 
-    Raises ``InputError`` when a split has no rows left.
+    Raises ``InputError``, which begins with ``where``, when a split has no rows left.
     """
     places = ArrayFile(directory / "place.npy", index_type(pieces.rows), pieces.rows, shown)
     counts, dropped = np.zeros(len(SPLITS), np.int64), dict(dropped)
@@ -144,7 +146,8 @@ def place(
     splits = dict(zip(SPLITS, zip(ends, ends[1:], strict=False), strict=True))
     for name, (first, last) in splits.items():
         if first == last and not (only_test and name != "test"):
-            raise InputError(f"the {name} split is empty after leaving out rows: {dropped}")
+            why = {reason: count for reason, count in dropped.items() if count}
+            raise InputError(f"{where}the {name} split is empty after leaving out rows: {why}")
     if rows.time is None:
         _in_input_order(places, rows.part, ends[:-1])
     else:

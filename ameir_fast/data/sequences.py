@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ..atomic import check_output_dir
 from ..errors import InputError
 from .blocks import BLOCK, Reading, blocks, first_line
 from .build import Progress, build
@@ -28,6 +27,7 @@ from .retrieval import (
     retrieval_plan,
 )
 from .windows import Windows
+from .work import check_output
 
 FORMS = ("auto", "pairs", "lines", "windows")
 _SAID = {
@@ -76,7 +76,7 @@ def prepare_sequences(
             fit, ``output_dir`` is in use.
         OSError: the disk is full; ``output_dir`` is then as it was.
     """
-    check_output_dir(output_dir, overwrite)  # before the work, not after it
+    check_output(output_dir, overwrite)  # before the work, not after it
     check_choice("form", form, FORMS)
     check_choice("ties", ties, TIES)
     check_core(core)

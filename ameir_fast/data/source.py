@@ -18,9 +18,9 @@ class Source(Protocol):
     """What a reader hands to ``build``.
 
     Where the plan's histories are ``logged``, it also has ``events()``, frames like those of ``chunks()`` with the
-    columns of user, time and histories, and may have ``dropped_events``, complete once they are exhausted. Where rows
-    are joined with what is known of users or items it has ``without_attributes``, like ``dropped`` (see
-    ``with_attributes``); these rows are not left out.
+    columns of user, time and histories, ``log``, the file that they come from, and may have ``dropped_events``,
+    complete once they are exhausted. Where rows are joined with what is known of users or items it has
+    ``without_attributes``, like ``dropped`` (see ``with_attributes``); these rows are not left out.
 
     Attributes:
         files: what is read, in order.
@@ -55,11 +55,20 @@ def with_attributes(
     return joined.drop(_KNOWN)
 
 
+def named(source: Source) -> str:
+    """The beginning of an error that concerns all of a source: its first file."""
+    return f"{source.files[0]}{' and others' if len(source.files) > 1 else ''}: " if source.files else ""
+
+
+def left_out(dropped: dict[str, int]) -> str:
+    """The end of an error for which it matters what was left out before, by reason; nothing where nothing was."""
+    return f"; left out before: {found}" if (found := {why: count for why, count in dropped.items() if count}) else ""
+
+
 def no_rows_left(source: Source, what: str = "row") -> InputError:
     """The error for a source without rows: names its first file and how many rows were left out, by reason."""
-    where = f"{source.files[0]}{' and others' if len(source.files) > 1 else ''}: " if source.files else ""
     dropped = {reason: count for reason, count in source.dropped.items() if count}
-    return InputError(where + (f"no {what} is left: {dropped}" if dropped else f"there are no {what}s"))
+    return InputError(named(source) + (f"no {what} is left: {dropped}" if dropped else f"there are no {what}s"))
 
 
 class FrameSource:

@@ -69,14 +69,17 @@ def leave_one_out(part: np.ndarray, user: np.ndarray, event: np.ndarray, begin: 
         part[b] = np.where(own < 3, 0, np.where(after == 0, 2, after == 1))
 
 
-def check(part: np.ndarray, plan: SplitPlan) -> None:
-    """Raises ``InputError`` when a split gets no row."""
+def check(part: np.ndarray, plan: SplitPlan, named: str = "", left_out: str = "") -> None:
+    """Raises ``InputError`` when a split gets no row; it begins with ``named`` and ends with ``left_out``."""
     rows = part.shape[0]
     counts = sum(np.bincount(part[b], minlength=len(SPLITS)) for b in blocks(rows))
     for name, count in zip(SPLITS, counts, strict=True):
         if not count:
             why = ", and rows of one time stay together; another split may do" if plan.by == "time" else ""
-            raise InputError(f"the {name} split is empty: {rows} rows, split by {plan.by}{why}")
+            if plan.test_from is not None:
+                later = int(counts[SPLITS.index("test")])
+                why = f": {later} from {plan.test_from} on are for test, those before are parted by time"
+            raise InputError(f"{named}the {name} split is empty: {rows} rows, split by {plan.by}{why}{left_out}")
 
 
 def _ends(rows: int, parts: tuple[float, ...]) -> list[tuple[int, int]]:

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import polars as pl
 
-from ..atomic import check_output_dir
 from .blocks import BLOCK, Reading, blocks
 from .build import Progress, build
 from .delimited import Rows, shown
 from .literal import LiteralError, parse_literal
-from .plan import parts_given, split_plan
+from .plan import finite, parts_given, split_plan
 from .retrieval import (
     MAX_HISTORY,
     Reviews,
@@ -22,6 +21,7 @@ from .retrieval import (
     present,
     retrieval_plan,
 )
+from .work import check_output
 
 _FIELDS = ("username", "product_id", "date", "hours")
 
@@ -65,8 +65,9 @@ def prepare_steam(
             (file and line named), nothing is left, an option does not fit, ``output_dir`` is in use.
         OSError: the disk is full; ``output_dir`` is then as it was.
     """
-    check_output_dir(output_dir, overwrite)  # before the work, not after it
+    check_output(output_dir, overwrite)  # before the work, not after it
     check_review_choices(split, core, repeats, ties)
+    min_hours = finite("min_hours", min_hours)
     plan = retrieval_plan(split_plan(split, parts), max_history, all_items, min_count)
     source = SteamReviews(input_files(input_paths), min_hours)
     if on_progress:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import polars as pl
 
-from ..atomic import check_output_dir
 from ..errors import InputError
 from ..schema import read_json
 from .build import Progress, build
@@ -25,6 +24,7 @@ from .table_checks import (
     with_whole_numbers,
 )
 from .table_schema import load_plan
+from .work import check_output
 
 _LABEL, _TIME = "\0label", "\0time"
 
@@ -54,7 +54,7 @@ def prepare_table(
             id is outside its range, … (named with file, column and line), or ``output_dir`` is in use.
         OSError: the disk is full; ``output_dir`` is then as it was.
     """
-    check_output_dir(output_dir, overwrite)  # before the work, not after it
+    check_output(output_dir, overwrite)  # before the work, not after it
     plan, separator = load_plan(schema_path)
     if like is not None:  # every row is for test
         plan = replace(plan, split=SplitPlan("order"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..schema import read_json
-from .plan import PARTS, FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
+from .plan import FieldPlan, HistoryPlan, SplitPlan, TablePlan, VocabularyPlan, split_plan
 
 VERSION = 1
 
@@ -155,15 +155,11 @@ def _vocabulary(name: str, data: object) -> VocabularyPlan:
 
 def _split(data: object) -> SplitPlan:
     entry = _Object("split", data)
-    parts = entry.take("parts", list, list(PARTS))
-    if not all(isinstance(p, int | float) and not isinstance(p, bool) for p in parts):
+    parts = entry.take("parts", list, None)
+    if parts is not None and not all(isinstance(p, int | float) and not isinstance(p, bool) for p in parts):
         raise InputError(f'split: "parts" is {parts!r}, not three numbers')
     column = entry.take("column", str, None)
-    plan = SplitPlan(
-        entry.take("by", str, "column" if column else "time"),
-        tuple(parts),
-        entry.take("seed", int, 0),
-        column,
-    )
+    by = entry.take("by", str, "column" if column else "time")
+    plan = split_plan(by, parts, entry.take("seed", int, None), column=column)
     entry.done()
     return plan

@@ -24,8 +24,10 @@ class Windows:
 
     The rows are split by time into ``shares``. Windows that share a run of ``RUN`` items form a group, and so do those
     that are linked by others; where a group reaches into several parts, only its rows in the latest part are kept,
-    so that no part holds a piece of another's sequences. Reading takes the items of all windows into memory once,
-    to find the runs.
+    so that no part holds a piece of another's sequences. A shorter window links no others, since a few items in a row
+    are many users': it is left out where a later part has a window that holds it whole. (If both are of one user, the
+    window that holds the other doesn't end earlier, so nothing else can be in a later part.) Reading takes the items of
+    all windows into memory once, to find the runs.
 
     ``ties``: ``apart`` keeps those items of a history whose times are below the last one's, ``file`` keeps all.
     """
@@ -57,10 +59,7 @@ class Windows:
             raise InputError(f"{self.files[0]}: holds only blank lines")
         part = np.zeros(len(last), np.int8)
         split.by_time(part, self.shares, np.array(last, np.float64))
-        latest = part.copy()
-        group = _groups(items)
-        np.maximum.at(latest, group, part)
-        keep = part == latest[group]
+        keep = part == _latest(items, part)
         self._left_out["overlaps a window of a later part"] = int((~keep).sum())
         self._keep = keep
         return part[keep]
@@ -122,19 +121,36 @@ def _window(line: str) -> tuple[list[int], list[float]]:
     return items, times
 
 
-def _groups(windows: list[list[int]]) -> np.ndarray:
-    """int64 [W]: for each window the first one of its group."""
-    run = min(RUN, min(map(len, windows)))
+def _latest(windows: list[list[int]], part: np.ndarray) -> np.ndarray:
+    """int8 [W]: the latest part of each window's group, or, of a window shorter than ``RUN``, of those that hold it."""
     lengths = np.array([len(w) for w in windows])
     flat = np.concatenate([np.array(w, np.int64) for w in windows])
     owner = np.repeat(np.arange(len(windows)), lengths)
-    # Where runs begin: those that would reach into the next window are none.
-    start = np.arange(flat.shape[0] - run + 1)
-    start = start[owner[start] == owner[start + run - 1]]
-    runs = pl.DataFrame({f"{k}": flat[start + k] for k in range(run)} | {"window": owner[start]})
-    same = runs.with_columns(first=pl.col("window").first().over([f"{k}" for k in range(run)]))
+    latest, group = part.copy(), _groups(_runs(flat, owner, RUN), len(windows))
+    np.maximum.at(latest, group, part)
+    latest = latest[group]
+    # The longest first: what holds a window may be held by another itself.
+    for length in sorted({n for n in lengths.tolist() if n < RUN}, reverse=True):
+        runs, whole = _runs(flat, owner, length), [f"{k}" for k in range(length)]
+        short = runs.filter(pl.col("window").is_in(np.flatnonzero(lengths == length)))
+        held = runs.with_columns(latest=latest[runs["window"]]).join(short.select(whole).unique(), on=whole, how="semi")
+        found = short.join(held.group_by(whole).agg(pl.col("latest").max()), on=whole)
+        latest[found["window"]] = found["latest"]
+    return latest
+
+
+def _runs(flat: np.ndarray, owner: np.ndarray, length: int) -> pl.DataFrame:
+    """Every run of ``length`` items that lies within one window: ``"0"``, ``"1"``, … and ``window``."""
+    start = np.arange(max(0, flat.shape[0] - length + 1))
+    start = start[owner[start] == owner[start + length - 1]]
+    return pl.DataFrame({f"{k}": flat[start + k] for k in range(length)} | {"window": owner[start]})
+
+
+def _groups(runs: pl.DataFrame, windows: int) -> np.ndarray:
+    """int64 [W]: for each window the first one of its group."""
+    same = runs.with_columns(first=pl.col("window").first().over([c for c in runs.columns if c != "window"]))
     linked = same.filter(pl.col("window") != pl.col("first")).select("window", "first").unique(maintain_order=True)
-    parent = np.arange(len(windows)).tolist()
+    parent = np.arange(windows).tolist()
 
     def top(window: int) -> int:
         while parent[window] != window:
@@ -145,4 +161,4 @@ def _groups(windows: list[list[int]]) -> np.ndarray:
     for window, first in linked.iter_rows():
         a, b = sorted((top(window), top(first)))
         parent[b] = a
-    return np.array([top(window) for window in range(len(windows))], np.int64)
+    return np.array([top(window) for window in range(windows)], np.int64)

@@ -57,6 +57,30 @@ class Work:
         return self.directory / f"{name}.json"
 
 
+def check_output(output: str | os.PathLike[str], overwrite: bool = False, last: str = "write") -> None:
+    """Raises ``InputError`` when ``output`` is in use, like ``check_output_dir``.
+
+    Before that it removes what a kill in the last moments left beside it: the output is there already then, and the
+    error is all that the same command comes to. ``last`` as for ``open_work``.
+    """
+    output = Path(output)
+    directory = _beside(output)
+    if directory.is_dir() and (lock := _locked(directory)) is not None:
+        try:
+            _put_back(directory, output)
+            if not (directory / _IDENTITY).exists() or (
+                (directory / f"{last}.json").exists() and not (directory / last).exists()
+            ):
+                shutil.rmtree(directory)
+        finally:
+            os.close(lock)
+    check_output_dir(output, overwrite)
+
+
+def _beside(output: Path) -> Path:
+    return output.parent / f"{TEMPORARY_PREFIX}{output.name[:100]}.prepare"
+
+
 @contextmanager
 def open_work(output: Path, identity: dict | None, last: str, overwrite: bool) -> Iterator[Work]:
     """The work on ``output``: begun anew, or what an earlier attempt of the same ``identity`` left.
@@ -66,18 +90,8 @@ def open_work(output: Path, identity: dict | None, last: str, overwrite: bool) -
 
     Raises ``InputError`` when the output is in use, or another process is preparing it.
     """
-    directory = output.parent / f"{TEMPORARY_PREFIX}{output.name[:100]}.prepare"
-    if directory.is_dir() and (lock := _locked(directory)) is not None:
-        try:
-            _put_back(directory, output)
-            # A kill in the last moments: the output is there already.
-            if not (directory / _IDENTITY).exists() or (
-                (directory / f"{last}.json").exists() and not (directory / last).exists()
-            ):
-                shutil.rmtree(directory)
-        finally:
-            os.close(lock)
-    check_output_dir(output, overwrite)
+    directory = _beside(output)
+    check_output(output, overwrite, last)
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = _made(directory, output)
     keep = False

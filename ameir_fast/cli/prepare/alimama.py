@@ -34,7 +34,7 @@ def prepare(
         str, typer.Option("--split", metavar="HOW", help="last-day: the test split is what --test-from says; or time.")
     ] = "last-day",
     test: Annotated[
-        list[str] | None, typer.Option("--test", metavar="FILE", help="dmr: file of the test split, or several.")
+        list[str] | None, typer.Option("--test", metavar="PATH", help="dmr: file or folder of the test split, or several.")
     ] = None,
     parts: Annotated[
         str | None,
@@ -44,7 +44,9 @@ def prepare(
             "A and B part the others. Default: 0.8,0.1,0.1.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, metavar="S", help="dmr: of the random split.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, metavar="S", help="dmr: of the random split. Default: 0.")
+    ] = None,
     max_history: Annotated[int, typer.Option("--max-history", min=1, metavar="T", help="Newest T behaviours.")] = 50,
     all_fields: Annotated[
         bool, typer.Option("--all-fields", help="Ad, campaign, advertiser and price in the default view too.")
@@ -81,6 +83,8 @@ def prepare(
     with Notes() as notes:
         if form == _DMR:
             prepare_alimama_dmr(source, output, test_paths=test or (), seed=seed, on_progress=notes, **common)
+        elif seed is not None:
+            raise InputError("--seed belongs to the dmr form; the raw form has no split at random")
         elif len(source) != 1 or test:
             raise InputError("the raw form is one folder, and has no file of a test split")
         else:

@@ -26,7 +26,7 @@ def prepare(
         typer.Option("--split", metavar="HOW", help="time (hours stay whole; the default), order, or random."),
     ] = None,
     parts: Parts = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     like: Like = None,
     overwrite: Overwrite = False,
     json_file: JsonFile = None,

@@ -22,7 +22,9 @@ Parts = Annotated[
         "--parts", metavar="A,B,C", help="Shares of the rows for train, valid and test. Default: 0.8,0.1,0.1."
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Of the random split.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", min=0, metavar="S", help="Of the random split. Default: 0.")
+]
 Like = Annotated[
     str | None,
     typer.Option(

@@ -38,7 +38,7 @@ def prepare(
         typer.Option("--split", metavar="HOW", help="order (as the files have the rows; the default) or random."),
     ] = None,
     parts: Parts = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     like: Like = None,
     overwrite: Overwrite = False,
     json_file: JsonFile = None,

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ...atomic import check_output_dir
 from ..common import JsonFile, check_json_file
 from .common import Notes, Output, Overwrite, Parts, Seed, finish, shares
 
@@ -51,7 +50,7 @@ def prepare(
         ),
     ] = None,
     parts: Parts = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     overwrite: Overwrite = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -69,8 +68,9 @@ def prepare(
     """
     check_json_file(json_file)
     from ...data import fetch_movielens, prepare_movielens
+    from ...data.work import check_output
 
-    check_output_dir(output, overwrite)  # before the download, not after it
+    check_output(output, overwrite)  # before the download, not after it
     options = {} if max_history is None else {"max_history": max_history}
     with Notes() as notes:
         path = source or fetch_movielens(Path(output).parent / DOWNLOADED, on_progress=notes)

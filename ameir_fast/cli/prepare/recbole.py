@@ -27,7 +27,7 @@ def prepare(
         str | None, typer.Option("--split", metavar="HOW", help="time, random, leave_one_out or column (the files).")
     ] = None,
     parts: Parts = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     user: Annotated[str, typer.Option("--user", metavar="COLUMN", help="The user's id.")] = "user_id",
     item: Annotated[str, typer.Option("--item", metavar="COLUMN", help="The item's id.")] = "item_id",
     time: Annotated[str, typer.Option("--time", metavar="COLUMN", help="When it was.")] = "timestamp",
@@ -42,6 +42,14 @@ def prepare(
     bins: Annotated[
         int, typer.Option("--bins", min=0, metavar="N", help="Ranges that numbers are cut into; 0 leaves them out.")
     ] = 10,
+    min_count: Annotated[
+        int,
+        typer.Option(
+            "--min-count", min=1, metavar="N",
+            help="Rarer values in training rows are unknown; with --retrieval, rows that ask for such an item are "
+            "dropped and counted.",
+        ),
+    ] = 1,
     user_field: Annotated[
         bool, typer.Option("--user-field", help="The user's id as a field of the default view.")
     ] = False,
@@ -68,8 +76,8 @@ def prepare(
     with Notes() as notes:
         prepare_recbole(
             source, output, meaning, retrieval=retrieval, split=split, parts=shares(parts), seed=seed,
-            max_history=max_history, bins=bins, user_field=user_field, overwrite=overwrite, on_progress=notes,
-            on_note=left_out.append,
+            max_history=max_history, bins=bins, min_count=min_count, user_field=user_field, overwrite=overwrite,
+            on_progress=notes, on_note=left_out.append,
         )
     for line in left_out:
         say(json_file, line)

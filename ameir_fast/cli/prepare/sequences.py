@@ -36,7 +36,8 @@ def prepare(
     """Item sequences without anything else, for retrieval: find a user's next item.
 
     A line is `user item`, each user's in time order (pairs: SASRec, BERT4Rec), or `user item item ...` (lines:
-    S3Rec), or `([items], [unix times])` (windows, without users). Plain, gzip or zstandard.
+    S3Rec), or `([items], [unix times])` (windows, without users). Plain, gzip or zstandard. --parts and --ties are for
+    windows alone, --core is for pairs and lines.
 
     \b
     ameir-fast prepare sequences --input beauty.txt.gz --output data/beauty
