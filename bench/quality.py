@@ -226,7 +226,8 @@ def as_markdown(report: dict) -> str:
         f"paired differences their standard error{noise}.",
         *([f"The first seed's {describe_budget(report['budget'])}."] if "budget" in report else []),
         *([report["note"]] if "note" in report else []),
-        f"Every trained row is the best of {report['config']['runs']} full trainings by validation.",
+        f"Every trained row is the best of {report['config']['runs']} full trainings by validation"
+        f"{', of paths that raced of up to one more: the plain path is always tried' if report['config'].get('plain_trains_fully') else ''}.",
     ]
     if data.get("ranked"):
         lines.append(f"Each row's item is ranked among {data['ranked']}.")

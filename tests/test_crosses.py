@@ -279,6 +279,20 @@ def test_a_product_inside_another_is_found_beside_it(tmp_path, strength):
         assert search_interactions(context)["found"] == [(1, 2), (1, 2, 3)]
 
 
+@pytest.mark.parametrize("triple", [False, True])
+def test_a_product_beside_a_strong_field_is_no_larger_product(triple):
+    """Where effects add up as logits, what a pair does to probabilities depends on any strong third field."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(8, size=(5, 60_000))
+    field, pair, three = 1.5 * rng.normal(size=8), rng.normal(size=(8, 8)), 0.7 * rng.normal(size=(8, 8, 8))
+    known = field[ids[2]]
+    logit = known + pair[ids[0], ids[1]] + triple * three[ids[0], ids[1], ids[2]]
+    label = (rng.random(60_000) < 1 / (1 + np.exp(-logit))).astype(float)
+    crosses = Crosses(ids, [8] * 5, label - 1 / (1 + np.exp(-known)), 48_000, label)
+    found = [fields for fields, _ in crosses.choose([(0, 1), (3, 4)], 2, larger=[(0, 1, 2), (0, 1, 3)])]
+    assert found == [(0, 1), (0, 1, 2)][:1 + triple]
+
+
 def test_places_that_are_left_go_to_pairs_that_the_base_explains():
     """Labels with strong fields, one pair and one triple. The base explains fields and pair; on the logit scale the
     strong fields add up, so no other pair shows."""

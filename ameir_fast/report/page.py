@@ -362,7 +362,8 @@ def _race(run: Run) -> Html | None:
         "Race of finalists",
         grid(*cards),
         note="Finalists are spread over the ranking and trained for a short while, each round anew; after each the "
-        "weaker half leaves, and the last ones get a full training. The zero path and the fixed MLP always take part.",
+        "weaker half leaves, and the last ones get a full training (of retrieval the zero path, too). The zero path and the "
+        "fixed MLP always take part.",
     )
 
 

@@ -190,7 +190,7 @@ def paced(context: Context, plan: dict | None, steps: dict, step: str) -> Contex
     def decide() -> dict:
         parts, config = plan["parts"], context.config
         spent = sum(cost["seconds"] for cost in steps.values()) / plan["seconds_per_training"]
-        later = config.runs * (1 + (step == "behavior" and "race, mlp" in parts))
+        later = config.runs * (1 + (step == "behavior" and "race, mlp" in parts)) + (step == "behavior" and config.plain_trains_fully)
         if step == "behavior" and "race, mlp" in parts:
             later += sum(parts[name] for name in ("shared weights, interactions", "shared weights, mlp", "race, mlp"))
         found = _race_settings(context, step, plan["trainings"] - spent - later)

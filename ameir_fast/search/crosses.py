@@ -6,7 +6,7 @@ the score is
 
     z = Σ S_a S_b / sqrt(Σ S_a² Q_b),    Q_b the sums of squares of validation rows,
 
-whose mean is 0 and variance 1 where cells say nothing of validation rows, whatever they say of training rows. (Q_b is
+whose mean is 0 and variance at most 1 where cells say nothing of validation rows, whatever they say of training rows. (Q_b is
 taken to be no less than what as many rows have on average: the few rows of cells that both parts know may hold no click
 at all, and then their squares don't tell what clicks would have done.) It needs no weights, so an interaction that
 gradients find only after long training, such as a product of three fields without any effect of two of them, is as
@@ -67,7 +67,7 @@ class Crosses:
                  label: np.ndarray):
         if not np.isfinite(residual).all():
             raise InputError("the base model of step 2 predicts numbers that are not finite; a smaller learning_rate may help")
-        self.values, self.sizes, self.label = list(values), list(sizes), label
+        self.values, self.sizes, self.label, self._residual = list(values), list(sizes), label, residual
         for f, (column, size) in enumerate(zip(values, sizes, strict=True)):
             if size is None or size > MOST_CELLS:  # there are no more than rows
                 known, self.values[f] = np.unique(column, return_inverse=True)
@@ -105,7 +105,7 @@ class Crosses:
                larger: Sequence[Interaction] = ()) -> list[tuple[Interaction, float]]:
         """At most so many candidates, then pairs, that each add to those before, with the score that they were chosen by:
         the best one, then the best one given its cells, as long as one has ``SIGNIFICANT`` or more. Of ``larger`` ones
-        those become candidates that contain a chosen one: before, they would have scored by what it says."""
+        those become candidates that contain a chosen one and say more: before, they would have scored by what it says."""
         chosen: list[tuple[Interaction, float]] = []
         self._add(chosen, list(candidates), self._left, most, progress, larger)
         if len(chosen) < most:
@@ -129,7 +129,7 @@ class Crosses:
             chosen.append((fields, scores[best]))
             left = self._without_cells(fields, left)
             known = {*pool, *dict(chosen)}
-            pool += [c for c in larger if set(fields) < set(c) and c not in known]
+            pool += [c for c in self._add_to(fields, larger) if c not in known]
             progress(len(chosen))
 
     def _score(self, fields: Interaction, left: np.ndarray) -> float:
@@ -163,19 +163,32 @@ class Crosses:
         return left
 
     def _without_effects_in_logits(self, part: slice) -> np.ndarray:
-        """The residuals of a logistic model with an effect of each field's ids (Newton's steps, a field at a time), of
-        one part's rows."""
+        """The residuals of a logistic model with an effect of each field's ids, of one part's rows."""
+        share = float(np.clip(self.label[part].mean(), 1e-6, 1 - 1e-6)) if self.label[part].size else 0.5
+        return self._beyond(part, np.full(self.label[part].shape, math.log(share / (1 - share))), [(f,) for f in range(len(self.values))])
+
+    def _beyond(self, part: slice, logit: np.ndarray, effects: Sequence[Interaction]) -> np.ndarray:
+        """The residuals of these logits with effects of cells added (Newton's steps, one candidate's cells after another)."""
         label = self.label[part]
-        share = float(np.clip(label.mean(), 1e-6, 1 - 1e-6)) if label.size else 0.5
-        logit = np.full(label.shape, math.log(share / (1 - share)))
-        prior = _PRIOR_ROWS * share * (1 - share)
+        prior = _PRIOR_ROWS * float(label.mean() * (1 - label.mean())) if label.size else 1.0
         for _ in range(_ROUNDS):
-            for f in range(len(self.values)):
-                cell, count = self._cells((f,))
+            for fields in effects:
+                cell, count = self._cells(fields)
                 cell, p = cell[part], 1 / (1 + np.exp(-logit))
-                step = np.bincount(cell, label - p, count) / (np.bincount(cell, p * (1 - p), count) + prior)
-                logit += np.clip(step, -_LONGEST_STEP, _LONGEST_STEP)[cell]
+                step = np.bincount(cell, label - p, count) / (np.bincount(cell, p * (1 - p), count) + max(prior, 1e-6))
+                logit = logit + np.clip(step, -_LONGEST_STEP, _LONGEST_STEP)[cell]
         return label - 1 / (1 + np.exp(-logit))
+
+    def _add_to(self, fields: Interaction, larger: Sequence[Interaction]) -> list[Interaction]:
+        """Of the larger candidates those that contain these fields and say more than they do where effects add up as
+        logits, too: beside a strong third field, what a product says of probabilities is not the same everywhere."""
+        inside = [c for c in larger if set(fields) < set(c)]
+        if not inside:
+            return []
+        p = np.clip(self.label - self._residual, 1e-6, 1 - 1e-6)
+        beyond = self._beyond(slice(None), np.log(p / (1 - p)), [fields])
+        left = self._without_cells(fields, self._without_fields(lambda part: self._without_effects(beyond, part)))
+        return [c for c in inside if self._score(c, left) >= SIGNIFICANT]
 
     def _without_cells(self, fields: Interaction, left: np.ndarray) -> np.ndarray:
         """The residuals without what a candidate's cells explain of them: means over both parts, drawn to 0 as if cells
