@@ -27,11 +27,18 @@ WIDTHS = st.one_of(st.integers(1, 20), st.sampled_from([31, 64, 97, 128]))
 LENGTHS = st.lists(st.sampled_from([0, 0, 1, 1, 2, 3, 5, 7, 13, 31, 50]), max_size=23)
 
 
-def assert_right(found: list[tuple[float, float, float, int]]) -> None:
+def assert_right(op: str, arguments: list, what: str) -> None:
     """Four times the error of eager float32, and what a unit near the kink of its activation makes of its last bit; over
-    many cases together it is twice (test_native_sequences)."""
-    for place, (ours, theirs, scale, _) in enumerate(found):
-        assert ours ** 0.5 <= 4 * theirs ** 0.5 + 1e-5 * max(1e-3, scale), place
+    many cases together it is twice (test_native_sequences).
+
+    A gradient that is one number, such as a bias, is a sum over all rows that may cancel, and one error of it is luck: eager
+    mode may have hit it to the last bit. So where one cotangent says no, the errors over many decide."""
+    for draws in (1, 32):
+        wrong = [(place, found) for place, found in enumerate(errors(op, arguments, what, draws))
+                 if found[0] ** 0.5 > 4 * found[1] ** 0.5 + 1e-5 * max(1e-3, found[2])]
+        if not wrong:
+            return
+    raise AssertionError(f"{what}: {wrong}")
 
 
 @shapes
@@ -42,7 +49,7 @@ def test_sequence_block(layer, norm, activation, width, lengths, seed):
     width = -(-width // multiple) * multiple
     arguments = block_arguments(layer, norm, activation, width, lengths, seed)
     arguments[3] = [w * width ** -0.5 for w in arguments[3]]  # or wide recurrent layers would be chaotic
-    assert_right(errors("sequence_block", arguments, layer))
+    assert_right("sequence_block", arguments, layer)
 
 
 @shapes
@@ -51,7 +58,7 @@ def test_sequence_pool(target, width, lengths, seed):
     make = Maker(seed, grad=False)
     arguments = [make(sum(lengths), width), offsets_of(lengths), make(len(lengths), width) if target else None,
                  unit(make, width) if target else [], max(lengths, default=0)]
-    assert_right(errors("sequence_pool", arguments, "pool"))
+    assert_right("sequence_pool", arguments, "pool")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -58,24 +58,28 @@ def as_type(arguments: list, dtype: torch.dtype) -> list:
     return [cast(value) for value in arguments]
 
 
-def errors(op: str, arguments: list, what: str) -> list[tuple[float, float, float, int]]:
+def errors(op: str, arguments: list, what: str, draws: int = 1) -> list[tuple[float, float, float, int]]:
     """Of the output and every gradient: mean squared error of the native operation and of eager float32 against fp64,
-    the largest number, and how many there are."""
+    the largest number, and how many there are; over so many random cotangents."""
     single = as_type(arguments, torch.float32)
     exact = as_type(single, torch.float64)
     shape = OPS[op].reference(*exact).shape
-    cotangent = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).float()
-    right, right_grads = gradients(OPS[op].reference, exact, cotangent)
-    eager, eager_grads = gradients(OPS[op].reference, single, cotangent)
-    got, got_grads = gradients(getattr(torch.ops.ameir_fast, op), single, cotangent)
-    found = []
-    for r, e, g in zip([right, *right_grads], [eager, *eager_grads], [got, *got_grads], strict=True):
-        assert g.shape == r.shape and g.dtype == torch.float32, what
-        if not r.numel():
-            found.append((0.0, 0.0, 0.0, 0))
-            continue
-        ours, theirs = (float((one.double() - r).square().mean()) for one in (g, e))
-        found.append((ours, theirs, float(r.abs().max()), r.numel()))
+    found: list[tuple[float, float, float, int]] = []
+    for draw in range(1, draws + 1):
+        cotangent = torch.randn(shape, generator=torch.Generator().manual_seed(draw), dtype=torch.float64).float()
+        right, right_grads = gradients(OPS[op].reference, exact, cotangent)
+        eager, eager_grads = gradients(OPS[op].reference, single, cotangent)
+        got, got_grads = gradients(getattr(torch.ops.ameir_fast, op), single, cotangent)
+        rows = []
+        for r, e, g in zip([right, *right_grads], [eager, *eager_grads], [got, *got_grads], strict=True):
+            assert g.shape == r.shape and g.dtype == torch.float32, what
+            if not r.numel():
+                rows.append((0.0, 0.0, 0.0, 0))
+                continue
+            ours, theirs = (float((one.double() - r).square().mean()) for one in (g, e))
+            rows.append((ours, theirs, float(r.abs().max()), r.numel()))
+        found = [(a + c / draws, b + d / draws, max(scale, s), n) for (a, b, scale, _), (c, d, s, n)
+                 in zip(found or [(0.0, 0.0, 0.0, 0)] * len(rows), rows, strict=True)]
     return found
 
 

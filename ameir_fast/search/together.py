@@ -112,6 +112,8 @@ class _Display:
 
     def started(self, part: _Part) -> None:
         with self.lock:
+            if self.cancelled:  # Ctrl-C while its thread was being started, which the pool then doesn't wait for
+                raise _Cancelled
             self.running.add(part)
             if not self.length:
                 self.length = part.total
