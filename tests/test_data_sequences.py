@@ -13,6 +13,7 @@ import zstandard
 
 import ameir_fast as af
 from ameir_fast.data import Dataset, prepare_sequences
+from ameir_fast.data.inputs import text_files
 from ameir_fast.data.sequences import Lines, Pairs, told_form
 from ameir_fast.data.windows import Windows
 
@@ -312,3 +313,14 @@ def test_nothing_of_later_rows_reaches_the_training_part(tmp_path):
         return data.tokens("item"), prepared(tmp_path / "out")["train"], [a.tolist() for a in data.user_items()]
 
     assert train("a") == train("new")
+
+
+def test_a_file_given_twice_is_refused(tmp_path):
+    """By another name, too; its rows would be in training and test alike."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "pairs.txt").write_text(pairs_text())
+    (tmp_path / "link.txt").symlink_to(tmp_path / "in" / "pairs.txt")
+    with pytest.raises(af.InputError, match="link.txt: is given twice"):
+        prepare_sequences([tmp_path / "in", tmp_path / "link.txt"], tmp_path / "out")
+    with pytest.raises(af.InputError, match="pairs.txt: is given twice"):
+        text_files([tmp_path / "in" / "pairs.txt"] * 2, "train")

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ..errors import InputError
 from . import order
 from .alimama import DEFAULT_FIELDS, MAX_HISTORY, OF_USERS, make_plan
 from .blocks import Reading
 from .build import Progress, build
 from .delimited import Rows, read_delimited
+from .inputs import each_once
 from .plan import PARTS, HistoryPlan, SplitPlan, parts_given, split_plan
 from .retrieval import input_files
 from .work import check_output
@@ -75,7 +75,7 @@ def prepare_alimama_dmr(
     history = (HistoryPlan("history_cate", "history_cate", "cate", ready=True),
                HistoryPlan("history_brand", "history_brand", "brand", ready=True))
     train, test = input_files(input_paths), input_files(test_paths) if test_paths else ()
-    _refuse_repeated((*train, *test))
+    each_once((*train, *test))
     split = split_plan("random", parts, seed=seed)
     source = DmrSource(train, test, split.seed, split.parts)
     if test:
@@ -87,15 +87,6 @@ def prepare_alimama_dmr(
                  "all_fields": all_fields, "min_count": min_count, **parts_given(parts)},
         overwrite=overwrite, on_progress=on_progress,
     )
-
-
-def _refuse_repeated(paths: Sequence[Path]) -> None:
-    """A file given twice would train on the rows that it tests."""
-    seen: set[Path] = set()
-    for path in paths:
-        if path.resolve() in seen:
-            raise InputError(f"{path}: is given twice, and its rows would be in several splits")
-        seen.add(path.resolve())
 
 
 class DmrSource:

@@ -25,7 +25,7 @@ def text_files(paths: str | Path | Sequence[str | Path], prefer: str) -> tuple[P
     Of a folder: its file ``{prefer}.*`` where there is one, as in what Kaggle and Criteo publish, and otherwise every
     text file, ordered by name with numbers by value (``day_2`` before ``day_10``).
 
-    Raises ``InputError`` for what does not exist, a folder without such files, and archives.
+    Raises ``InputError`` for what does not exist, a folder without such files, archives, and a file given twice.
     """
     found: list[Path] = []
     for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
@@ -39,7 +39,17 @@ def text_files(paths: str | Path | Sequence[str | Path], prefer: str) -> tuple[P
             found.append(path)
     if not found:
         raise InputError("no input file")
-    return tuple(found)
+    return each_once(found)
+
+
+def each_once(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """The same files. Raises ``InputError`` for one given twice, whose rows would be in training and test alike."""
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise InputError(f"{path}: is given twice, and its rows would be in several splits")
+        seen.add(path.resolve())
+    return tuple(paths)
 
 
 def _of_folder(folder: Path, prefer: str) -> list[Path]:

@@ -12,6 +12,7 @@ from ..errors import InputError
 from .blocks import Block
 from .core import first_of_each, k_core
 from .delimited import shown
+from .inputs import each_once
 from .plan import HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
 from .source import Source, no_rows_left
 
@@ -27,7 +28,8 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def input_files(paths: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
-    """The files named, and for a directory all files in it in the order of their names (none beginning with a dot)."""
+    """The files named, each once, and for a directory all files in it in the order of their names (none beginning with a
+    dot)."""
     found: list[Path] = []
     for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
         if path.is_dir():
@@ -41,7 +43,7 @@ def input_files(paths: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
             found.append(path)
     if not found:
         raise InputError("no input file")
-    return tuple(found)
+    return each_once(found)
 
 
 def retrieval_plan(
