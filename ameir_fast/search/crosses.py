@@ -170,12 +170,12 @@ class Crosses:
     def _beyond(self, part: slice, logit: np.ndarray, effects: Sequence[Interaction]) -> np.ndarray:
         """The residuals of these logits with effects of cells added (Newton's steps, one candidate's cells after another)."""
         label = self.label[part]
-        prior = _PRIOR_ROWS * float(label.mean() * (1 - label.mean())) if label.size else 1.0
+        prior = _PRIOR_ROWS * max(float(label.mean() * (1 - label.mean())), 1e-6) if label.size else 1.0
         for _ in range(_ROUNDS):
             for fields in effects:
                 cell, count = self._cells(fields)
                 cell, p = cell[part], 1 / (1 + np.exp(-logit))
-                step = np.bincount(cell, label - p, count) / (np.bincount(cell, p * (1 - p), count) + max(prior, 1e-6))
+                step = np.bincount(cell, label - p, count) / (np.bincount(cell, p * (1 - p), count) + prior)
                 logit = logit + np.clip(step, -_LONGEST_STEP, _LONGEST_STEP)[cell]
         return label - 1 / (1 + np.exp(-logit))
 
@@ -215,8 +215,10 @@ class Crosses:
 
     def _cells(self, fields: Interaction) -> tuple[np.ndarray, int]:
         """Each row's cell, and how many cells there are."""
+        if len(fields) == 1:
+            return self.values[fields[0]], self.sizes[fields[0]]
         sizes = [self.sizes[f] for f in fields]
-        exact = len(fields) == 1 or math.prod(sizes) <= MOST_CELLS
+        exact = math.prod(sizes) <= MOST_CELLS
         cell = np.zeros(self.values[0].shape[0], np.int64 if exact else np.uint64)
         for f, size in zip(fields, sizes, strict=True):
             cell *= size if exact else _ODD
