@@ -161,7 +161,7 @@ def check_output_dir(destination: str | os.PathLike[str], overwrite: bool = Fals
         raise InputError(f"{destination} exists and is not a directory")
     if destination.is_dir() and not overwrite and any(destination.iterdir()):
         raise InputError(
-            f"output directory {destination} is in use (not empty): choose another one or overwrite it"
+            f"output directory {destination} is in use (not empty): choose another one, or --overwrite replaces it"
         )
 
 

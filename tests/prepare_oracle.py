@@ -6,6 +6,7 @@ Nothing of ``ameir_fast.data`` is used here but plans, names of files and the ra
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,14 @@ def build(frame: pl.DataFrame, plan: TablePlan, directory: Path, *, kind: str, o
     lengths = _write_columns(writer, rows, encoders)
     schema, default = plan.schemas({name: e.size for name, e in encoders.items()})
     statistics = _statistics(rows, encoders, lengths)
+    if plan.task == "ctr":
+        for name, (first, last) in rows.splits.items():
+            statistics["splits"][name]["unknown_share"] = {
+                f.name: float(np.mean(np.load(directory / "columns" / f"field.{file_name(f.name)}.npy")[first:last] == 0))
+                for f in plan.fields if f.kind == "categorical"}
+    if plan.split.by == "order" and plan.time is not None:
+        earlier = sum(b < a for a, b in itertools.pairwise(frame[plan.time].to_list()))
+        statistics |= {"out_of_order": earlier} if earlier else {}
     for name, encoder in encoders.items():
         if (tokens := encoder.values()) is not None:
             writer.json(f"vocabularies/{file_name(name)}.json", tokens)

@@ -94,3 +94,29 @@ def test_bad_input(sequences, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
 def test_stored_pages_are_those_of_stored_reports(path):
     assert ranks.as_markdown(json.loads(path.read_text(encoding="utf-8"))) == path.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_the_page_quotes_the_stored_report():
+    section = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8").split("## When sampled items say otherwise")[1].split("\n## ")[0]
+    section = " ".join(section.split())
+    models = json.loads((ROOT / "bench/results/beauty-ranks.json").read_text(encoding="utf-8"))["models"]
+    plain, other = models["DIN"], models["SASRec"]
+
+    def pair(first: float, second: float) -> str:
+        return f"{first:.4f} against {second:.4f}"
+
+    ahead = [k for k in ranks.CUTS if plain["hr"][str(k)] > other["hr"][str(k)]]
+    assert ahead == [k for k in ranks.CUTS if k <= 100] and "up to k = 100" in section and "from 200 on" in section
+    half, rare, popular = ranks.SHARES.index(0.5), ranks.COUNTS.index(1), ranks.COUNTS.index(80)
+    for text in (pair(plain["hr"]["5"], other["hr"]["5"]), pair(other["hr"]["500"], plain["hr"]["500"]),
+                 pair(plain["groups"][rare]["popular100"], other["groups"][rare]["popular100"]),
+                 pair(plain["groups"][popular]["popular100"], other["groups"][popular]["popular100"]),
+                 f"{plain['score_popularity']:.2f}, SASRec's {other['score_popularity']:.2f}",
+                 f"an NDCG@5 of {plain['without'][half]['popular100']:.4f} there, above SASRec's {other['without'][0]['popular100']:.4f}",
+                 f"{plain['without'][half]['all']:.4f} among all items, still above {other['without'][0]['all']:.4f}",
+                 f"gains as much from the same ({other['without'][half]['popular100']:.4f})"):
+        assert text in section
+    best = max(other["curve"], key=lambda entry: entry["uniform100"])
+    assert f"epoch {best['epoch']:.0f} (validation {best['uniform100']:.4f}), and falls to {other['curve'][-1]['uniform100']:.4f}" in section
+    for group in range(len(ranks.COUNTS)):  # "ahead or level whether an item is rare or popular"
+        assert plain["groups"][group]["all"] > other["groups"][group]["all"] - 0.002

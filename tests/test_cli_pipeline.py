@@ -16,8 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ameir_fast import native
+from ameir_fast import InputError, native
+from ameir_fast.data import Dataset
 from ameir_fast.report import read_run
+from ameir_fast.search import train
+from ameir_fast.search.training import require_rows
+from ameir_fast.space import Architecture
+from ameir_fast.space.architecture import fixed_mlp
 from tests import tiny
 from tests.test_cli import ROOT, call, refused, tree  # noqa: F401 - refused is a fixture
 
@@ -390,6 +395,16 @@ def test_data_of_another_schema(refused, place, finished, tmp_path, capsys):  # 
     refused("evaluate", "--run", finished, "--data", tmp_path / "data", says="another schema")
 
 
+def test_data_that_was_changed_since(refused, place, finished, tmp_path):  # noqa: F811
+    data = tmp_path / "data"
+    shutil.copytree(place / "data", data)
+    label = data / "columns" / "label.npy"
+    content = label.read_bytes()
+    label.write_bytes(content[:-4] + (b"\0\0\0\0" if content[-4:] != b"\0\0\0\0" else b"\0\0\x80?"))
+    refused("search", "--data", data, "--run", tmp_path / "run", says="label.npy: its checksum is not")
+    refused("evaluate", "--run", finished, "--data", data, says="label.npy: its checksum is not")
+
+
 def test_damaged_data(refused, place, tmp_path):  # noqa: F811
     for name, content in [
         ("schema.json", b"{"),
@@ -454,6 +469,64 @@ def test_a_table(capsys, tmp_path):
 )
 def test_wrong_values_in_a_table(refused, tmp_path, changes, says):  # noqa: F811
     refused(*write_table(tmp_path, **changes), says=says)
+
+
+def prepare_again(capsys, arguments: list, *more: object, **schema: object) -> tuple[Path, str]:
+    """``write_table``'s table once more with other entries of its schema, and what was printed."""
+    output = arguments[-1].parent / "again"
+    Path(arguments[5]).write_text(json.dumps({**TABLE, **schema}))
+    capsys.readouterr()
+    assert call(*arguments[:-1], output, "--overwrite", *more) == 0
+    return output, capsys.readouterr().out
+
+
+def test_a_search_needs_rows_and_labels_of_both_kinds(refused, tmp_path, capsys):  # noqa: F811
+    arguments = write_table(tmp_path)
+    assert call(*arguments) == 0
+    like, _ = prepare_again(capsys, arguments, "--like", tmp_path / "data")
+    refused("search", "--run", tmp_path / "run", "--data", like, says="the train split is empty; it was prepared with --like")
+    with pytest.raises(InputError, match="the train split is empty"):
+        train(Dataset.open(like), tmp_path / "run", Architecture((), (), fixed_mlp(8, 4), "none"))
+    table = Path(arguments[3])
+    names, *rows = table.read_text().splitlines()
+    for click in "01":
+        table.write_text("\n".join([names, *(row.rsplit(",", 1)[0] + f",{click}" for row in rows)]) + "\n")
+        data, said = prepare_again(capsys, arguments)
+        assert f"all labels of the valid split are {click}: a search needs both kinds" in said
+        refused("search", "--data", data, "--run", tmp_path / "run", says=f"all 32 labels of the train split are {click}")
+    table.write_text("\n".join(row.rsplit(",", 1)[0] for row in (names, *rows)) + "\n")
+    unlabelled = Dataset.open(prepare_again(capsys, arguments, "--like", tmp_path / "data")[0])
+    with pytest.raises(InputError, match="rows of the test split have no label"):
+        require_rows(unlabelled, ["test"])
+    with pytest.raises(InputError, match="the valid split is empty"):
+        require_rows(unlabelled, ["valid"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluating_an_empty_split(refused, place, copied, tmp_path):  # noqa: F811
+    data = tmp_path / "data"
+    shutil.copytree(place / "data", data)
+    about = json.loads((data / "dataset.json").read_text())
+    about["splits"] = {"train": [0, 0], "valid": [0, 0], "test": [0, about["rows"]]}
+    (data / "dataset.json").write_text(json.dumps(about))
+    (copied / "metrics.json").unlink()  # by which it would be noticed that this is other data
+    refused("evaluate", "--run", copied, "--data", data, "--split", "train", says="the train split is empty")
+
+
+def test_a_split_by_order_tells_of_rows_out_of_order(capsys, tmp_path):
+    def counted(schema: dict, **changes: object) -> tuple[int | None, str]:
+        data, said = prepare_again(capsys, write_table(tmp_path, **changes), **schema)
+        return json.loads((data / "statistics.json").read_text()).get("out_of_order"), said
+
+    count, said = counted({"split": {"by": "order"}}, time=3)  # the last row of 40
+    assert count == 1 and "out of order 1: rows earlier than the row before them" in said
+    assert counted({"split": {"by": "order"}})[0] is None
+    assert counted({}, time=3)[0] is None  # split by time
+
+
+def test_a_table_given_twice(refused, tmp_path):  # noqa: F811
+    arguments = write_table(tmp_path)
+    refused(*arguments, "--input", arguments[3], says="table.csv: is given twice, and its rows would be in several splits")
 
 
 def test_missing_columns_files_and_broken_schemas(refused, tmp_path):  # noqa: F811

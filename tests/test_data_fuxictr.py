@@ -129,6 +129,15 @@ def test_one_file_is_parted_in_its_order(tmp_path):
     compare(data, {"train": rows[:160], "valid": rows[160:180], "test": rows[180:]})
 
 
+def test_the_same_file_for_two_splits_is_refused(tmp_path):
+    """Its rows would be in both; FuxiCTR's own configurations name three files."""
+    write(tmp_path / "tiny")
+    for old, new in (("test_data: data/test.csv", "test_data: data/valid.csv"), ("valid_data: data/valid.csv", "valid_data: data/train.csv")):
+        (tmp_path / "tiny" / "dataset_config.yaml").write_text(CONFIG.replace(old, new))
+        with pytest.raises(InputError, match=rf"{new.split('/')[-1]}: is given twice"):
+            prepare_fuxictr(tmp_path / "tiny", tmp_path / "out", dataset_id="tiny", root=tmp_path / "tiny")
+
+
 def test_which_sequences_are_the_history(tmp_path):
     write(tmp_path / "tiny")
     prepare_fuxictr(

@@ -324,3 +324,8 @@ def test_a_file_given_twice_is_refused(tmp_path):
         prepare_sequences([tmp_path / "in", tmp_path / "link.txt"], tmp_path / "out")
     with pytest.raises(af.InputError, match="pairs.txt: is given twice"):
         text_files([tmp_path / "in" / "pairs.txt"] * 2, "train")
+    packed = tmp_path / "in" / "pairs.txt.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "in" / "pairs.txt").read_bytes()))
+    for read in (lambda: prepare_sequences(tmp_path / "in", tmp_path / "out"), lambda: text_files(tmp_path / "in", "train")):
+        with pytest.raises(af.InputError, match=r"pairs.txt and pairs.txt.gz: look like the same file"):
+            read()

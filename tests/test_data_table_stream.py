@@ -124,10 +124,11 @@ def test_files_without_rows(tmp_path):
     rows = helpers.make_clicks(100)
     (tmp_path / "a").mkdir()
     empty = helpers.write_csv(tmp_path / "empty.csv", [])
-    data = prepare([empty, *write(tmp_path / "a", rows), empty], tmp_path / "out")
+    last = helpers.write_csv(tmp_path / "last.csv", [])
+    data = prepare([empty, *write(tmp_path / "a", rows), last], tmp_path / "out")
     assert data.statistics["rows"] == 100
     with pytest.raises(InputError, match="empty.csv: there are no rows"):
-        prepare([empty, empty], tmp_path / "none")
+        prepare([empty, last], tmp_path / "none")
 
 
 @pytest.mark.parametrize(

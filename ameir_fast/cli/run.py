@@ -67,7 +67,7 @@ def search(
     resume: Resume = False,
     overwrite: Overwrite = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A first look in a minute or two; not for quoting.")
+        bool, typer.Option("--quick", help="A first look, of clicks in a minute or two; not for quoting.")
     ] = False,
     config: ConfigFile = None,
     settings: Settings = None,
@@ -448,6 +448,7 @@ def show_results(json_file: str | None, metrics: dict, write: Callable[..., None
     names = summary.metric_names(metrics)
     order = summary.ordered_variants(metrics)
     strong = [name in summary.FOUND for name in order]
+    versus = any(" vs " in f" {column} " for column in summary.table_header(metrics))
     write(
         json_file,
         "results on the test split",
@@ -466,8 +467,8 @@ def show_results(json_file: str | None, metrics: dict, write: Callable[..., None
             said = summary.heading(name)
             say(
                 json_file,
-                f"the test set alone leaves a standard error of {error:.4f} on the {said} of one model; "
-                "columns vs are paired differences ± their standard error (runs won)",
+                f"the test set alone leaves a standard error of {error:.4f} on the {said} of one model"
+                + ("; columns vs are paired differences ± their standard error (runs won)" if versus else ""),
             )
     if metrics.get("seconds"):
         say(json_file, f"time: {show_seconds(metrics['seconds'])}")

@@ -16,10 +16,9 @@ import polars as pl
 
 from . import order
 from .alimama import DEFAULT_FIELDS, MAX_HISTORY, OF_USERS, make_plan
-from .blocks import Reading
+from .blocks import Reading, each_once
 from .build import Progress, build
 from .delimited import Rows, read_delimited
-from .inputs import each_once
 from .plan import PARTS, HistoryPlan, SplitPlan, parts_given, split_plan
 from .retrieval import input_files
 from .work import check_output

@@ -83,6 +83,20 @@ def bare_name(path: Path) -> str:
     return path.stem if path.suffix in PACKED else path.name
 
 
+def each_once(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """The same files. Raises ``InputError`` for one given twice, or packed and unpacked beside each other: its rows would
+    be in training and test alike."""
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        whole = path.resolve()
+        first = seen.setdefault(whole.parent / bare_name(whole), path)
+        if first is not path:
+            same = first.resolve() == whole
+            what = f"{path}: is given twice" if same else f"{first} and {path.name}: look like the same file"
+            raise InputError(f"{what}, and its rows would be in several splits")
+    return tuple(paths)
+
+
 def matching(folder: Path, pattern: str) -> list[Path]:
     """The files of ``folder`` whose ``bare_name`` matches ``pattern``, in order."""
     return sorted(path for path in folder.iterdir() if path.is_file() and fnmatchcase(bare_name(path), pattern))

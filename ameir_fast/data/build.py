@@ -123,7 +123,7 @@ class _Build:
         self.progress.plan(self.progress.stages + sum(not work.finished(s) for s in STAGES if s not in silent))
         read = work.stage("read", self._read)
         self.pieces = Pieces(work.path("read"), self._coded, self._plain, read["heights"])
-        users = work.stage("split", functools.partial(self._split, read["dropped"]))["users"]
+        arranged = work.stage("split", functools.partial(self._split, read["dropped"]))
         self.rows, dropped = Rows(work.path("split")), read["dropped"]
         if self.plan.logged:
             dropped |= work.stage("events", self._events)["dropped"]
@@ -132,7 +132,9 @@ class _Build:
         self.sizes = work.stage("vocabularies", self._vocabularies)
         placed = work.stage("order", functools.partial(self._order, dropped))
         more = {"without_attributes": read["without_attributes"]} if read["without_attributes"] else {}
-        found = work.stage("write", functools.partial(self._write, placed, users, more, about, options))
+        if arranged.get("out_of_order"):
+            more["out_of_order"] = arranged["out_of_order"]
+        found = work.stage("write", functools.partial(self._write, placed, arranged["users"], more, about, options))
         work.move("write", STAGES[:-1])
         return found
 
@@ -238,6 +240,9 @@ class _Build:
         found |= more | self.more_statistics()
         columns = Columns(writer, pieces, plan, self.rows, places, found["rows"], self.encoder, self.log)
         columns.write(self.pool, self._start("write", len(columns)))
+        if plan.task == "ctr":
+            for split, (first, last) in placed["splits"].items():
+                found["splits"][split]["unknown_share"] = columns.unknown(first, last)
         for name in plan.vocabulary_names:
             if (stored := self.encoder(name).to_json()) is not None:
                 writer.json(f"vocabularies/{file_name(name)}.json", stored)

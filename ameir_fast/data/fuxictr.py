@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from ..errors import InputError
-from .blocks import PACKED, Reading
+from .blocks import PACKED, Reading, each_once
 from .build import Progress, build
 from .delimited import Rows, read_delimited
 from .fuxictr_config import Config, Feature, read_config
@@ -102,7 +102,7 @@ class FuxiCTRSource:
         self.config, self.histories, self.bins = config, histories, bins
         self.data = {split: _paths(root, path, config.data_format) for split, path in config.data.items()}
         # The configuration decides what is read: where it changes, an interrupted preparation must not go on.
-        self.files = (config.path, *dict.fromkeys(path for paths in self.data.values() for path in paths))
+        self.files = (config.path, *each_once([path for paths in self.data.values() for path in paths]))
         self.dropped: dict[str, int] = {}
         self.left_out = dict(config.left_out)
         self._features = []

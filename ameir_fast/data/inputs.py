@@ -11,7 +11,7 @@ import polars as pl
 
 from ..errors import InputError
 from ..schema import read_json
-from .blocks import first_line
+from .blocks import each_once, first_line
 from .columns import check_about
 from .delimited import Rows, shown, shown_number
 
@@ -40,16 +40,6 @@ def text_files(paths: str | Path | Sequence[str | Path], prefer: str) -> tuple[P
     if not found:
         raise InputError("no input file")
     return each_once(found)
-
-
-def each_once(paths: Sequence[Path]) -> tuple[Path, ...]:
-    """The same files. Raises ``InputError`` for one given twice, whose rows would be in training and test alike."""
-    seen: set[Path] = set()
-    for path in paths:
-        if path.resolve() in seen:
-            raise InputError(f"{path}: is given twice, and its rows would be in several splits")
-        seen.add(path.resolve())
-    return tuple(paths)
 
 
 def _of_folder(folder: Path, prefer: str) -> list[Path]:

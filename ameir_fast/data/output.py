@@ -44,6 +44,16 @@ class Columns:
         for _ in pool.map(lambda task: task(moved), self._tasks()):
             pass
 
+    def unknown(self, first: int, last: int) -> dict[str, float | None]:
+        """Of each categorical field, the share of the stored rows ``first`` to ``last`` whose value has no id of its own:
+        unseen or too rare in training rows, or missing. ``None`` where there are no rows."""
+        found = {}
+        for field in self.plan.fields:
+            if field.kind == "categorical":
+                ids = np.load(self.writer.directory / "columns" / f"field.{file_name(field.name)}.npy", mmap_mode="r")[first:last]
+                found[field.name] = (len(ids) - np.count_nonzero(ids)) / len(ids) if len(ids) else None
+        return found
+
     def __len__(self) -> int:
         return len(self._tasks())
 

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from ..errors import InputError
-from .blocks import Reading
+from .blocks import Reading, each_once
 from .delimited import Rows, read_delimited, read_header
 from .parquet import parquet_columns, parquet_height, read_parquet
 
@@ -53,7 +53,7 @@ class Table:
         found = values.cast(pl.Float64, strict=False)
         found = found.fill_nan(None)
         there = ~missing(values) if optional else True
-        self.refuse(found.is_null() & there, column, lambda v: f"is {_shown(v)}, not a number")
+        self.refuse(found.is_null() & there, column, lambda v: "is missing" if v is None else f"is {v!r}, not a number")
         return found
 
 
@@ -65,12 +65,8 @@ def missing(values: pl.Series) -> pl.Series:
     return wrong | values.is_nan().fill_null(True) if values.dtype.is_float() else wrong
 
 
-def _shown(value: object) -> str:
-    return "missing" if value is None else repr(value)
-
-
-def data_files(paths: Sequence[str | Path]) -> list[Path]:
-    """The files named, and for a directory its csv and parquet files in the order of their names."""
+def data_files(paths: Sequence[str | Path]) -> tuple[Path, ...]:
+    """The files named, each once, and for a directory its csv and parquet files in the order of their names."""
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -84,7 +80,7 @@ def data_files(paths: Sequence[str | Path]) -> list[Path]:
             found.append(path)
     if not found:
         raise InputError("no input file")
-    return found
+    return each_once(found)
 
 
 class TableReader:

@@ -142,7 +142,7 @@ class RecBoleSource:
                 raise InputError("a label or a threshold belongs to the ctr task; retrieval takes every interaction")
         else:
             if (meaning.label is None) == (meaning.threshold is None):
-                raise InputError("the ctr task needs either a label column or a threshold on one")
+                raise InputError("the ctr task needs a label column (--label) or a threshold on one (--threshold), and --retrieval neither")
             self.answer = meaning.label or meaning.threshold[0]
             inter.need(self.answer, "the label", ["float", "token"])
         self.time = meaning.time if meaning.time in inter.types else None

@@ -9,10 +9,9 @@ import numpy as np
 import polars as pl
 
 from ..errors import InputError
-from .blocks import Block
+from .blocks import Block, each_once
 from .core import first_of_each, k_core
 from .delimited import shown
-from .inputs import each_once
 from .plan import HistoryPlan, SplitPlan, TablePlan, VocabularyPlan
 from .source import Source, no_rows_left
 

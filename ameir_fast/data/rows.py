@@ -45,7 +45,8 @@ def arrange(
     pieces: Pieces, plan: TablePlan, directory: Path, named: np.ndarray | None, shown: Path, only_test: bool = False,
     where: str = "", left_out: str = "",
 ) -> dict:
-    """Writes the files of ``Rows`` and returns ``{"users": their number or None}``.
+    """Writes the files of ``Rows`` and returns ``{"users": their number or None}``, and of a split by order whose rows have times
+    ``"out_of_order"``, how many of them are earlier than the row before.
 
     ``named`` int8 [R]: the split of each row, unless the pieces hold it. ``only_test``: every row is for test.
 
@@ -91,7 +92,15 @@ def arrange(
         for piece, bounds in enumerate(pieces.bounds):
             part[slice(*bounds)] = pieces.plain(piece, SPLIT)
     split.check(part, plan.split, where, left_out)
+    if by == "order" and plan.time is not None:
+        return {"users": users, "out_of_order": _earlier(time.map())}
     return {"users": users}
+
+
+def _earlier(time: np.ndarray) -> int:
+    """How many times are below the one before them."""
+    rows = len(time)
+    return sum(int(np.count_nonzero(time[b.start + 1:b.stop + 1] < time[b.start:min(b.stop, rows - 1)])) for b in blocks(rows))
 
 
 def number_users(pieces: Pieces, column: str, user: ArrayFile | None = None) -> Numbering:

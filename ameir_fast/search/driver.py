@@ -23,7 +23,7 @@ from .objective import ERROR, make_objective
 from .seeds import seeded_initialization
 from .store import RunDirectory, Scope
 from .strategy import RandomStrategy, Strategy
-from .training import Task, ranking_of
+from .training import Task, ranking_of, require_rows
 from .variants import CONTROLS, DEEPFM_FOUND, INHERITED, ameir_i, complete, race_row
 
 RACED = ("AMEIR-A", "AMEIR-C")
@@ -43,7 +43,8 @@ def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, rep
     step 1. ``config`` is by default that of the data's task. ``variants`` are the rows of the table, by default those of ``fixed.default_variants``.
     ``budget``, such as ``"30m"`` or ``"40x"`` (of one model's full training), is what the search of one repeat may cost; rows of the table
     that no race trains (AMEIR-B, AMEIR-I, models by hand, controls) come on top. It decides the settings of training, ranking and races
-    (``budget.split``), whatever ``config`` says of them. Raises ``InputError`` for wrong settings, an unknown variant, or a directory in use.
+    (``budget.split``), whatever ``config`` says of them. Raises ``InputError`` for wrong settings, an unknown variant, data with
+    an empty split or labels of one kind, or a directory in use.
     """
     config, progress = config or SearchConfig.for_task(data.task), progress or Progress()
     variants = applicable(data.schema, variants)
@@ -55,6 +56,7 @@ def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, rep
                 "device": device}
     space_of(data, config)  # refuses impossible settings before anything is written
     require_backend(config, device)
+    require_rows(data)
     with RunDirectory(run_dir, identity, resume=resume, overwrite=overwrite) as run:
         began = time.perf_counter()
         plan = None

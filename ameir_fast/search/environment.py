@@ -46,12 +46,13 @@ def cpu_name() -> str:
 
 
 def git_revision() -> str | None:
-    """The checkout's revision, with ``+`` when it has uncommitted changes; None outside a checkout."""
+    """The checkout's revision, with ``+`` where files have uncommitted changes, other than stored results and the pages
+    made from them; None outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
         sha = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True,
                              timeout=10, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True,
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno", "--", ":/", ":(exclude,top)bench/results", ":(exclude,top,glob)**/*.md"], cwd=here, capture_output=True, text=True,
                                timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -19,7 +19,7 @@ from .environment import describe
 from .objective import ERROR, make_objective
 from .seeds import seeded_initialization
 from .store import RunDirectory
-from .training import Task, ranking_of
+from .training import Task, ranking_of, require_rows
 from .variants import samples_per_second, test_row
 
 
@@ -28,7 +28,8 @@ def train(data, run_dir: str | Path, architecture: Architecture, config: SearchC
           device: str = "cpu") -> dict:
     """Trains ``architecture`` from scratch and fills the run directory; returns ``metrics.json``'s content.
 
-    Raises ``InputError`` when the architecture does not fit the data's schema or the directory is in use.
+    Raises ``InputError`` when the architecture does not fit the data's schema, a split of the data is empty or has labels of
+    one kind, or the directory is in use.
     """
     config, progress = config or SearchConfig.for_task(data.task), progress or Progress()
     if data.schema.behavior and not architecture.behavior:
@@ -36,6 +37,7 @@ def train(data, run_dir: str | Path, architecture: Architecture, config: SearchC
     architecture = validate_for_schema(architecture, data.schema,
                                        data.schema.num_behavior * config.embedding_dim).canonical()
     require_backend(config, device)
+    require_rows(data)
     identity = {"version": 1, "config": config.to_dict(), "architecture": architecture.to_dict(),
                 "data": {"kind": data.kind, "checksum": data.checksum}, "device": device}
     with RunDirectory(run_dir, identity, resume=resume, overwrite=overwrite) as run:
@@ -68,8 +70,9 @@ def is_metric(name: str) -> bool:
 def evaluate(run_dir: str | Path, data, split: str = "test", device: str = "cpu", engine: str = "model") -> dict:
     """Metrics of a run's model on one split of a data set, computed by the model or by its plan (``profile.ENGINES``).
 
-    Raises ``InputError`` when the run has no model, the split does not exist, the data's schema is not the one the
-    model was made for, or its ids may mean other values than those of the run's data.
+    Raises ``InputError`` when the run has no model, the split does not exist, is empty or has labels of one
+    kind, the data's schema is not the one the model was made for, or its ids may mean other values than those of the
+    run's data.
     """
     directory = Path(run_dir) / "model"
     if not (directory / "model.json").exists():
@@ -81,6 +84,7 @@ def evaluate(run_dir: str | Path, data, split: str = "test", device: str = "cpu"
     if model.schema != data.schema:
         raise InputError(f"{run_dir}: its model was made for another schema than {data.directory}'s")
     _check_ids(Path(run_dir), data)
+    require_rows(data, (split,))
     config = SearchConfig()
     task = Task(data, make_objective(data.schema, config), config, Progress(), device)
     result = {"split": split, "rows": data.size(split), **ranking_of(data),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..batch import Batch
+from ..errors import InputError
 from ..progress import Progress
 from .config import SearchConfig
 from .objective import (
@@ -34,6 +36,22 @@ def ranks_seen(data) -> bool:
     """Whether a ranking of all items holds those of the user's own history: where training rows repeat items. Where
     they never do, no recommender would show them. Of other tasks, true."""
     return data.task != "retrieval" or data.repeat_share() >= REPEATS
+
+
+def require_rows(data, splits: Sequence[str] | None = None) -> None:
+    """Raises ``InputError`` for a split (of all by default) without rows, or whose labels are missing or all the same:
+    nothing is learnt from it, or judged by it."""
+    for split in splits or data.splits:
+        if not data.size(split):
+            raise InputError(f"{data.directory}: the {split} split is empty" + (
+                "; it was prepared with --like, to be evaluated alone" if data.size("test") == len(data) else ""))
+        if data.task == "ctr":
+            label = data.labels(split)
+            if np.isnan(label).any():
+                raise InputError(f"{data.directory}: rows of the {split} split have no label")
+            if label.min() == label.max():
+                raise InputError(f"{data.directory}: all {len(label):,} labels of the {split} split are {label[0]:g}; "
+                                 "clicks are learnt and judged by both kinds")
 
 
 def ranking_of(data) -> dict[str, str]:

@@ -139,4 +139,10 @@ def summary(statistics: dict) -> list[str]:
     for what, count in (statistics.get("without_attributes") or {}).items():
         if count:
             lines.append(f"without attributes {count:,}: rows whose {what} the other files don't know")
+    if statistics.get("out_of_order"):
+        lines.append(f"out of order {statistics['out_of_order']:,}: rows earlier than the row before them; split by order, "
+                     "rows to test on may be earlier than those to learn from")
+    for name, split in (statistics.get("splits") or {}).items():
+        if split.get("label_rate") in (0, 1):
+            lines.append(f"all labels of the {name} split are {split['label_rate']:g}: a search needs both kinds")
     return lines
