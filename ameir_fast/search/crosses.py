@@ -135,12 +135,11 @@ class Crosses:
     def _score(self, fields: Interaction, left: np.ndarray) -> float:
         cell, count = self._cells(fields)
         first, second = self._parts
-        sums, square = np.bincount(cell[first], left[first], count), np.square(left[second])
+        # Sums over cells, taken row by row of the validation part: it has fewer rows than a candidate may have cells.
+        sums, square = np.bincount(cell[first], left[first], count)[cell[second]], np.square(left[second])
         weight = np.square(sums)
-        spread = weight @ np.bincount(cell[second], square, count)
-        if square.size:
-            spread = max(spread, square.mean() * (weight @ np.bincount(cell[second], minlength=count)))
-        return float(sums @ np.bincount(cell[second], left[second], count) / math.sqrt(spread)) if spread else 0.0
+        spread = max(weight @ square, square.mean() * weight.sum()) if square.size else 0.0
+        return float(sums @ left[second] / math.sqrt(spread)) if spread else 0.0
 
     def _without_fields(self, left_of: Callable[[slice], np.ndarray]) -> np.ndarray:
         """Both parts' residuals, without what single fields explain of them, as ``left_of`` gives it, and then without what

@@ -164,7 +164,7 @@ class ByCrosses:
         for done, candidate in enumerate(fresh, start=1):
             self.known[candidate] = self.crosses.score(candidate)
             progress.update(done)
-        progress.finish(f"{count(len(candidates), 'candidate')} by {self.crosses.values[0].shape[0]:,} rows")
+        progress.finish(f"{count(len(fresh), 'candidate')} by {self.crosses.values[0].shape[0]:,} rows")
         return _sorted([{"score": self.known[c], "fields": list(c)} for c in candidates])
 
     def distinct(self, ranking: list[dict]) -> list[dict]:
