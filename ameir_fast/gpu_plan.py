@@ -24,6 +24,7 @@ from .storage import save_module
 LARGEST = 65536  # rows of one graph; larger batches go in parts
 GRAPHS = 32      # most graphs that are kept, those used last
 _ANY = 2**31 - 1
+_capturing = threading.Lock()  # PyTorch allows one capture at a time in a process
 
 
 class GpuPlan:
@@ -196,7 +197,7 @@ class GpuPlan:
     def _capture(self, state: _State) -> None:
         from .kernels._plan import plan_of
 
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles kernels, tunes them and fills caches, which a capture may not
             for _ in range(2):
@@ -209,8 +210,9 @@ class GpuPlan:
         # Graphs run one at a time and leave their results outside of the pool, so they can share its memory.
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on using the device while this one captures.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        # Other threads may go on using the device while this one captures. Without a stream of its own PyTorch would take
+        # one that all captures of the process share, on the device of the first.
+        with _capturing, torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
             self._run(state)
         state.graph = graph
 
@@ -312,8 +314,8 @@ class _State:
     def __init__(self, sizes: _Sizes, schema, outputs: int, device: torch.device):
         self.sizes, self.graph, self.tables = sizes, None, None
         self.max_history, self.multi = schema.max_history, len(schema.multi_fields)
-        spare = 0 if sizes.one_user else max(-(-sizes.elements // max(1, self.max_history)) if schema.behavior else 0,
-                                             1 if self.multi else 0)
+        unused = sizes.elements - least_of(sizes.elements) if schema.behavior else 0  # by the smallest batch of the bucket
+        spare = 0 if sizes.one_user else max(-(-unused // max(1, self.max_history)), 1 if self.multi else 0)
         self.rows = sizes.rows + spare
         histories, bags = (2, 1) if sizes.one_user else (self.rows, self.rows)
         shapes = {"history_offsets": (histories + 1,) if schema.behavior else None,
@@ -355,6 +357,13 @@ def rounded_up(count: int) -> int:
         return 1 << max(0, count - 1).bit_length() if count else 0
     step = 1 << ((count - 1).bit_length() - 3)
     return -(-count // step) * step
+
+
+def least_of(bucket: int) -> int:
+    """The least count that is ``rounded_up`` to a bucket."""
+    if bucket <= 16:
+        return bucket // 2 + 1 if bucket else 0
+    return bucket - (1 << ((bucket - 1).bit_length() - 3)) + 1
 
 
 def _packed(shapes: dict[str, tuple | None], device: torch.device, pinned: bool = False) -> tuple[Tensor, dict]:

@@ -164,21 +164,23 @@ class Model(nn.Module):
                    about["embedding_dim"], backend=backend)
 
     def compile(self, device: str = "cpu", dtype: str = "float32", instruction_set: str | None = None,  # noqa: D417
-                fold_bytes: int | None = None):
+                fold_bytes: int | None = None, graphs: int | None = None):
         """A plan of the model as it is now, for inference: a ``Plan`` on the CPU, a ``GpuPlan`` on a GPU (see there for
-        what is raised; ``dtype``, ``instruction_set`` and ``fold_bytes`` are the CPU's).
+        what is raised; ``dtype``, ``instruction_set`` and ``fold_bytes`` are the CPU's, ``graphs`` the GPU's).
 
         ``torch.compile(model)`` is something else, and works as for any module."""
         from .plan import FOLD_BYTES, Plan
 
         if torch.device(device).type == "cuda":
-            from .gpu_plan import GpuPlan
+            from .gpu_plan import GRAPHS, GpuPlan
 
             if dtype != "float32" or instruction_set is not None or fold_bytes:
                 raise InputError("plans for GPUs are float32 and know neither instruction_set nor fold_bytes")
-            return GpuPlan(self, device)
+            return GpuPlan(self, device, GRAPHS if graphs is None else graphs)
         if device != "cpu":
             raise InputError(f"device {device!r}: there are plans for cpu and cuda only")
+        if graphs is not None:
+            raise InputError("plans for the CPU know no graphs")
         return Plan(self, dtype, instruction_set, FOLD_BYTES if fold_bytes is None else fold_bytes)
 
 

@@ -4,7 +4,8 @@ Peers are PyTorch on the reference operations: eager, ``torch.compile`` with max
 graphs, one for each input, so that no launch costs host time. Inputs lie on the device. Every row is checked against the
 fp64 reference on the same fp32-rounded weights and refused beyond 1e-4. Engines take turns; a call's device time is
 measured with events, its latency from the host with a synchronisation after each. The share of the limit compares with the
-rates of a float32 matrix product and of a copy, measured on the same card in the same run.
+rates of a float32 matrix product and of a copy, measured on the same card in the same run, as is what a launch costs the
+host. ``launched`` is the plan kernel by kernel, without graphs: what its graphs save.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from ..search.environment import describe
 from .cpu import BATCHES, TOLERANCE, build_model, largest_error
 from .suites import Case, cases, lengths
 
-ENGINES = ("plan", "eager", "compile", "graph")
+ENGINES = ("plan", "eager", "compile", "graph", "launched")
+PLANS = {"plan": None, "launched": 0}  # and their graphs
 BATCH_SIZES = (1, 16, 256, 1024, 4096, 16384, 65536)
 QUICK_SIZES = (256, 4096)
 KINDS = ("full", "ragged")
@@ -51,7 +53,7 @@ def run(suites: list[str] | None = None, names: list[str] | None = None, kinds: 
             if name not in known:
                 raise InputError(f"unknown {what} {name!r}; known: {', '.join(known)}")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    facts = {**_facts(), "gemm_gflops": gemm_rate() / 1e9, "copy_gb_s": copy_rate() / 1e9}
+    facts = {**_facts(), "gemm_gflops": gemm_rate() / 1e9, "copy_gb_s": copy_rate() / 1e9, **launch_costs()}
     rows = []
     chosen = cases(suites or (["alimama"] if quick else None), names or (["din", "mixed"] if quick and not suites else None))
     for case in chosen:
@@ -81,6 +83,34 @@ def copy_rate() -> float:
     source = torch.zeros(COPY_FLOATS, device="cuda")
     target = torch.empty_like(source)
     return 8 * COPY_FLOATS / statistics.median(_device_times(lambda: target.copy_(source), 10))
+
+
+def launch_costs() -> dict[str, float]:
+    """Microseconds of the host for one launch: of a Triton kernel, of an operation of PyTorch, of a graph of one kernel."""
+    from ..kernels import plan_inputs
+
+    ids, sizes = torch.zeros(1, 1, dtype=torch.int32, device="cuda"), torch.ones(1, dtype=torch.int32, device="cuda")
+    offsets, rows = torch.zeros(1, dtype=torch.int64, device="cuda"), torch.zeros(1, 1, dtype=torch.int64, device="cuda")
+    fault = torch.zeros(1, dtype=torch.int32, device="cuda")
+    launch = lambda: plan_inputs.field_rows(ids, sizes, offsets, rows, fault)
+    launch()
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.graph(graph, stream=side):
+        launch()
+    return {"triton_launch_us": _host_us(launch), "torch_launch_us": _host_us(fault.zero_), "graph_launch_us": _host_us(graph.replay)}
+
+
+def _host_us(call: Callable[[], object], calls: int = 200, rounds: int = 7) -> float:
+    """Median microseconds of the host for a call that nothing waits for; fewer calls than a queue of the device holds."""
+    taken = []
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(calls):
+            call()
+        taken.append((time.perf_counter() - began) / calls)
+    torch.cuda.synchronize()
+    return 1e6 * statistics.median(taken)
 
 
 def _device_times(call: Callable[[], object], count: int, warm: int = 2) -> list[float]:
@@ -121,7 +151,7 @@ def _measure(case: Case, model: Model, kind: str, size: int, engines: list[str],
             typical = statistics.median(pipelined[row["engine"]])
             row |= {"samples_per_s": size / typical, "device_ms": 1e3 * typical, **percentiles(waited[row["engine"]]),
                     "share_of_limit": least / typical}
-    peers = [row["samples_per_s"] for row in rows if row["engine"] != "plan" and row["samples_per_s"]]
+    peers = [row["samples_per_s"] for row in rows if row["engine"] not in PLANS and row["samples_per_s"]]
     for row in rows:
         if row["engine"] == "plan" and row["samples_per_s"] and peers:
             row["ratio"] = row["samples_per_s"] / max(peers)
@@ -131,7 +161,7 @@ def _measure(case: Case, model: Model, kind: str, size: int, engines: list[str],
 def _start(case: Case, model: Model, engine: str, kind: str, size: int,
            inputs: list[Batch]) -> tuple[dict, Callable[[], object] | None]:
     row = {"suite": case.suite, "case": case.name, "engine": engine,
-           "backend": {"plan": "triton", "compile": "inductor"}.get(engine, "reference"), "device": "cuda",
+           "backend": {"compile": "inductor", **dict.fromkeys(PLANS, "triton")}.get(engine, "reference"), "device": "cuda",
            "dtype": "float32", "threads": None, "lengths": kind if case.schema.num_behavior else "none", "batch": size,
            "samples_per_s": None, "device_ms": None, "p50_ms": None, "p99_ms": None, "max_abs_err": None,
            "share_of_limit": None, "seconds_to_first_result": None, "ratio": None, "refused": None}
@@ -147,7 +177,7 @@ def _start(case: Case, model: Model, engine: str, kind: str, size: int,
             next(turns)()
         torch.cuda.synchronize()
     except RuntimeError as error:  # of a peer: it cannot be compiled or captured; of all: out of memory
-        if engine == "plan" and not isinstance(error, torch.OutOfMemoryError):
+        if engine in PLANS and not isinstance(error, torch.OutOfMemoryError):
             raise
         return {**row, "refused": f"{engine} failed: {(str(error).strip() or repr(error)).splitlines()[0]}"}, None
     row["max_abs_err"] = error if error == error else None
@@ -158,8 +188,8 @@ def _start(case: Case, model: Model, engine: str, kind: str, size: int,
 
 def _calls(model: Model, engine: str, inputs: list[Batch]) -> Iterator[Callable[[], torch.Tensor]]:
     """For ever, what computes the model's output of each input in turn; the first is that of the first input."""
-    if engine == "plan":
-        plan = model.compile(device="cuda")
+    if engine in PLANS:
+        plan = model.compile(device="cuda", graphs=PLANS[engine])
         ready = [lambda batch=batch: plan(batch) for batch in inputs]
     else:
         plain = copy.copy(model)  # shares the weights

@@ -7,9 +7,12 @@ gfx942, whose assembly states it.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
+import hashlib
 import importlib
+import inspect
 import os
 import pkgutil
 import re
@@ -40,7 +43,7 @@ def load_kernels() -> dict:
     return KERNELS
 
 
-def run(architectures: list[str] | None = None, only: str | None = None) -> Iterator[dict]:
+def run(architectures: list[str] | None = None, only: str | None = None, aligned: bool = False) -> Iterator[dict]:
     """The rows of :func:`compile_rows` with versions; ``InputError`` for an architecture that is not known, or where
     kernels are interpreted and not compiled."""
     import triton
@@ -54,7 +57,7 @@ def run(architectures: list[str] | None = None, only: str | None = None) -> Iter
     if interpreting():
         raise InputError("TRITON_INTERPRET is set, so kernels are interpreted and cannot be compiled")
     about = describe("cpu")
-    for row in compile_rows(architectures or ARCHITECTURES, only):
+    for row in compile_rows(architectures or ARCHITECTURES, only, aligned=aligned):
         yield {**row, "versions": {"triton": triton.__version__}, **{name: about[name] for name in ("git", "date")}}
 
 
@@ -93,23 +96,50 @@ def table(rows: list[dict]) -> list[str]:
 
 
 def compile_rows(architectures=ARCHITECTURES, only: str | None = None, first: bool = False,
-                 ones: bool = False) -> Iterator[dict]:
-    """A row for each kernel, specimen (or the first one) and architecture; with ``ones`` as of tensors whose strides are
-    all 1, which Triton makes constants of."""
+                 ones: bool = False, aligned: bool = False) -> Iterator[dict]:
+    """A row for each kernel, specimen (or the first one) and architecture; with ``aligned`` as of tensors whose strides are
+    multiples of 16, for which Triton compiles other binaries with wider loads; with ``ones`` of strides that are all 1, which
+    it makes constants of."""
     for name, kernel in sorted(load_kernels().items()):
         if only and only not in name:
             continue
+        source = source_of(kernel)
         for specimen in kernel.specimens[:1] if first else kernel.specimens:
             if ones:
                 strides = dict.fromkeys(kernel.strides, 1)
                 specimen = dataclasses.replace(specimen, constants={**strides, **specimen.constants})
             for arch in architectures:
-                yield {"kernel": name, "direction": kernel.direction, "specimen": specimen.label, "arch": arch,
-                       **compile_one(kernel, kernel.configs[0], specimen, arch)}
+                yield {"kernel": name, "direction": kernel.direction, "source": source, "specimen": specimen.label, "arch": arch,
+                       "aligned": aligned, **compile_one(kernel, kernel.configs[0], specimen, arch, aligned)}
 
 
-def compile_one(kernel, config, specimen, arch: str) -> dict:
-    """Registers a thread, bytes spilt (local memory) a thread, shared bytes a block, and occupancy."""
+def source_of(kernel) -> str:
+    """Names the code of a kernel's module and of the others in its folder that it imports (but ``_launch``, which compiles
+    nothing), without docstrings and lines of comment: a row of other code is out of date."""
+    folder, wanted, known = Path(inspect.getfile(kernel.function.fn)).parent, [kernel.function.fn.__module__.rpartition(".")[2]], {}
+    while wanted:
+        name = wanted.pop()
+        if name not in known and name != "_launch" and (folder / f"{name}.py").exists():
+            known[name], imported = code_of((folder / f"{name}.py").read_text(encoding="utf-8"))
+            wanted += imported
+    return hashlib.sha256(repr(sorted(known.items())).encode()).hexdigest()[:12]
+
+
+def code_of(text: str) -> tuple[list[str], list[str]]:
+    """A module's lines of code, and the modules beside it that it imports from."""
+    left_out, imported = set(), []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            imported += [node.module] if node.module else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node, clean=False) is not None:
+            left_out.update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return [line for number, line in enumerate(text.splitlines(), start=1)
+            if number not in left_out and line.strip() and not line.strip().startswith("#")], imported
+
+
+def compile_one(kernel, config, specimen, arch: str, aligned: bool = False) -> dict:
+    """Registers a thread, bytes spilt (local memory) a thread, shared bytes a block, and occupancy; ``aligned``: of strides
+    that are multiples of 16."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -117,9 +147,10 @@ def compile_one(kernel, config, specimen, arch: str) -> dict:
     function = kernel.function
     signature = {name: "constexpr" if name in constants else kernel.signature[name] for name in function.arg_names}
     # As at a launch: tensors from PyTorch begin at multiples of 16 bytes.
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names)
-               if signature[name].startswith("*")}
-    source = ASTSource(function, signature, constexprs=constants, attrs=aligned)
+    multiples = set(kernel.strides) - set(specimen.constants) if aligned else set()
+    attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names)
+                  if signature[name].startswith("*") or name in multiples}
+    source = ASTSource(function, signature, constexprs=constants, attrs=attributes)
     amd = arch.startswith("gfx")
     target = GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
     options = {name: value for name, value in config.options.items() if not (amd and name == "maxnreg")}
@@ -183,8 +214,9 @@ def main() -> None:
     parser.add_argument("--only", help="kernels with this in their name")
     parser.add_argument("--first", action="store_true", help="one specimen of each kernel")
     parser.add_argument("--ones", action="store_true", help="strides are 1")
+    parser.add_argument("--aligned", action="store_true", help="strides are multiples of 16")
     args = parser.parse_args()
-    for row in compile_rows(args.arch.split(","), args.only, args.first, args.ones):
+    for row in compile_rows(args.arch.split(","), args.only, args.first, args.ones, args.aligned):
         print(json.dumps(row), flush=True)
 
 

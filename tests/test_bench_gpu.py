@@ -37,7 +37,8 @@ def card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(af.Batch, "to", lambda batch, device: batch)
     monkeypatch.setattr(af.Model, "cuda", lambda model: model)
-    monkeypatch.setattr(af.Model, "compile", lambda model, device: GpuPlan(model, "cpu"))
+    monkeypatch.setattr(af.Model, "compile", lambda model, device, graphs: GpuPlan(model, "cpu"))
+    monkeypatch.setattr(gpu, "launch_costs", dict)
 
 
 def test_rows_and_summary(card, monkeypatch):
@@ -46,10 +47,11 @@ def test_rows_and_summary(card, monkeypatch):
 
     monkeypatch.setattr(gpu, "_captured", captured)
     told = []
-    rows = gpu.run(["alimama"], ["pool"], ["ragged"], [2], ["plan", "eager", "graph"], quick=True, on_row=told.append)
-    assert rows == told and [row["engine"] for row in rows] == ["plan", "eager", "graph"]
-    plan, eager, graph = rows
-    for row in (plan, eager):
+    rows = gpu.run(["alimama"], ["pool"], ["ragged"], [2], ["plan", "eager", "graph", "launched"], quick=True, on_row=told.append)
+    assert rows == told and [row["engine"] for row in rows] == ["plan", "eager", "graph", "launched"]
+    plan, eager, graph, launched = rows
+    assert launched["backend"] == plan["backend"] == "triton" and launched["ratio"] is None
+    for row in (plan, eager, launched):
         assert row["refused"] is None and row["samples_per_s"] > 0 and row["max_abs_err"] < 1e-5
         assert row["p50_ms"] > 0 and 0 < row["share_of_limit"] and row["seconds_to_first_result"] > 0
     assert plan["ratio"] == pytest.approx(plan["samples_per_s"] / eager["samples_per_s"]) and eager["ratio"] is None
@@ -59,7 +61,7 @@ def test_rows_and_summary(card, monkeypatch):
 
 
 def test_a_plan_that_fails_is_no_refusal(card, monkeypatch):
-    def compiled(model, device):
+    def compiled(model, device, graphs):
         raise RuntimeError("no")
 
     monkeypatch.setattr(af.Model, "compile", compiled)

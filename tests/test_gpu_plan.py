@@ -7,7 +7,7 @@ import torch
 
 import ameir_fast as af
 from ameir_fast import gpu_plan
-from ameir_fast.gpu_plan import GpuPlan, rounded_up
+from ameir_fast.gpu_plan import GpuPlan, least_of, rounded_up
 from ameir_fast.kernels._launch import interpreting
 from tests.helpers import make_schema, random_batch
 from tests.test_plan import arch_of, pair
@@ -181,6 +181,23 @@ def test_buckets(count):
     up = rounded_up(count)
     assert count <= up <= max(2 * count, 1.25 * count) and (count <= 16 or up <= 1.25 * count + 1)
     assert rounded_up(up) == up
+    least = least_of(up)
+    assert rounded_up(least) == up and (least == 0 or rounded_up(least - 1) < least)
+
+
+def test_no_more_spare_rows_than_a_batch_can_leave_elements():
+    """Every row is computed, spare ones too."""
+    schema = make_schema(fields=4, behavior=2, max_history=4, seed=3)
+    model, twin = pair(schema, arch_of("conv3", "target_attn"), 4)
+    plan = GpuPlan(model, DEVICE)
+    for total in (33, 40, 41, 48, 64):  # the least and the most of a bucket, in a batch that fills its rows
+        lengths = [4] * (total // 4) + ([total % 4] if total % 4 else [])
+        batch = random_batch(schema, 16, total, lengths=lengths + [0] * (16 - len(lengths)))
+        assert_near(plan(batch), exact(twin, batch))
+    found = {state.sizes.elements: state.rows - 16 for state in plan._states.values()}
+    assert found == {40: 2, 48: 2, 64: 2}
+    full = rounded_up(4096 * 50)
+    assert -(-(full - least_of(full)) // 50) == 656  # as docs/gpu.md says
 
 
 @pytest.mark.gpu
@@ -222,7 +239,11 @@ def test_a_device_that_is_not_the_current_one():
     model, twin = pair(schema, arch_of("conv3"), 4)
     batch = random_batch(schema, 7, 1)
     for graphs in (0, 4):
-        assert_near(GpuPlan(model, "cuda:1", graphs)(batch), exact(twin, batch))
+        first, second = GpuPlan(model, "cuda:0", graphs), GpuPlan(model, "cuda:1", graphs)
+        for seed in (1, 2, 3):  # the later ones replay what the first one captured
+            batch = random_batch(schema, 7, seed, lengths=[6, 0, 3, 1, 6, 2, 5])
+            for plan in (first, second):
+                assert_near(plan(batch), exact(twin, batch))
     assert_near(model.to("cuda:1")(batch.to("cuda:1")).cpu(), exact(twin, batch))
 
 

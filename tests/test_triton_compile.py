@@ -36,7 +36,7 @@ def check(rows: list[dict]) -> None:
     assert {row["kernel"] for row in rows} == set(kernels) == launched_kernels()
     for row in rows:
         arch = row["arch"]
-        what = f"{row['kernel']} ({row['specimen']}, {arch})"
+        what = f"{row['kernel']} ({row['specimen']}, {arch}{', strides of 16' if row['aligned'] else ''})"
         if arch.startswith("gfx"):
             continue  # compiled; the configurations are chosen for the others
         assert row["spills"] == 0, f"{what} spills {row['spills']} bytes a thread"
@@ -86,10 +86,25 @@ def test_only_strides_are_compiled_for():
 def test_the_stored_table_has_every_specimen_of_every_kernel():
     rows = [json.loads(line) for line in STORED.read_text(encoding="utf-8").splitlines()]
     check(rows)
-    assert {(row["kernel"], row["specimen"], row["arch"]) for row in rows} == {
+    assert {(row["kernel"], row["specimen"], row["arch"]) for row in rows if not row["aligned"]} == {
         (name, specimen.label, arch) for name, kernel in bench.load_kernels().items() for specimen in kernel.specimens
         for arch in bench.ARCHITECTURES}, "run make bench-kernels"
+    current = {name: bench.source_of(kernel) for name, kernel in bench.load_kernels().items()}
+    assert {row["kernel"] for row in rows if row["source"] != current[row["kernel"]]} == set(), "of other code: run make bench-kernels"
     assert "\n".join(bench.table(rows)) in (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+
+
+def test_what_of_a_module_is_code():
+    text = '"""Of a module."""\nfrom ._a import x\nfrom . import _b\nimport os\n\n# why\ndef f():\n    """Of f,\n    two lines."""\n    return x  # beside\n'
+    lines, imported = bench.code_of(text)
+    assert lines == ["from ._a import x", "from . import _b", "import os", "def f():", "    return x  # beside"]
+    assert imported == ["_a", "_b"]
+    assert bench.code_of(text.replace("two lines", "no more").replace("why", "how")) == (lines, imported)
+
+
+def test_strides_of_sixteen_make_other_binaries():
+    rows = compiled("--arch", "sm_90", "--first", "--aligned", "--only", "norm_backward")
+    assert [row["aligned"] for row in rows] == [True] and rows[0]["spills"] == 0
 
 
 def test_kernels_have_few_configurations_and_the_first_is_the_default():

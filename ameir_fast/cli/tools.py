@@ -366,7 +366,7 @@ def bench_gpu(
         str | None, typer.Option("--batch", metavar="N,…", help="Rows of a batch. Default: 1 to 65,536.")
     ] = None,
     engines: Annotated[
-        str | None, typer.Option("--engines", metavar="E,…", help="plan, eager, compile (max-autotune), graph (eager in CUDA graphs).")
+        str | None, typer.Option("--engines", metavar="E,…", help="plan, eager, compile (max-autotune), graph (eager in CUDA graphs), launched (the plan without graphs).")
     ] = None,
     quick: Quick = False,
     json_file: JsonFile = None,
@@ -374,7 +374,8 @@ def bench_gpu(
     """Throughput and latency of whole models on a GPU, and of a supernet's training.
 
     Outputs are compared with an fp64 reference on the same weights, and a row is refused beyond 1e-4. --json writes one
-    object a line.
+    object a line, each row as soon as it is measured. compile makes kernels anew for each case and batch, which takes most
+    of the time: --engines plan,eager,graph goes without.
 
     \b
     ameir-fast bench gpu --quick
@@ -382,8 +383,16 @@ def bench_gpu(
     """
     check_json_file(json_file)
     suite_module = bench_module("gpu")
+    measured: list[dict] = []
+
+    def told(row: dict) -> None:
+        measured.append(row)
+        say(json_file, suite_module.line(row))
+        if json_file != "-":
+            write_rows(json_file, measured)  # a run of hours that fails or is stopped keeps what it has
+
     rows = suite_module.run(listed(suite), listed(names), listed(kinds), whole_numbers("--batch", batch) if batch else None,
-                            listed(engines), quick, on_row=lambda row: say(json_file, suite_module.line(row)))
+                            listed(engines), quick, on_row=told)
     for line in suite_module.summary(rows):
         say(json_file, line)
     write_rows(json_file, rows)
@@ -398,6 +407,9 @@ def bench_kernels(
         str, typer.Option("--arch", metavar="A,…", help="sm_80, sm_90, sm_100, gfx942.")
     ] = "sm_80,sm_90,sm_100,gfx942",
     only: Annotated[str | None, typer.Option("--only", metavar="PART", help="Kernels with this in their name.")] = None,
+    aligned: Annotated[
+        bool, typer.Option("--aligned", help="As of strides that are multiples of 16, for which Triton makes other binaries.")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """The Triton kernels: registers, spills, shared memory and occupancy of each, from its machine code.
@@ -413,7 +425,7 @@ def bench_kernels(
         raise InputError("bench kernels: only --compile-only can be asked for; `ameir-fast bench gpu` measures on a GPU")
     suite_module = bench_module("kernels")
     rows = []
-    for row in suite_module.run(listed(arch), only):
+    for row in suite_module.run(listed(arch), only, aligned):
         rows.append(row)
         say(json_file, suite_module.line(row))
     for line in suite_module.summary(rows):
