@@ -227,8 +227,8 @@ def test_a_split_by_files(tmp_path):
 @pytest.mark.parametrize(
     ("meaning", "options", "message"),
     [
-        (Meaning(), {}, "either a label column or a threshold"),
-        (Meaning(label="rating", threshold=("rating", 4)), {}, "either a label column or a threshold"),
+        (Meaning(), {}, "needs a label column .--label. or a threshold on one"),
+        (Meaning(label="rating", threshold=("rating", 4)), {}, "needs a label column .--label. or a threshold on one"),
         (RATED, {"retrieval": True}, "belongs to the ctr task"),
         (Meaning(label="rating"), {}, "shop.inter: line 2: column 'rating' is .*, a label that is neither 0 nor 1"),
         (Meaning(label="stars"), {}, "shop.inter: there is no column 'stars' for the label; it has user_id, item_id"),

@@ -50,8 +50,9 @@ class Columns:
         found = {}
         for field in self.plan.fields:
             if field.kind == "categorical":
-                ids = np.load(self.writer.directory / "columns" / f"field.{file_name(field.name)}.npy", mmap_mode="r")[first:last]
-                found[field.name] = (len(ids) - np.count_nonzero(ids)) / len(ids) if len(ids) else None
+                column = ArrayFile.open(self.writer.directory / "columns" / f"field.{file_name(field.name)}.npy")
+                known = sum(np.count_nonzero(column.read(first + b.start, first + b.stop)) for b in blocks(last - first))
+                found[field.name] = (last - first - known) / (last - first) if last > first else None
         return found
 
     def __len__(self) -> int:
