@@ -67,7 +67,7 @@ def test_a_whole_search(tmp_path):
     raw = tiny.write_raw(tmp_path / "raw", users=9, items=12, ratings=50)
     prepare_movielens(raw, tmp_path / "data", max_history=4)
     data = Dataset.open(tmp_path / "data")
-    config = tiny.CONFIG.changed(backend="triton", blocks=2, batch_size=20, warmup_epochs=0.5, behavior_epochs=0.5, behavior_children=2,
+    config = tiny.CONFIG.changed(backend="triton", blocks=1, batch_size=20, warmup_epochs=0.5, behavior_epochs=0.5, behavior_children=2,
                                  paths_per_step=1, interaction_warmup_epochs=0.5, cycles=1, updates_per_interaction=1,
                                  interactions_per_step=32, mlp_epochs=0.5, mlp_children=2, epochs=0.5, evaluate_every=0.5,
                                  finalists=2, race_epochs=(0.5,), mlp_finalists=2, mlp_race_epochs=(0.5,), top_k=1,
