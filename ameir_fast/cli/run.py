@@ -448,7 +448,7 @@ def show_results(json_file: str | None, metrics: dict, write: Callable[..., None
     names = summary.metric_names(metrics)
     order = summary.ordered_variants(metrics)
     strong = [name in summary.FOUND for name in order]
-    versus = any(" vs " in f" {column} " for column in summary.table_header(metrics))
+    versus = any(column.startswith("vs ") for column in summary.table_header(metrics))
     write(
         json_file,
         "results on the test split",
