@@ -1,8 +1,8 @@
 """Ahead-of-time compilation of every kernel, without a GPU: registers, spills, shared memory and occupancy from the binary.
 
 ``ameir-fast bench kernels --compile-only`` compiles each kernel's default configuration at each of its specimens for
-NVIDIA's sm_80, sm_90 and sm_100 and reads the resource usage out of the machine code with ``cuobjdump``; and for AMD's
-gfx942, whose assembly states it.
+NVIDIA's sm_80, sm_90 and sm_100, for any strides and for such that are multiples of 16, and reads the resource usage out
+of the machine code with ``cuobjdump``; and for AMD's gfx942, whose assembly states it, for any strides.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import functools
 import hashlib
 import importlib
 import inspect
+import itertools
 import os
 import pkgutil
 import re
@@ -43,8 +44,9 @@ def load_kernels() -> dict:
     return KERNELS
 
 
-def run(architectures: list[str] | None = None, only: str | None = None, aligned: bool = False) -> Iterator[dict]:
-    """The rows of :func:`compile_rows` with versions; ``InputError`` for an architecture that is not known, or where
+def run(architectures: list[str] | None = None, only: str | None = None, aligned: bool | None = None) -> Iterator[dict]:
+    """The rows of :func:`compile_rows` with versions, for any strides, for multiples of 16 (``aligned``), or both (``None``; not of
+    AMD's); ``InputError`` for an architecture that is not known, or where
     kernels are interpreted and not compiled."""
     import triton
 
@@ -57,12 +59,16 @@ def run(architectures: list[str] | None = None, only: str | None = None, aligned
     if interpreting():
         raise InputError("TRITON_INTERPRET is set, so kernels are interpreted and cannot be compiled")
     about = describe("cpu")
-    for row in compile_rows(architectures or ARCHITECTURES, only, aligned=aligned):
+    architectures = architectures or ARCHITECTURES
+    rows = [] if aligned else [compile_rows(architectures, only)]
+    if aligned or aligned is None:
+        rows.append(compile_rows([a for a in architectures if aligned or not a.startswith("gfx")], only, aligned=True))
+    for row in itertools.chain(*rows):
         yield {**row, "versions": {"triton": triton.__version__}, **{name: about[name] for name in ("git", "date")}}
 
 
 def line(row: dict) -> str:
-    return (f"{row['kernel']:<34} {row['specimen']:<26} {row['arch']:<7} {row['registers']:>3} registers  {row['spills']:>3} spilt  "
+    return (f"{row['kernel']:<34} {row['specimen']:<26} {row['arch']:<7} {'×16' if row['aligned'] else '   '} {row['registers']:>3} registers  {row['spills']:>3} spilt  "
             f"{row['shared_bytes']:>6} B shared  {100 * row['occupancy']:>3.0f}% of threads resident")
 
 
@@ -110,7 +116,7 @@ def compile_rows(architectures=ARCHITECTURES, only: str | None = None, first: bo
                 specimen = dataclasses.replace(specimen, constants={**strides, **specimen.constants})
             for arch in architectures:
                 yield {"kernel": name, "direction": kernel.direction, "source": source, "specimen": specimen.label, "arch": arch,
-                       "aligned": aligned, **compile_one(kernel, kernel.configs[0], specimen, arch, aligned)}
+                       "aligned": aligned, **compile_one(kernel, kernel.default_config(specimen.constants), specimen, arch, aligned)}
 
 
 def source_of(kernel) -> str:

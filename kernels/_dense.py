@@ -155,7 +155,7 @@ LINEAR = Kernel(
     {**dict.fromkeys(("out", "x", "weight", "bias", "other", "alpha", "mean", "variance"), "*fp32"),
      **dict.fromkeys(("rows", "width", "outputs", "out_row", "x_row", "x_column", "weight_row", "weight_column",
                       "other_row", "other_column"), "i32")},
-    [Config(BLOCK_B=64, BLOCK_C=16, num_warps=8), Config(BLOCK_B=32, BLOCK_C=16), Config(BLOCK_B=64, BLOCK_C=16),
+    [Config(BLOCK_B=64, BLOCK_C=16, num_warps=8, maxnreg=128), Config(BLOCK_B=32, BLOCK_C=16), Config(BLOCK_B=64, BLOCK_C=16),
      Config(BLOCK_B=128, BLOCK_C=16, num_warps=8), Config(BLOCK_B=64, BLOCK_C=32, num_warps=8, num_stages=3),
      Config(BLOCK_B=16, BLOCK_C=32)],
     [Specimen("relu to relu", {**_CONTIGUOUS, **_NO_DICE, **_WIDE, "other": None, "weight_column": 1, "IN": 1,

@@ -92,7 +92,7 @@ BAG_MEANS = Kernel(
     bag_means_kernel, "forward",
     {"pooled": "*fp32", "embedding": "*fp32", "bag_rows": "*i64", "bag_offsets": "*i64", "bags": "i32",
      "bag_stride": "i32", "embedding_row": "i32", "embedding_column": "i32"},
-    [Config(BLOCK_B=32), Config(BLOCK_B=8), Config(BLOCK_B=128)],
+    [Config(BLOCK_B=32, maxnreg=128), Config(BLOCK_B=8), Config(BLOCK_B=128)],
     [Specimen(f"K{k}", {"bag_stride": 1, "embedding_column": 1, "K": k, "BLOCK_K": k}) for k in (4, 16, 64, 128)])
 
 

@@ -199,25 +199,25 @@ _NUMBERS = dict.fromkeys(("part_rows", "x_row", "x_col", "w0_row", "w0_col", "w1
                           "gradient_col"), "i32") | {"n": "i64"}
 SIGNATURE = _POINTERS | _NUMBERS
 _EXACT = {"PRECISION": "ieee"}
-_SMALL = {"alimama": 8, "D32": 32, "beauty": 64}  # widths of the histories
+_WIDTHS = {"alimama": 8, "D32": 32, "beauty": 64, "D128": 128, "D256": 256}  # of the histories
 
 
 def _forwards() -> list[Specimen]:
     for_gru = [Specimen(f"{label} gates", {"OUT": 3 * d // 2, "IN": d, "SEGMENTS": 2, "SEGMENT": 2 * d, "HAS_NORM": True,
                                            "END": PLAIN, "HAS_BIAS": True, "ACTIVATION": 0, "other": None, **_EXACT})
-               for label, d in _SMALL.items()]
+               for label, d in _WIDTHS.items()]
     one = {"weight1": None, "bias1": None, "SEGMENTS": 1, "SEGMENT": 0, "HAS_BIAS": True, **_EXACT}
     for_heads = [Specimen(f"{label} qkv", {"OUT": 3 * d, "IN": d, "HAS_NORM": True, "END": PLAIN, "ACTIVATION": 0,
-                                           "other": None, **one}) for label, d in _SMALL.items()]
+                                           "other": None, **one}) for label, d in _WIDTHS.items()]
     ends = [Specimen(f"{label} {what}", {"OUT": d, "IN": d, "HAS_NORM": False, "END": end, "ACTIVATION": CODES["gelu"],
                                          "norm_weight": None, "norm_bias": None, "statistics": None, **one})
-            for label, d in _SMALL.items() for what, end in (("end", RESIDUAL), ("slope", SLOPE))]
+            for label, d in _WIDTHS.items() for what, end in (("end", RESIDUAL), ("slope", SLOPE))]
     return for_gru + for_heads + ends
 
 
 def _weight_gradients() -> list[Specimen]:
     bare = {"norm_weight": None, "norm_bias": None, "statistics": None, "HAS_NORM": False, "PRECISION": "ieee"}
-    return [s for label, d in _SMALL.items() for s in (
+    return [s for label, d in _WIDTHS.items() for s in (
         Specimen(f"{label} input", {"OUT": 3 * d, "IN": d, "GATE": 0, "DY_SEGMENT": 0, "X_SEGMENT": 0, "PLACE_SEGMENT": 0,
                                     "HAS_NORM": True, "PRECISION": "ieee"}),
         Specimen(f"{label} recurrent", {"OUT": 3 * d // 2, "IN": d // 2, "GATE": d // 2, "DY_SEGMENT": 2 * d,
@@ -225,7 +225,7 @@ def _weight_gradients() -> list[Specimen]:
 
 
 def _input_gradients() -> list[Specimen]:
-    return [s for label, d in _SMALL.items() for s in (
+    return [s for label, d in _WIDTHS.items() for s in (
         Specimen(f"{label} gates", {"OUT": 3 * d // 2, "IN": d, "SEGMENTS": 2, "DY_SEGMENT": 2 * d, "HAS_NORM": True,
                                     "HAS_GRADIENT": True, "WIDTH": padded(d, 16), **_EXACT}),
         Specimen(f"{label} qkv", {"OUT": 3 * d, "IN": d, "SEGMENTS": 1, "DY_SEGMENT": 0, "HAS_NORM": True, "weight1": None,
@@ -237,17 +237,22 @@ def _named(function, types: dict) -> dict[str, str]:
 
 
 _linear = Kernel(flat_linear_kernel, "forward", _named(flat_linear_kernel, SIGNATURE), (
-    Config(4, 1, BLOCK_M=64, BLOCK_N=32, BLOCK_K=16), Config(4, 1, BLOCK_M=32, BLOCK_N=32, BLOCK_K=16),
-    Config(4, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=16), Config(8, 2, BLOCK_M=128, BLOCK_N=64, BLOCK_K=16)), _forwards(),
-    occupancy=0.1875)
+    Config(4, 1, BLOCK_M=64, BLOCK_N=32, BLOCK_K=16), Config(4, 1, 128, BLOCK_M=64, BLOCK_N=32, BLOCK_K=16),
+    Config(4, 1, BLOCK_M=32, BLOCK_N=32, BLOCK_K=16), Config(4, 2, BLOCK_M=64, BLOCK_N=64, BLOCK_K=16),
+    Config(8, 2, BLOCK_M=128, BLOCK_N=64, BLOCK_K=16)), _forwards(),
+    # Narrow histories, whose loops are unrolled, take more registers; of wider ones the assembler spills for one more block.
+    occupancy=0.1875, default=lambda arguments: 1 if arguments["IN"] >= 32 else 0)
 _weight_gradient = Kernel(
     flat_weight_gradient_kernel, "backward", _named(flat_weight_gradient_kernel, SIGNATURE), (
         Config(4, 1, BLOCK_O=32, BLOCK_D=32, BLOCK_R=32), Config(4, 2, BLOCK_O=32, BLOCK_D=32, BLOCK_R=16),
         Config(4, 2, BLOCK_O=64, BLOCK_D=64, BLOCK_R=16)), _weight_gradients())
 _input_gradient = Kernel(
     flat_input_gradient_kernel, "backward", _named(flat_input_gradient_kernel, SIGNATURE), (
-        Config(4, 1, BLOCK_M=32, BLOCK_O=16), Config(4, 1, BLOCK_M=16, BLOCK_O=16), Config(8, 2, BLOCK_M=64, BLOCK_O=16)),
-    _input_gradients(), occupancy=0.1875)
+        Config(4, 1, BLOCK_M=32, BLOCK_O=16), Config(16, 1, BLOCK_M=16, BLOCK_O=16), Config(4, 1, BLOCK_M=16, BLOCK_O=16),
+        Config(8, 2, BLOCK_M=64, BLOCK_O=16)),
+    _input_gradients(), occupancy=0.1875,
+    # Whole rows of 32 elements that are wider have no room in four warps' registers.
+    default=lambda arguments: 1 if arguments["IN"] > 64 else 0)
 
 
 def vectors(tensors: list[Tensor]) -> list[Tensor]:
@@ -315,7 +320,7 @@ def input_gradient(dy: Tensor, weights: list[Tensor], gradient: Tensor | None, x
     w0, w1 = _pair(weights)
     (w0_row, w0_col), (w1_row, w1_col), (g_row, g_col) = strides(w0), strides(w1), strides(gradient)
     # As many programs as the default configuration has tiles, so that each has a row of partial sums.
-    programs = min(NORM_PARTS, triton.cdiv(n, _input_gradient.configs[0].blocks["BLOCK_M"]))
+    programs = min(NORM_PARTS, triton.cdiv(n, _input_gradient.default_config({"IN": inputs}).blocks["BLOCK_M"]))
     partials = shares(programs, 2, inputs, like=x) if norm else None
     _input_gradient(lambda blocks: (programs,), bucket(n, outputs, inputs), dy=dy, weight0=w0, weight1=w1,
                     gradient=gradient, x=x, norm_weight=norm[0] if norm else None, dx=dx, partials=partials, n=n,

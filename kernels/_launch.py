@@ -87,11 +87,12 @@ class Kernel:
         function: the ``@triton.jit`` function.
         direction: ``"forward"`` or ``"backward"`` (an optimizer's step is ``"update"``).
         signature: type of each argument that is no constexpr, in Triton's terms (``"*fp32"``, ``"*i64"``, ``"i32"``).
-        configs: the default first, at most :data:`MAX_CONFIGS`.
+        configs: the default first (but see ``default``), at most :data:`MAX_CONFIGS`.
         specimens: what is compiled ahead of time.
         accumulates: arguments that a launch adds to; tuning works on copies of them.
         occupancy: share of a multiprocessor's threads below which registers and shared memory of the default may not
             push it (a test compares).
+        default: which configuration is the default for such arguments, where it is not always the first.
     """
 
     function: Callable
@@ -101,6 +102,7 @@ class Kernel:
     specimens: Sequence[Specimen]
     accumulates: Sequence[str] = ()
     occupancy: float = 0.25
+    default: Callable[[Mapping[str, object]], int] = lambda arguments: 0
     _tuned: dict = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
@@ -120,10 +122,14 @@ class Kernel:
             if parameter.name in numbers and parameter.name not in self.strides:
                 parameter.do_not_specialize = True
 
+    def default_config(self, arguments: Mapping[str, object]) -> Config:
+        """What a launch with these arguments takes unless it is tuned."""
+        return self.configs[self.default(arguments)]
+
     def __call__(self, grid: Callable[[Mapping[str, int]], tuple[int, ...]], bucket: tuple = (), **arguments) -> None:
         """Launches over ``grid(blocks)``; shapes in one ``bucket`` share a tuned configuration. A grid with a zero in
         it launches nothing."""
-        config = self.configs[0]
+        config = self.default_config(arguments)
         if len(self.configs) > 1 and autotuning() and not interpreting() and not is_recording():
             if bucket not in self._tuned:
                 self._tuned[bucket] = self._measure(grid, arguments)

@@ -127,10 +127,12 @@ INTERACTIONS_WEIGHT = Kernel(
     interactions_weight_kernel, "backward",
     {**dict.fromkeys(("partial", "bias_partial", "dz"), "*fp32"), **LOOKUP_SIGNATURE,
      **dict.fromkeys(("samples", "share", "outputs", "columns", "partial_row", "dz_row", "dz_column"), "i32")},
-    [Config(BLOCK_B=16, BLOCK_C=64, num_warps=8), Config(BLOCK_B=32, BLOCK_C=64, num_warps=8),
-     Config(BLOCK_B=32, BLOCK_C=32), Config(BLOCK_B=16, BLOCK_C=32)],
+    [Config(BLOCK_B=16, BLOCK_C=64, num_warps=8), Config(BLOCK_B=16, BLOCK_C=32, num_warps=8, maxnreg=80),
+     Config(BLOCK_B=32, BLOCK_C=64, num_warps=8), Config(BLOCK_B=32, BLOCK_C=32), Config(BLOCK_B=16, BLOCK_C=32)],
     [Specimen(name, {**lookup_constants(k, *multi), "PRECISION": "ieee", "BLOCK_N": 64, "dz_column": 1})
-     for name, (k, _, *multi) in _SHAPES.items()])
+     for name, (k, _, *multi) in _SHAPES.items()],
+    # Bags take registers of their own: the wide tile would spill, or leave room for one block.
+    default=lambda arguments: 1 if arguments["MULTI"] else 0)
 
 
 def _arguments(embedding: Tensor, rows: Tensor, pooled: Tensor | None, plan: Plan, weight: Tensor) -> dict:

@@ -309,6 +309,24 @@ def test_prepared_data_in_use(refused, place, tmp_path):  # noqa: F811
     refused("prepare", "movielens", "--input", place / "raw", "--output", tmp_path / "used", says="in use")
 
 
+def test_only_prepared_data_is_overwritten(refused, capsys, tmp_path):  # noqa: F811
+    """Neither a directory of other things nor one that is read from."""
+    arguments = write_table(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("keep")
+    refused(*arguments[:-1], tmp_path / "mine", "--overwrite", says="mine is in use (not empty) and has no dataset.json")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "keep"
+    output = Path(arguments[-1])
+    assert call(*arguments) == 0
+    capsys.readouterr()
+    (output / "more.csv").write_bytes((tmp_path / "table.csv").read_bytes())
+    refused(*arguments, "--overwrite", "--input", output / "more.csv", says="more.csv: lies in the output directory")
+    refused(*arguments, "--overwrite", "--like", output, says="lies in the output directory")
+    assert (output / "more.csv").exists()
+    (output / "more.csv").unlink()
+    assert call(*arguments, "--overwrite") == 0
+
+
 def test_nothing_is_downloaded_for_an_output_in_use(refused, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr("ameir_fast.data.fetch_movielens", lambda *_, **__: pytest.fail("downloaded"))
     (tmp_path / "used").mkdir()

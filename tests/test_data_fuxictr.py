@@ -130,12 +130,22 @@ def test_one_file_is_parted_in_its_order(tmp_path):
 
 
 def test_the_same_file_for_two_splits_is_refused(tmp_path):
-    """Its rows would be in both; FuxiCTR's own configurations name three files."""
+    """Its rows would be in training and in another split."""
     write(tmp_path / "tiny")
-    for old, new in (("test_data: data/test.csv", "test_data: data/valid.csv"), ("valid_data: data/valid.csv", "valid_data: data/train.csv")):
+    for old, new in (("test_data: data/test.csv", "test_data: data/train.csv"), ("valid_data: data/valid.csv", "valid_data: data/train.csv")):
         (tmp_path / "tiny" / "dataset_config.yaml").write_text(CONFIG.replace(old, new))
         with pytest.raises(InputError, match=rf"{new.split('/')[-1]}: is given twice"):
             prepare_fuxictr(tmp_path / "tiny", tmp_path / "out", dataset_id="tiny", root=tmp_path / "tiny")
+
+
+def test_validation_rows_may_be_the_test_rows(tmp_path):
+    """As in FuxiCTR's TaobaoAd_x1; it is said."""
+    parts = write(tmp_path / "tiny")
+    (tmp_path / "tiny" / "dataset_config.yaml").write_text(CONFIG.replace("valid_data: data/valid.csv", "valid_data: data/test.csv"))
+    notes = []
+    prepare_fuxictr(tmp_path / "tiny", tmp_path / "out", dataset_id="tiny", root=tmp_path / "tiny", on_note=notes.append)
+    compare(Dataset.open(tmp_path / "out"), {"train": parts["train"], "valid": parts["test"], "test": parts["test"]})
+    assert [n for n in notes if "valid_data and test_data are both data/test.csv: models are chosen by the rows" in n]
 
 
 def test_which_sequences_are_the_history(tmp_path):

@@ -113,6 +113,8 @@ reviews = test_data_reviews
 CASES: dict[str, tuple[Callable[[Path], object], Callable[[Path, Path], object]]] = {
     "criteo": (one("train.txt", test_data_criteo.tsv(test_data_criteo.make_rows(80))),
                lambda i, o: readers.prepare_criteo(i / "train.txt", o)),
+    "criteo csv": (one("train.csv", test_data_criteo.table(test_data_criteo.make_rows(80), ["label", *test_data_criteo.FIELDS])),
+                   lambda i, o: readers.prepare_criteo(i / "train.csv", o)),
     "avazu": (one("train.csv", test_data_avazu.text(test_data_avazu.make_rows(80))),
               lambda i, o: readers.prepare_avazu(i / "train.csv", o)),
     "alimama": (lambda folder: test_data_alimama.write(folder, impressions=80, behaviors=300), readers.prepare_alimama),

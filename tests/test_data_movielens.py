@@ -267,8 +267,11 @@ def test_missing_input_and_output_in_use(source: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="out is in use"):
         prepare_movielens(source, tmp_path / "out")
     assert (tmp_path / "out" / "mine").read_text() == "precious"
+    with pytest.raises(InputError, match="out is in use .* has no dataset.json: --overwrite replaces prepared data alone"):
+        prepare_movielens(source, tmp_path / "out", overwrite=True)
+    (tmp_path / "out" / "mine").rename(tmp_path / "out" / "dataset.json")  # what is left of another one
     prepare_movielens(source, tmp_path / "out", overwrite=True)
-    assert Dataset.open(tmp_path / "out").size("train") > 0 and not (tmp_path / "out" / "mine").exists()
+    assert Dataset.open(tmp_path / "out").size("train") > 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
     with pytest.raises(InputError, match="max_history 0"):
         prepare_movielens(source, tmp_path / "other", max_history=0)

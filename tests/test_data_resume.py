@@ -86,7 +86,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) ->
     file.write_text("400 5")
     kill_prepare.prepare(tmp_path / "wanted", file, None)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_text("replaced")
+    (tmp_path / "out" / "dataset.json").write_text("replaced")
     run = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "kill_prepare.py"), str(tmp_path / "out"), str(file), "28", "1"],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
@@ -171,11 +171,11 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, file: Path, monkeypatch, all
 
     monkeypatch.setattr(files, "write", full)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_text("kept")
+    (tmp_path / "out" / "dataset.json").write_text("kept")
     with pytest.raises(OSError, match="No space left") as caught:
         prepare(Rows(file), tmp_path / "out", overwrite=True)
     assert str(tmp_path / "out") in str(caught.value.filename) and "prepare" not in str(caught.value.filename)
-    assert names(tmp_path) == ["input.txt", "out"] and names(tmp_path / "out") == ["old"]
+    assert names(tmp_path) == ["input.txt", "out"] and names(tmp_path / "out") == ["dataset.json"]
 
 
 def test_one_process_at_a_time(tmp_path: Path, file: Path) -> None:
@@ -192,7 +192,7 @@ def test_killed_while_the_output_is_replaced(tmp_path: Path, file: Path, wanted:
     """Both moments between the renames: the old output is put back, the new one is recognised as finished."""
     output = tmp_path / "out"
     output.mkdir()
-    (output / "old").write_text("kept")
+    (output / "dataset.json").write_text("kept")
     with monkeypatch.context() as patched:
         # A kill: nothing after it runs, so nothing is put back.
         patched.setattr(work, "_put_back", lambda *_: None)
@@ -203,7 +203,7 @@ def test_killed_while_the_output_is_replaced(tmp_path: Path, file: Path, wanted:
     # Another command finds the old output in its place again, and in use.
     with pytest.raises(InputError, match="out is in use"):
         prepare(Rows(file), output)
-    assert names(output) == ["old"]
+    assert names(output) == ["dataset.json"]
     again = Rows(file)
     prepare(again, output, overwrite=True)
     assert again.read == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import os
 import re
 from collections import Counter, defaultdict
 
@@ -322,6 +323,9 @@ def test_a_file_given_twice_is_refused(tmp_path):
     (tmp_path / "link.txt").symlink_to(tmp_path / "in" / "pairs.txt")
     with pytest.raises(af.InputError, match="link.txt: is given twice"):
         prepare_sequences([tmp_path / "in", tmp_path / "link.txt"], tmp_path / "out")
+    (tmp_path / "hard.txt").hardlink_to(tmp_path / "in" / "pairs.txt")
+    with pytest.raises(af.InputError, match="hard.txt: is given twice"):
+        prepare_sequences([tmp_path / "in", tmp_path / "hard.txt"], tmp_path / "out")
     with pytest.raises(af.InputError, match="pairs.txt: is given twice"):
         text_files([tmp_path / "in" / "pairs.txt"] * 2, "train")
     packed = tmp_path / "in" / "pairs.txt.gz"
@@ -329,3 +333,19 @@ def test_a_file_given_twice_is_refused(tmp_path):
     for read in (lambda: prepare_sequences(tmp_path / "in", tmp_path / "out"), lambda: text_files(tmp_path / "in", "train")):
         with pytest.raises(af.InputError, match=r"pairs.txt and pairs.txt.gz: look like the same file"):
             read()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_is_refused(tmp_path):
+    """And not waited for."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(af.InputError, match="pipe: is no regular file"):
+        prepare_sequences(tmp_path / "pipe", tmp_path / "out")
+
+
+@pytest.mark.parametrize("header", ["user item", "User_ID\titem_id", "users items"])
+def test_a_header_is_no_event(tmp_path, header):
+    separator = "\t" if "\t" in header else " "
+    (tmp_path / "pairs.txt").write_text(f"{header}\n" + pairs_text().replace(" ", separator))
+    with pytest.raises(af.InputError, match="pairs.txt: line 1 is a header"):
+        prepare_sequences(tmp_path / "pairs.txt", tmp_path / "out")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ameir_fast.cli.prepare.common import Notes
+from ameir_fast.cli.prepare.common import Notes, summary
 
 
 def wait(condition) -> None:
@@ -58,3 +58,11 @@ def test_ctrl_c_takes_the_display_down(capsys):
         notes.note("interrupted")
         raise KeyboardInterrupt
     assert not notes._timer.is_alive() and capsys.readouterr().err.endswith("interrupted\n")
+
+
+def test_fields_without_known_values_are_named():
+    """Too high a minimum count, or values that come only later, leave nothing to learn from."""
+    shares = {f"f{i}": 0.9 + i / 100 for i in range(7)} | {"low": 0.2, "odd": None}
+    said = summary({"rows": 10, "splits": {"train": {"unknown_share": {"low": 0.1}}, "test": {"unknown_share": shares}}})
+    assert len(said) == 2
+    assert said[1].startswith("hardly a value known in the test split: f6 (96%), f5 (95%), f4 (94%), f3 (93%), f2 (92%) and 2 more; ")

@@ -408,8 +408,10 @@ def bench_kernels(
     ] = "sm_80,sm_90,sm_100,gfx942",
     only: Annotated[str | None, typer.Option("--only", metavar="PART", help="Kernels with this in their name.")] = None,
     aligned: Annotated[
-        bool, typer.Option("--aligned", help="As of strides that are multiples of 16, for which Triton makes other binaries.")
-    ] = False,
+        bool | None,
+        typer.Option("--aligned/--any-strides", help="Only for strides that are multiples of 16, of which Triton makes other binaries, "
+                     "or only for any strides. Default: both (of AMD's only the latter).", show_default=False),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """The Triton kernels: registers, spills, shared memory and occupancy of each, from its machine code.

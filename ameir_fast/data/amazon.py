@@ -182,6 +182,8 @@ class AmazonReviews:
 
 
 def _told_columns(path: Path, cells: Sequence[str]) -> tuple[str, ...]:
+    if cells[0].lstrip().startswith("["):
+        raise InputError(f"{path}: line 1 begins with [: of a JSON file, one review a line is read, not an array of them")
     if len(cells) != len(COLUMNS):
         raise InputError(f"{path}: line 1 has {len(cells)} columns, not {len(COLUMNS)}")
     products = [_ASIN.fullmatch(cell) is not None for cell in cells[:2]]

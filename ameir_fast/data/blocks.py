@@ -85,15 +85,18 @@ def bare_name(path: Path) -> str:
 
 def each_once(paths: Sequence[Path]) -> tuple[Path, ...]:
     """The same files. Raises ``InputError`` for one given twice, or packed and unpacked beside each other: its rows would
-    be in training and test alike."""
-    seen: dict[Path, Path] = {}
+    be in training and test alike; and for pipes and devices, which can be read only once."""
+    seen: dict[object, Path] = {}
     for path in paths:
-        whole = path.resolve()
-        first = seen.setdefault(whole.parent / bare_name(whole), path)
-        if first is not path:
-            same = first.resolve() == whole
-            what = f"{path}: is given twice" if same else f"{first} and {path.name}: look like the same file"
-            raise InputError(f"{what}, and its rows would be in several splits")
+        if not path.is_file():
+            raise InputError(f"{path}: is no regular file; what comes from a pipe or device must be written to one first")
+        whole, status = path.resolve(), path.stat()
+        for key in ((status.st_dev, status.st_ino), whole.parent / bare_name(whole)):
+            first = seen.setdefault(key, path)
+            if first is not path:
+                same = first.samefile(path)
+                what = f"{path}: is given twice" if same else f"{first} and {path.name}: look like the same file"
+                raise InputError(f"{what}, and its rows would be in several splits")
     return tuple(paths)
 
 

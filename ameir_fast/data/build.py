@@ -73,6 +73,9 @@ def build(
     """
     output, model = Path(output), None if like is None else Like(Path(like), plan)
     progress = on_progress if isinstance(on_progress, Stages) else LineProgress(on_progress)
+    for path in (*source.files, *(() if like is None else (Path(like),))):
+        if output.exists() and Path(path).resolve().is_relative_to(output.resolve()):
+            raise InputError(f"{path}: lies in the output directory {output}, which would be replaced; choose another one")
     part = None if named_split is None else hashlib.sha256(np.ascontiguousarray(named_split)).hexdigest()
     identity = identity_of(
         source.files, version=VERSION, pieces=LAYOUT, output=output.name, kind=kind, options=options, plan=asdict(plan), named=part,
@@ -238,11 +241,11 @@ class _Build:
         places = ArrayFile.open(self.work.path("order") / "place.npy")
         found = statistics(pieces, plan, self.rows, places, users, {**placed, "vocabularies": sizes})
         found |= more | self.more_statistics()
-        columns = Columns(writer, pieces, plan, self.rows, places, found["rows"], self.encoder, self.log)
+        columns = Columns(writer, pieces, plan, self.rows, places, found["rows"], self.encoder, self.log, placed["splits"])
         columns.write(self.pool, self._start("write", len(columns)))
         if plan.task == "ctr":
-            for split, (first, last) in placed["splits"].items():
-                found["splits"][split]["unknown_share"] = columns.unknown(first, last)
+            for split, shares in columns.unknown.items():
+                found["splits"][split]["unknown_share"] = {f.name: shares[f.name] for f in plan.fields if f.name in shares}
         for name in plan.vocabulary_names:
             if (stored := self.encoder(name).to_json()) is not None:
                 writer.json(f"vocabularies/{file_name(name)}.json", stored)

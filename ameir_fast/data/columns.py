@@ -25,6 +25,8 @@ class Columns:
         if not directory.is_dir():
             raise InputError(f"{directory}: no such directory of prepared data")
         path = directory / "dataset.json"
+        if not path.is_file():
+            raise InputError(f"{directory}: no prepared data (there is no dataset.json)")
         self.about = about = read_json(path)
         self.checksum = files.sha256(path)
         check_about(path, about)

@@ -55,7 +55,7 @@ def prepare_fuxictr(
         parts: of ``train_data`` alone, shares of the rows for train, valid and test; default 0.8, 0.1, 0.1.
         overwrite: replace what ``output_dir`` holds.
         on_progress: called with a line of text now and then.
-        on_note: called with a line of text for what was left out.
+        on_note: called with a line of text for what was left out, and where validation and test are the same rows.
 
     Raises:
         InputError: the configuration or a file is missing, malformed or not supported (named, with its line or row),
@@ -69,6 +69,8 @@ def prepare_fuxictr(
     for name, why in source.left_out.items():
         if on_note:
             on_note(f"left out: feature {name} ({why})")
+    if source.validates_on_test and on_note:
+        on_note(f"valid_data and test_data are both {config.data['test']}: models are chosen by the rows that they are tested on")
     return build(
         source, plan, output_dir, kind="fuxictr",
         options={"dataset_id": config.name, "history": [h.name for h in source.histories],
@@ -101,8 +103,11 @@ class FuxiCTRSource:
     def __init__(self, config: Config, root: Path, histories: list[Feature], bins: int = BINS):
         self.config, self.histories, self.bins = config, histories, bins
         self.data = {split: _paths(root, path, config.data_format) for split, path in config.data.items()}
+        #: As in some of the published configurations (TaobaoAd_x1).
+        self.validates_on_test = len(self.data) > 1 and self.data["valid"] == self.data["test"]
+        files = [path for split, paths in self.data.items() if split != "test" or not self.validates_on_test for path in paths]
         # The configuration decides what is read: where it changes, an interrupted preparation must not go on.
-        self.files = (config.path, *each_once([path for paths in self.data.values() for path in paths]))
+        self.files = (config.path, *each_once(files))
         self.dropped: dict[str, int] = {}
         self.left_out = dict(config.left_out)
         self._features = []

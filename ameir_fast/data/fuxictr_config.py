@@ -123,7 +123,8 @@ def _config(path: Path, name: str, entry: object) -> Config:
         if (given := _take(entry, f"{split}_data", str, None)) is not None:
             data[split] = given
     if set(data) not in ({"train"}, {"train", "valid", "test"}):
-        raise InputError("names neither train_data, valid_data and test_data, nor train_data alone")
+        raise InputError("names neither train_data, valid_data and test_data, nor train_data alone; without files to validate "
+                         "by, remove test_data, and train_data is split")
     labels = entry.get("label_col")
     labels = labels if isinstance(labels, list) else [labels]
     if len(labels) != 1 or not isinstance(labels[0], dict):

@@ -23,6 +23,8 @@ class Like:
         path = directory / "dataset.json"
         if not directory.is_dir():
             raise InputError(f"{directory}: no such directory of prepared data")
+        if not path.is_file():
+            raise InputError(f"{directory}: no prepared data (there is no dataset.json)")
         self.directory, self.checksum = directory, files.sha256(path)
         about = read_json(path)
         check_about(path, about)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -23,7 +23,12 @@ Moved = Callable[[int], None]
 
 
 class Columns:
-    """Everything that is stored of each row; ``places`` say where a row goes, ``count`` how many are stored."""
+    """Everything that is stored of each row; ``places`` say where a row goes, ``count`` how many are stored.
+
+    Once written, ``unknown`` has the share of each split's rows (``splits``: the first and the end of each) whose value of a
+    categorical field has no id of its own: unseen or too rare in training rows, or missing; ``None`` where there are no
+    rows.
+    """
 
     def __init__(
         self,
@@ -35,25 +40,17 @@ class Columns:
         count: int,
         encoder: Callable[[str], Encoder],
         log: EventLog | None = None,
+        splits: Mapping[str, Sequence[int]] | None = None,
     ):
         self.writer, self.pieces, self.plan, self.rows = writer, pieces, plan, rows
         self.places, self.count, self.encoder, self.log = places, count, encoder, log
+        self.splits = splits or {}
+        self.unknown: dict[str, dict[str, float | None]] = {split: {} for split in self.splits}
 
     def write(self, pool: ThreadPoolExecutor, moved: Moved) -> None:
         """Writes them, several at a time. ``moved`` is told numbers that sum to ``len(self)`` times the rows."""
         for _ in pool.map(lambda task: task(moved), self._tasks()):
             pass
-
-    def unknown(self, first: int, last: int) -> dict[str, float | None]:
-        """Of each categorical field, the share of the stored rows ``first`` to ``last`` whose value has no id of its own:
-        unseen or too rare in training rows, or missing. ``None`` where there are no rows."""
-        found = {}
-        for field in self.plan.fields:
-            if field.kind == "categorical":
-                column = ArrayFile.open(self.writer.directory / "columns" / f"field.{file_name(field.name)}.npy")
-                known = sum(np.count_nonzero(column.read(first + b.start, first + b.stop)) for b in blocks(last - first))
-                found[field.name] = (last - first - known) / (last - first) if last > first else None
-        return found
 
     def __len__(self) -> int:
         return len(self._tasks())
@@ -74,7 +71,12 @@ class Columns:
         return tasks
 
     def _field(self, field: FieldPlan, moved: Moved) -> None:
-        self._ids(f"field.{file_name(field.name)}", field.column, field.vocabulary, moved)
+        name = f"field.{file_name(field.name)}"
+        self._ids(name, field.column, field.vocabulary, moved)
+        column = ArrayFile.open(self.writer.directory / "columns" / f"{name}.npy")
+        for split, (first, last) in self.splits.items():
+            known = sum(np.count_nonzero(column.read(first + b.start, first + b.stop)) for b in blocks(last - first))
+            self.unknown[split][field.name] = (last - first - known) / (last - first) if last > first else None
 
     def _ids(self, name: str, column: str, vocabulary: str, moved: Moved) -> None:
         encoder = self.encoder(vocabulary)

@@ -142,7 +142,7 @@ class Planted:
         options = self.options
         ids, user, signals, draw = self._draw(number, BLOCK)
         logit = self._logit(ids, signals)
-        probability = (1 - options.noise) / (1 + np.exp(-logit)) + options.noise * options.base_rate
+        probability = (1 - options.noise) / _one_and_exp(-logit) + options.noise * options.base_rate
         label = draw.random(BLOCK) < probability
         end = min(BLOCK, options.rows - number * BLOCK)
         if user is not None:
@@ -260,10 +260,16 @@ def _standard(level: np.ndarray, probability: np.ndarray) -> np.ndarray:
     return level / np.sqrt(np.square(level) @ probability)
 
 
+def _one_and_exp(x: np.ndarray) -> np.ndarray:
+    """``1 + e^x``; infinite where that is too large, which is right for a sigmoid."""
+    with np.errstate(over="ignore"):
+        return 1 + np.exp(x)
+
+
 def _intercept(logit: np.ndarray, base_rate: float) -> float:
     """What to add to the logits so that their mean probability is ``base_rate``, by bisection."""
     low, high = -60.0, 60.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if np.mean(1 / (1 + np.exp(-logit - middle))) < base_rate else (low, middle)
+        low, high = (middle, high) if np.mean(1 / _one_and_exp(-logit - middle)) < base_rate else (low, middle)
     return (low + high) / 2

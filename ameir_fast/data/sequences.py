@@ -5,6 +5,7 @@ The forms of SASRec and BERT4Rec, and of S3Rec. Neither has times: an event's ti
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import polars as pl
 from ..errors import InputError
 from .blocks import BLOCK, Reading, blocks, first_line
 from .build import Progress, build
-from .delimited import read_delimited
+from .delimited import read_delimited, shown
 from .plan import SplitPlan, parts_given, split_plan
 from .retrieval import (
     MAX_HISTORY,
@@ -35,6 +36,8 @@ _SAID = {
     "lines": "a user and all its items a line",
     "windows": "a window of items and their times a line",
 }
+
+_HEADING = re.compile(r"\s*(user|item)([ _]?id)?s?\s*", re.IGNORECASE)  # of a column, where a file has such
 
 
 def prepare_sequences(
@@ -143,7 +146,10 @@ class Pairs:
         self._reading = Reading(self.files)
         place = 0
         for path in self.files:
-            separator = "\t" if "\t" in first_line(path) else " "
+            first = first_line(path)
+            separator = "\t" if "\t" in first else " "
+            if all(_HEADING.fullmatch(cell) for cell in first.split(separator)):
+                raise InputError(f"{path}: line 1 is a header ({shown(first.strip())}), which this form does not have; remove it")
             for rows in read_delimited([path], separator, ["user", "item"], reading=self._reading, size=self._size):
                 for column in ("user", "item"):
                     rows.refuse(rows.frame[column].is_null(), column, lambda _: "is missing")

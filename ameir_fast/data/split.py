@@ -75,7 +75,7 @@ def check(part: np.ndarray, plan: SplitPlan, named: str = "", left_out: str = ""
     counts = sum(np.bincount(part[b], minlength=len(SPLITS)) for b in blocks(rows))
     for name, count in zip(SPLITS, counts, strict=True):
         if not count:
-            why = ", and rows of one time stay together; another split may do" if plan.by == "time" else ""
+            why = ", and rows of one time stay together; another --split may do" if plan.by == "time" else ""
             if plan.test_from is not None:
                 later = int(counts[SPLITS.index("test")])
                 why = f": {later} from {plan.test_from} on are for test, those before are parted by time"

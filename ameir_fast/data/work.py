@@ -58,7 +58,8 @@ class Work:
 
 
 def check_output(output: str | os.PathLike[str], overwrite: bool = False, last: str = "write") -> None:
-    """Raises ``InputError`` when ``output`` is in use, like ``check_output_dir``.
+    """Raises ``InputError`` when ``output`` is in use, like ``check_output_dir``, or holds something else than prepared data,
+    which ``overwrite`` does not replace.
 
     Before that it removes what a kill in the last moments left beside it: the output is there already then, and the
     error is all that the same command comes to. ``last`` as for ``open_work``.
@@ -75,6 +76,9 @@ def check_output(output: str | os.PathLike[str], overwrite: bool = False, last: 
         finally:
             os.close(lock)
     check_output_dir(output, overwrite)
+    if output.is_dir() and any(output.iterdir()) and not (output / "dataset.json").is_file():
+        raise InputError(f"output directory {output} is in use (not empty) and has no dataset.json: --overwrite replaces prepared "
+                         "data alone; choose another one")
 
 
 def _beside(output: Path) -> Path:

@@ -58,7 +58,9 @@ def ranking_of(data) -> dict[str, str]:
     """What a result says of its ranking, beside its data; nothing for other tasks."""
     if data.task != "retrieval":
         return {}
-    return {"ranked": "all items" if ranks_seen(data) else "items new to the user"}
+    items = data.schema.size(data.schema.item_vocabulary) - 1
+    few = f", of which there are {items}, so that sampled ones repeat" if items <= NEGATIVES else ""
+    return {"ranked": ("all items" if ranks_seen(data) else "items new to the user") + few}
 
 
 @dataclass
