@@ -2,8 +2,8 @@
 
 ``python -m ameir_fast.bench.precision`` computes each case's model in fp64, in float32, and in float32 with the operands of
 every matrix product and convolution rounded as tensor cores round them (``AMEIR_FAST_TRITON_PRECISION`` ``tf32`` and
-``bf16``; products exact, sums float32). It needs no GPU: the rounding is done by hand, and what is left to a card is the
-order of sums. Weights are a seeded model's before training, so that errors are told beside the logits' own spread.
+``bf16``; products exact, sums float32). It needs no GPU: the rounding, to the nearest, is done by hand. A card that cuts
+``tf32``'s bits off instead errs up to twice as much, and orders sums its own way. Weights are a seeded model's before training, so that errors are told beside the logits' own spread.
 """
 
 from __future__ import annotations
