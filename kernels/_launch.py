@@ -1,12 +1,12 @@
 """What all kernels share: the table of them, the choice of a configuration, and launching.
 
 A kernel is declared once, beside its code, as a :class:`Kernel`: the ``@triton.jit`` function, the types of its
-arguments, at most eight configurations whose first is the default, and *specimens*: the constants at which it is
+arguments, at most eight configurations, of which it tells the default, and *specimens*: the constants at which it is
 compiled without a GPU (``ameir-fast bench kernels --compile-only``), so that registers, spills and shared memory of
 what will run are known before it runs.
 
 ``AMEIR_FAST_AUTOTUNE=1`` measures all configurations at a kernel's first launch of each bucket of shapes and keeps the
-fastest for the process; ``0``, the default, takes the first.
+fastest for the process; ``0``, the default, takes the kernel's default.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ class Kernel:
         if is_recording():
             _record.append(self.name)
         else:
-            self.function[programs](**arguments, **config.blocks, **config.options)
+            options = config.options if torch.version.hip is None else {k: v for k, v in config.options.items() if k != "maxnreg"}
+            self.function[programs](**arguments, **config.blocks, **options)
 
     def _measure(self, grid: Callable, arguments: Mapping) -> Config:
         copies = {name: arguments[name].clone() for name in self.accumulates if arguments.get(name) is not None}

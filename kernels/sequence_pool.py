@@ -140,7 +140,7 @@ def _specimens(function, labels: dict[str, int], direction: str, **absent) -> li
                                        "PRECISION": "ieee"}) for label, width in labels.items()]
 
 
-_WIDTHS = {"alimama": 8, "beauty": 64, "256": 256}
+_WIDTHS = {"alimama": 8, "beauty": 64, "128": 128, "256": 256}
 POOL = Kernel(sequence_pool_kernel, "forward", _SIGNATURE,
               [Config(STEPS=16, num_warps=4), Config(STEPS=16, num_warps=4, maxnreg=152), Config(STEPS=16, num_warps=2),
                Config(STEPS=32, num_warps=4), Config(STEPS=16, num_warps=8), Config(STEPS=32, num_warps=8)],
@@ -148,7 +148,7 @@ POOL = Kernel(sequence_pool_kernel, "forward", _SIGNATURE,
                *_specimens(sequence_pool_kernel, {"beauty without target": 64}, "forward",
                             **dict.fromkeys(_TARGET))],
               # Of the widths between, the assembler spills a few for one more block.
-              occupancy=0.1875, default=lambda arguments: 1 if 8 < arguments["WIDTH"] <= 64 else 0)
+              occupancy=0.1875, default=lambda arguments: 1 if 8 < arguments["WIDTH"] <= 128 else 0)
 BACKWARD = Kernel(sequence_pool_backward_kernel, "backward", _SIGNATURE,
                   [Config(STEPS=16, num_warps=4), Config(STEPS=16, num_warps=2), Config(STEPS=32, num_warps=4),
                    Config(STEPS=16, num_warps=8)],

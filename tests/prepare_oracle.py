@@ -53,7 +53,7 @@ def build(frame: pl.DataFrame, plan: TablePlan, directory: Path, *, kind: str, o
         for name, (first, last) in rows.splits.items():
             statistics["splits"][name]["unknown_share"] = {
                 f.name: float(np.mean(np.load(directory / "columns" / f"field.{file_name(f.name)}.npy")[first:last] == 0))
-                for f in plan.fields if f.kind == "categorical"}
+                for f in plan.fields if f.kind == "categorical" and getattr(plan.vocabularies.get(f.vocabulary), "size", None) is None}
     if plan.split.by == "order" and plan.time is not None:
         earlier = sum(b < a for a, b in itertools.pairwise(frame[plan.time].to_list()))
         statistics |= {"out_of_order": earlier} if earlier else {}

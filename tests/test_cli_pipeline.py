@@ -314,15 +314,18 @@ def test_only_prepared_data_is_overwritten(refused, capsys, tmp_path):  # noqa: 
     arguments = write_table(tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("keep")
-    refused(*arguments[:-1], tmp_path / "mine", "--overwrite", says="mine is in use (not empty) and has no dataset.json")
+    refused(*arguments[:-1], tmp_path / "mine", "--overwrite", says="mine is in use (not empty) and holds no prepared data")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "keep"
     output = Path(arguments[-1])
     assert call(*arguments) == 0
     capsys.readouterr()
     (output / "more.csv").write_bytes((tmp_path / "table.csv").read_bytes())
     refused(*arguments, "--overwrite", "--input", output / "more.csv", says="more.csv: lies in the output directory")
-    refused(*arguments, "--overwrite", "--like", output, says="lies in the output directory")
-    assert (output / "more.csv").exists()
+    refused(*arguments, "--overwrite", "--like", output, says="data: is the output directory")
+    (output / "mine.json").write_bytes((tmp_path / "table.json").read_bytes())
+    schema = [output / "mine.json" if a == tmp_path / "table.json" else a for a in arguments]
+    refused(*schema, "--overwrite", says="mine.json: lies in the output directory")
+    assert (output / "mine.json").exists() and (output / "more.csv").exists()
     (output / "more.csv").unlink()
     assert call(*arguments, "--overwrite") == 0
 

@@ -267,7 +267,7 @@ def test_missing_input_and_output_in_use(source: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="out is in use"):
         prepare_movielens(source, tmp_path / "out")
     assert (tmp_path / "out" / "mine").read_text() == "precious"
-    with pytest.raises(InputError, match="out is in use .* has no dataset.json: --overwrite replaces prepared data alone"):
+    with pytest.raises(InputError, match="out is in use .* holds no prepared data, which is all that --overwrite replaces"):
         prepare_movielens(source, tmp_path / "out", overwrite=True)
     (tmp_path / "out" / "mine").rename(tmp_path / "out" / "dataset.json")  # what is left of another one
     prepare_movielens(source, tmp_path / "out", overwrite=True)

@@ -251,3 +251,15 @@ def test_the_stages_are_shown_with_rows_and_rates(tmp_path: Path, file: Path) ->
         assert any(line.startswith(f"[{number}/{len(stages)}] {stage}") for line in lines)
         (done,) = [line for line in lines if f"{stage} done in" in line]
         assert "157 rows" in done and "rows/s" in done
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_came_there_meanwhile_is_kept(tmp_path: Path, file: Path, overwrite: bool) -> None:
+    class Other(Progress):
+        def _show_start(self):
+            (tmp_path / "out").mkdir(exist_ok=True)
+            (tmp_path / "out" / "precious").write_text("kept")
+
+    with pytest.raises(InputError, match="out is in use"):
+        prepare(Rows(file), tmp_path / "out", on_progress=Other(), overwrite=overwrite)
+    assert names(tmp_path) == ["input.txt", "out"] and names(tmp_path / "out") == ["precious"]

@@ -343,9 +343,9 @@ def test_a_pipe_is_refused(tmp_path):
         prepare_sequences(tmp_path / "pipe", tmp_path / "out")
 
 
-@pytest.mark.parametrize("header", ["user item", "User_ID\titem_id", "users items"])
+@pytest.mark.parametrize("header", ["user item", "User_ID\titem_id", "user_id movie_id"])
 def test_a_header_is_no_event(tmp_path, header):
     separator = "\t" if "\t" in header else " "
-    (tmp_path / "pairs.txt").write_text(f"{header}\n" + pairs_text().replace(" ", separator))
-    with pytest.raises(af.InputError, match="pairs.txt: line 1 is a header"):
+    (tmp_path / "pairs.txt").write_text(f"\n{header}\n" + pairs_text().replace(" ", separator))
+    with pytest.raises(af.InputError, match="pairs.txt: line 2 is a header"):
         prepare_sequences(tmp_path / "pairs.txt", tmp_path / "out")

@@ -88,10 +88,13 @@ def each_once(paths: Sequence[Path]) -> tuple[Path, ...]:
     be in training and test alike; and for pipes and devices, which can be read only once."""
     seen: dict[object, Path] = {}
     for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: no such file")
         if not path.is_file():
             raise InputError(f"{path}: is no regular file; what comes from a pipe or device must be written to one first")
         whole, status = path.resolve(), path.stat()
-        for key in ((status.st_dev, status.st_ino), whole.parent / bare_name(whole)):
+        inode = (status.st_dev, status.st_ino) if status.st_ino else whole  # some file systems number nothing
+        for key in (inode, whole.parent / bare_name(whole)):
             first = seen.setdefault(key, path)
             if first is not path:
                 same = first.samefile(path)

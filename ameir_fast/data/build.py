@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -50,6 +50,7 @@ def build(
     more_statistics: Callable[[], dict] = dict,
     overwrite: bool = False,
     like: str | Path | None = None,
+    also_read: Sequence[str | Path] = (),
     on_progress: Progress | None = None,
 ) -> dict:
     """Writes the prepared directory ``output`` and returns its statistics.
@@ -58,7 +59,8 @@ def build(
     where the plan wants lists, and train, valid or test in the column of a split by column (unless ``named_split``
     int8 [R] says 0, 1 or 2 for each row). Its row order breaks ties between equal times. ``options`` goes into
     ``dataset.json``. ``like``: a prepared directory whose vocabularies and ranges are taken; every row is for test
-    then, and labels may be missing, or the whole column of them. ``on_progress`` gets lines of text, or is a
+    then, and labels may be missing, or the whole column of them. ``also_read``: files beside ``source.files`` that must not lie
+    in ``output``, which is replaced. ``on_progress`` gets lines of text, or is a
     ``progress.Progress`` that is shown the stages.
 
     The chunks are read once, into pieces on the disk beside the output, and memory doesn't grow with the rows except
@@ -73,9 +75,10 @@ def build(
     """
     output, model = Path(output), None if like is None else Like(Path(like), plan)
     progress = on_progress if isinstance(on_progress, Stages) else LineProgress(on_progress)
-    for path in (*source.files, *(() if like is None else (Path(like),))):
-        if output.exists() and Path(path).resolve().is_relative_to(output.resolve()):
-            raise InputError(f"{path}: lies in the output directory {output}, which would be replaced; choose another one")
+    for path in map(Path, (*source.files, *also_read, *(() if like is None else (like,)))):
+        if output.exists() and path.resolve().is_relative_to(output.resolve()):
+            what = "is" if path.resolve() == output.resolve() else "lies in"
+            raise InputError(f"{path}: {what} the output directory {output}, which would be replaced; choose another one")
     part = None if named_split is None else hashlib.sha256(np.ascontiguousarray(named_split)).hexdigest()
     identity = identity_of(
         source.files, version=VERSION, pieces=LAYOUT, output=output.name, kind=kind, options=options, plan=asdict(plan), named=part,
@@ -241,11 +244,11 @@ class _Build:
         places = ArrayFile.open(self.work.path("order") / "place.npy")
         found = statistics(pieces, plan, self.rows, places, users, {**placed, "vocabularies": sizes})
         found |= more | self.more_statistics()
-        columns = Columns(writer, pieces, plan, self.rows, places, found["rows"], self.encoder, self.log, placed["splits"])
+        columns = Columns(writer, pieces, plan, self.rows, places, found["rows"], self.encoder, self.log,
+                          placed["splits"] if plan.task == "ctr" else {})
         columns.write(self.pool, self._start("write", len(columns)))
-        if plan.task == "ctr":
-            for split, shares in columns.unknown.items():
-                found["splits"][split]["unknown_share"] = {f.name: shares[f.name] for f in plan.fields if f.name in shares}
+        for split, shares in columns.unknown.items():
+            found["splits"][split]["unknown_share"] = {f.name: shares[f.name] for f in plan.fields if f.name in shares}
         for name in plan.vocabulary_names:
             if (stored := self.encoder(name).to_json()) is not None:
                 writer.json(f"vocabularies/{file_name(name)}.json", stored)

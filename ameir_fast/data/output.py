@@ -15,7 +15,7 @@ from .encoder import Encoder
 from .events import EventLog
 from .files import file_name
 from .pieces import Pieces
-from .plan import FieldPlan, HistoryPlan, TablePlan
+from .plan import FieldPlan, HistoryPlan, TablePlan, VocabularyPlan
 from .rows import LABEL, Rows
 from .writer import DirectoryWriter
 
@@ -27,7 +27,7 @@ class Columns:
 
     Once written, ``unknown`` has the share of each split's rows (``splits``: the first and the end of each) whose value of a
     categorical field has no id of its own: unseen or too rare in training rows, or missing; ``None`` where there are no
-    rows.
+    rows. Fields whose ids the files give have no share.
     """
 
     def __init__(
@@ -73,6 +73,8 @@ class Columns:
     def _field(self, field: FieldPlan, moved: Moved) -> None:
         name = f"field.{file_name(field.name)}"
         self._ids(name, field.column, field.vocabulary, moved)
+        if self.plan.vocabularies.get(field.vocabulary, VocabularyPlan()).size is not None:
+            return  # its ids are the files' own, and 0 one of them
         column = ArrayFile.open(self.writer.directory / "columns" / f"{name}.npy")
         for split, (first, last) in self.splits.items():
             known = sum(np.count_nonzero(column.read(first + b.start, first + b.stop)) for b in blocks(last - first))

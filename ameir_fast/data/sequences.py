@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from ..errors import InputError
-from .blocks import BLOCK, Reading, blocks, first_line
+from .blocks import BLOCK, Reading, blocks, first_line, first_numbered_line
 from .build import Progress, build
 from .delimited import read_delimited, shown
 from .plan import SplitPlan, parts_given, split_plan
@@ -37,7 +37,7 @@ _SAID = {
     "windows": "a window of items and their times a line",
 }
 
-_HEADING = re.compile(r"\s*(user|item)([ _]?id)?s?\s*", re.IGNORECASE)  # of a column, where a file has such
+_HEADING = re.compile(r"\s*(user|item|movie|product|game|business)s?([ _]?ids?)?\s*", re.IGNORECASE)  # of a column, where a file has such
 
 
 def prepare_sequences(
@@ -146,10 +146,10 @@ class Pairs:
         self._reading = Reading(self.files)
         place = 0
         for path in self.files:
-            first = first_line(path)
+            number, first = first_numbered_line(path)
             separator = "\t" if "\t" in first else " "
             if all(_HEADING.fullmatch(cell) for cell in first.split(separator)):
-                raise InputError(f"{path}: line 1 is a header ({shown(first.strip())}), which this form does not have; remove it")
+                raise InputError(f"{path}: line {number} is a header ({shown(first.strip())}), which this form does not have; remove it")
             for rows in read_delimited([path], separator, ["user", "item"], reading=self._reading, size=self._size):
                 for column in ("user", "item"):
                     rows.refuse(rows.frame[column].is_null(), column, lambda _: "is missing")

@@ -64,7 +64,7 @@ def prepare_table(
         try:
             return build(
                 source, source.plan, output_dir, kind="table", options={"schema": read_json(schema_path)},
-                overwrite=overwrite, like=like, on_progress=on_progress,
+                overwrite=overwrite, like=like, also_read=(schema_path,), on_progress=on_progress,
             )
         except Times.Fraction:
             # The first time with a fraction comes late: all are then numbers with one.

@@ -25,8 +25,8 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 class Work:
     """A hidden directory beside ``output``, with a directory and, once it is finished, a JSON file for each stage."""
 
-    def __init__(self, directory: Path, output: Path):
-        self.directory, self.output = directory, output
+    def __init__(self, directory: Path, output: Path, overwrite: bool):
+        self.directory, self.output, self.overwrite = directory, output, overwrite
 
     def stage(self, name: str, run: Callable[[Path], dict]) -> dict:
         """What ``run`` returned (as JSON), now or in an earlier attempt. It gets an empty directory to fill."""
@@ -48,10 +48,14 @@ class Work:
         return self._done(name).exists()
 
     def move(self, name: str, others: Sequence[str]) -> None:
-        """The directory of stage ``name`` becomes the output; those of ``others`` are removed first."""
+        """The directory of stage ``name`` becomes the output; those of ``others`` are removed first.
+
+        Raises ``InputError`` where something else has come there meanwhile.
+        """
+        _check_free(self.output, self.overwrite)
         for other in others:
             shutil.rmtree(self.path(other), ignore_errors=True)
-        replace_dir(self.path(name), self.output, overwrite=True, aside=self.directory / _REPLACED)
+        replace_dir(self.path(name), self.output, overwrite=self.overwrite, aside=self.directory / _REPLACED)
 
     def _done(self, name: str) -> Path:
         return self.directory / f"{name}.json"
@@ -75,10 +79,14 @@ def check_output(output: str | os.PathLike[str], overwrite: bool = False, last: 
                 shutil.rmtree(directory)
         finally:
             os.close(lock)
-    check_output_dir(output, overwrite)
+    _check_free(output, overwrite)
+
+
+def _check_free(output: Path, overwrite: bool) -> None:
     if output.is_dir() and any(output.iterdir()) and not (output / "dataset.json").is_file():
-        raise InputError(f"output directory {output} is in use (not empty) and has no dataset.json: --overwrite replaces prepared "
-                         "data alone; choose another one")
+        raise InputError(f"output directory {output} is in use (not empty) and holds no prepared data, which is all that --overwrite "
+                         "replaces: choose another one")
+    check_output_dir(output, overwrite)
 
 
 def _beside(output: Path) -> Path:
@@ -101,7 +109,7 @@ def open_work(output: Path, identity: dict | None, last: str, overwrite: bool) -
     keep = False
     try:
         _same_or_cleared(directory, identity)
-        yield Work(directory, output)
+        yield Work(directory, output, overwrite)
     except Exception:
         _put_back(directory, output)
         raise

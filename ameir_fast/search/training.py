@@ -59,7 +59,7 @@ def ranking_of(data) -> dict[str, str]:
     if data.task != "retrieval":
         return {}
     items = data.schema.size(data.schema.item_vocabulary) - 1
-    few = f", of which there are {items}, so that sampled ones repeat" if items <= NEGATIVES else ""
+    few = f", of which there are {items}, so that sampled ones repeat often" if items <= NEGATIVES else ""
     return {"ranked": ("all items" if ranks_seen(data) else "items new to the user") + few}
 
 

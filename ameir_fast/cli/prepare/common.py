@@ -144,13 +144,15 @@ def summary(statistics: dict) -> list[str]:
     if statistics.get("out_of_order"):
         lines.append(f"out of order {statistics['out_of_order']:,}: rows earlier than the row before them; split by order, "
                      "rows to test on may be earlier than those to learn from")
+    told: set[str] = set()
     for name, split in (statistics.get("splits") or {}).items():
         shares = {field: share for field, share in (split.get("unknown_share") or {}).items() if share is not None}
-        if unknown := sorted((f for f in shares if shares[f] >= _MOSTLY), key=lambda f: -shares[f]):
+        if unknown := sorted((f for f in shares if shares[f] >= _MOSTLY and f not in told), key=lambda f: -shares[f]):
+            told.update(unknown)
             more = f" and {len(unknown) - _FIELDS_SHOWN} more" if len(unknown) > _FIELDS_SHOWN else ""
             shown = ", ".join(f"{field} ({100 * shares[field]:.0f}%)" for field in unknown[:_FIELDS_SHOWN])
-            lines.append(f"hardly a value known in the {name} split: {shown}{more}; the others are missing, or too rare in training rows "
-                         "(minimum counts decide)")
+            lines.append(f"hardly a value known in the {name} split: {shown}{more}; the others are missing, or unseen or too rare in "
+                         "training rows (minimum counts decide)")
         if split.get("label_rate") in (0, 1):
             lines.append(f"all labels of the {name} split are {split['label_rate']:g}: a search needs both kinds")
     return lines
