@@ -33,7 +33,7 @@ Like = Annotated[
         help="Take the vocabularies of this prepared data; every row is for test then, and labels may be missing.",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output directory holds.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace prepared data that the output directory holds.")]
 
 _MOSTLY, _FIELDS_SHOWN = 0.9, 5
 
