@@ -18,6 +18,11 @@ if not torch.cuda.is_available():
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that no process is left with them when the others have nothing more to do."""
+    items.sort(key=lambda item: item.path.name != "test_triton_supernet.py")
+
+
 def _poison(tensor: torch.Tensor) -> torch.Tensor:
     """NaN, or the largest integer, which is an id outside every table."""
     with torch.no_grad():
