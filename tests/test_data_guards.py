@@ -186,3 +186,12 @@ def test_what_a_kill_after_the_end_leaves_is_removed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="out is in use"):
         prepare_table(tmp_path / "table.csv", tmp_path / "out", tmp_path / "schema.json")
     assert not left.exists() and len(Dataset.open(tmp_path / "out")) == 60
+
+
+def test_a_directory_of_other_things_is_no_prepared_data(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no prepared data \(there is no dataset.json\)"):
+        Dataset.open(tmp_path)
+    (tmp_path / "table.csv").write_text(CSV)
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    with pytest.raises(InputError, match=r"no prepared data \(there is no dataset.json\)"):
+        prepare_table(tmp_path / "table.csv", tmp_path / "out", tmp_path / "schema.json", like=tmp_path)

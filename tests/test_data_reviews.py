@@ -479,3 +479,9 @@ def test_the_commands(tmp_path, capsys):
         out, err = capsys.readouterr()
         assert out == "" and err.count("\n") == 1 and str(tmp_path / kind) in err and "line" in err
         assert not (tmp_path / "new").exists()
+
+
+def test_an_array_of_reviews_is_named(tmp_path):
+    (tmp_path / "reviews.json").write_text(json.dumps([{"reviewerID": "u", "asin": "i"}] * 3))
+    with pytest.raises(af.InputError, match=r"reviews.json: line 1 begins with \[: of a JSON file, one review a line"):
+        prepare_amazon(tmp_path / "reviews.json", tmp_path / "out")

@@ -181,6 +181,8 @@ def test_items_the_user_had_are_not_ranked_where_none_comes_again(never_again, s
     result = train(never_again, tmp_path / "run", arch, QUICK)
     found = evaluate(tmp_path / "run", never_again)
     assert found["ranked"] == result["data"]["ranked"] and found["ranked"].startswith("items new to the user")
+    items = never_again.schema.size("item") - 1
+    assert found["ranked"].endswith(f", of which there are {items}, so that sampled ones repeat often") == (items <= 100)
     assert {k: found[k] for k in METRICS} == {k: result["variants"]["model"][k]["mean"] for k in METRICS}
     check_by_plain_python(never_again, tmp_path / "run", found, new_only=True)
 

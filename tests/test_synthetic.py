@@ -301,3 +301,9 @@ def test_the_command(tmp_path, capsys):
     assert truth["behavior"] == ["sum", "target"]
     code, _ = run("--interaction", "none", "--fields", "3", "--overwrite", "--history-mean", "0")
     assert code == 0 and json.loads((tmp_path / "data" / "statistics.json").read_text())["truth"]["interactions"] == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_effects_of_any_strength_draw_without_a_warning(tmp_path):
+    prepare_synthetic(SyntheticOptions(rows=300, main=1e9), tmp_path / "out")
+    assert 0 < Dataset.open(tmp_path / "out").statistics["label_rate"] < 1
