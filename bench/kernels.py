@@ -77,7 +77,7 @@ def summary(rows: list[dict]) -> list[str]:
         return ["no kernel"]
     spilt = sum(row["spills"] > 0 for row in rows)
     least = min(rows, key=lambda row: row["occupancy"])
-    return [f"{len({row['kernel'] for row in rows})} kernels, {len(rows)} binaries: "
+    return [f"{len({row['kernel'] for row in rows})} kernels, {len(rows):,} binaries: "
             f"{spilt or 'none'} with spills; least occupancy {100 * least['occupancy']:.0f}% ({least['kernel']}, {least['arch']})"]
 
 

@@ -269,9 +269,9 @@ def test_missing_input_and_output_in_use(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "mine").read_text() == "precious"
     with pytest.raises(InputError, match="out is in use .* holds no prepared data, which is all that --overwrite replaces"):
         prepare_movielens(source, tmp_path / "out", overwrite=True)
-    (tmp_path / "out" / "mine").rename(tmp_path / "out" / "dataset.json")  # what is left of another one
+    (tmp_path / "out" / "dataset.json").write_text("what is left of another one")
     prepare_movielens(source, tmp_path / "out", overwrite=True)
-    assert Dataset.open(tmp_path / "out").size("train") > 0
+    assert Dataset.open(tmp_path / "out").size("train") > 0 and not (tmp_path / "out" / "mine").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
     with pytest.raises(InputError, match="max_history 0"):
         prepare_movielens(source, tmp_path / "other", max_history=0)

@@ -105,7 +105,7 @@ def prepare_movielens(
             kind="movielens",
             options=options,
             overwrite=overwrite,
-            also_read=(input_path,) if Path(input_path).is_file() else (),
+            also_read=(input_path,),
             on_progress=on_progress,
         )
 
