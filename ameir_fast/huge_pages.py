@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 PAGE = 2**21  # bytes, x86's and most others'; where huge pages are larger, none are asked for
-LEAST = 16 * PAGE  # of a matrix, for which it is worth a call
+LEAST = 4 * PAGE  # of a matrix, for which it is worth a call
 SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
 HUGEPAGE, COLLAPSE = 14, 25  # of madvise: for pages to come, and (Linux 6.1) for those that are there
 

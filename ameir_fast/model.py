@@ -42,6 +42,8 @@ class Model(nn.Module):
     def __init__(self, schema: FeatureSchema, arch: Architecture, embedding_dim: int,
                  backend: str | None = None, dtype: torch.dtype = torch.float32):
         super().__init__()
+        if type(embedding_dim) is not int or embedding_dim < 1:
+            raise InputError(f"embedding_dim is {embedding_dim!r}, not an integer >= 1")
         if schema.behavior and not arch.behavior:
             raise InputError("architecture: no behavior blocks, though the schema has behavior fields")
         arch = validate_for_schema(arch, schema, schema.num_behavior * embedding_dim).canonical()

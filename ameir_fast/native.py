@@ -30,7 +30,7 @@ REMEDY = "rebuild it with `pip install --no-build-isolation --no-deps --force-re
 
 #: What ``_driver`` says its ``interface`` is; counted up in both places with every change that callers notice.
 DRIVER_INTERFACE = 1
-PLAN_INTERFACE = 3  # the same of ``_plan``
+PLAN_INTERFACE = 4  # the same of ``_plan``
 
 _DIRECTORY = Path(__file__).resolve().parent
 

@@ -6,17 +6,22 @@ One call of native code takes a batch through the whole network, tile by tile in
 from __future__ import annotations
 
 import copy
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import native
 from .batch import Batch
+from .cost import forward_work
 from .errors import InputError
 from .forward import Items, item_scores
+from .huge_pages import use_huge_pages
 from .model import Model, ModelWeights
 from .schema import FeatureSchema
 from .space.choices import LAYERS
@@ -27,6 +32,8 @@ FOLD_BYTES = 2 * 2**20  # what stays in a core's second cache
 _FOLDED_WIDTH = 8  # of embeddings, from which on a row of the table costs less than the products it replaces
 _MOST_FOLDED = 64
 _CPU = torch.device("cpu")
+#: What native code times, before the blocks and the layers of the MLP.
+_PARTS = ("order rows", "look up fields", "look up history", "pool", "products", "squeeze-and-excitation", "head")
 
 
 class Plan:
@@ -53,17 +60,23 @@ class Plan:
 
     def __init__(self, model: Model, dtype: str = "float32", instruction_set: str | None = None,
                  fold_bytes: int = FOLD_BYTES):
-        if dtype not in DTYPES:
-            raise InputError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
         if model.embedding.weight.device.type != "cpu":
             raise InputError(f"the model is on {model.embedding.weight.device}, not on the CPU")
+        self._pack(copy.deepcopy(model), dtype, instruction_set, fold_bytes)
+
+    def _pack(self, model: Model, dtype: str, instruction_set: str | None, fold_bytes: int) -> None:
+        """A model that is the plan's own from now on, not a copy of it."""
+        if dtype not in DTYPES:
+            raise InputError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
         known = instruction_sets()
         if instruction_set is not None and instruction_set not in known:
             raise InputError(f"instruction set {instruction_set!r} is none of this processor's {', '.join(known)}")
         if not isinstance(fold_bytes, int) or isinstance(fold_bytes, bool) or fold_bytes < 0:
             raise InputError(f"fold_bytes is {fold_bytes!r}, not a number of bytes")
-        self._model = copy.deepcopy(model).float().eval().requires_grad_(False)
+        self._model = model.float().eval().requires_grad_(False)
         self.schema, self.arch, self.dtype = model.schema, model.arch, dtype
+        self._asked_set = instruction_set
+        use_huge_pages(self._model.embedding.weight)
         self.fold_bytes = fold_bytes
         self._native = _compile(self._model, instruction_set or "", dtype == "bfloat16", fold_bytes=fold_bytes)
         self._fields = self.schema.num_fields
@@ -93,7 +106,8 @@ class Plan:
         rows = kept[0].shape[0]
         if items is not None:
             check_items(self.schema, items, rows)
-        out = torch.empty(rows if self._ctr else (rows, self._outputs), dtype=torch.float32)
+        # new_empty, whatever the default type and device are
+        out = kept[0].new_empty(rows if self._ctr else (rows, self._outputs), dtype=torch.float32)
         self._call(self._run, rows, *addresses, out.data_ptr())
         del kept
         return out if self._ctr else item_scores(self.schema, self._model.embedding.weight, out, items)
@@ -117,16 +131,59 @@ class Plan:
         own = _checked("fields", user.fields, torch.int32, self._fields)
         if own.shape[0] != 1:
             raise InputError(f"the user is one row, not {own.shape[0]}")
-        user = replace(user, fields=own.masked_fill(torch.tensor(columns) >= 0, 0))
+        user = replace(user, fields=own.masked_fill(torch.tensor(columns, device=_CPU) >= 0, 0))
+        if not len(candidates):
+            return self(user)[:0]  # whose ids are checked all the same
         kept, addresses = self._addresses(user)
-        out = torch.empty(candidates.shape[0])
+        out = own.new_empty(len(candidates), dtype=torch.float32)
         self._call(self._native.rank, *addresses, candidates.data_ptr(), candidates.shape[0], len(names), columns,
                    out.data_ptr())
         del kept
         return out
 
+    def profile(self, batch: Batch, repeats: int = 20) -> list[dict]:
+        """Where the time of a call goes: of each part of the network, in order, ``part``, ``seconds`` (median of ``repeats``
+        calls, on this thread alone) and ``flops`` (``cost.forward_work``: as the layers are written, before anything is
+        folded).
+
+        The clock is read some hundred times for each tile of samples, so that parts of small batches come out dearer than
+        they are. Raises ``InputError`` as a call does.
+        """
+        kept, addresses = self._addresses(batch)
+        rows, schema, k = kept[0].shape[0], self.schema, self._model.embedding_dim
+        out = kept[0].new_empty((rows, self._outputs), dtype=torch.float32)
+        blocks = [f"block {i}: {b.layer}" for i, b in enumerate(self.arch.behavior) if b.layer != "zero"]
+        layers = [f"MLP {i}" for i in range(len(self.arch.mlp))]
+        native_order = [*_PARTS, *blocks, *layers]  # of enum Part
+        taken = []
+        for _ in range(repeats):
+            found: list[float] = []
+
+            def call(*arguments, found=found):
+                fault, seconds = self._native.run_by_parts(*arguments)
+                found += seconds
+                return fault
+
+            self._call(call, rows, *addresses, out.data_ptr())
+            taken.append(dict(zip(native_order, found, strict=True)))
+            if not self._ctr:
+                started = time.perf_counter()
+                item_scores(schema, self._model.embedding.weight, out, None)
+                taken[-1]["score all items"] = time.perf_counter() - started
+        lengths = batch.lengths.numpy() if self._behavior else np.zeros(rows)
+        flops = {work.part: work.flops for work in forward_work(schema, self.arch, k, lengths)}
+        flops["products"] = rows * k * sum(len(fields) - 1 for fields in self.arch.interactions)
+        flops["MLP 0"] = flops.pop("interactions and MLP 0") - flops["products"]
+        if not self._ctr:
+            items = 2 * rows * k * schema.size(schema.item_vocabulary)
+            flops |= {"head": flops["score all items"] - items, "score all items": items}
+        order = [*_PARTS[:2], *([_PARTS[2], *blocks, _PARTS[3]] if self._behavior else []), *([_PARTS[4]] if self.arch.interactions else []),
+                 *layers, *([_PARTS[5]] if hasattr(self._model, "se") else []), _PARTS[6], *([] if self._ctr else ["score all items"])]
+        return [{"part": part, "seconds": statistics.median(one[part] for one in taken), "flops": flops.get(part, 0)}
+                for part in order]
+
     def __reduce__(self):
-        return Plan, (self._model, self.dtype, self.instruction_set, self.fold_bytes)
+        return Plan, (self._model, self.dtype, self._asked_set, self.fold_bytes)
 
     def _addresses(self, batch: Batch) -> tuple[list[Tensor], list[int]]:
         """Checked tensors, to be kept until their memory has been read, and the addresses and sizes that native code
@@ -174,9 +231,11 @@ class Plan:
             settings.extend((about["dtype"], about.get("fold_bytes", FOLD_BYTES)))
             return Model.from_description(about)
 
+        plan = cls.__new__(cls)
         model = load_module(directory, build, "plan")
         dtype, fold_bytes = settings
-        return cls(model, dtype, instruction_set, fold_bytes)
+        plan._pack(model, dtype, instruction_set, fold_bytes)
+        return plan
 
 
 def instruction_sets() -> list[str]:
@@ -209,6 +268,8 @@ def candidates_columns(schema: FeatureSchema, fields: Sequence[str] | None) -> t
         raise InputError("a retrieval model has no candidates' fields; use plan(batch, items=...)")
     if fields is None and not schema.target:
         raise InputError("the schema has no target fields, so `fields` must name the candidates' fields")
+    if fields is not None and not isinstance(fields, (str, Sequence)):
+        raise InputError(f"fields is {fields!r}, not names of fields")
     names = list(schema.target) if fields is None else [fields] if isinstance(fields, str) else list(fields)
     known = {f.name: i for i, f in enumerate(schema.fields) if i not in schema.multi_fields}
     for name in names:
@@ -228,6 +289,8 @@ def _checked(name: str, tensor: Tensor | None, dtype: torch.dtype, columns: int 
     dims = 1 if columns is None else 2
     if tensor is None:
         raise InputError(f"{name} is missing, though the schema needs it")
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{name} is a {type(tensor).__name__}, not a tensor")
     # Of a call on one sample that takes 10 µs, asking for ``device.type`` three times would be one.
     there = tensor.is_cpu if device is _CPU else tensor.device.type == device.type
     if tensor.dtype is not dtype or tensor.dim() != dims or not there:
@@ -238,7 +301,10 @@ def _checked(name: str, tensor: Tensor | None, dtype: torch.dtype, columns: int 
         raise InputError(f"{name} has {shape[1]} columns, not {columns}")
     if entries is not None and shape[0] != entries:
         raise InputError(f"{name} has {shape[0]} entries, not {entries}")
-    return tensor if tensor.is_contiguous() else tensor.contiguous()
+    try:
+        return tensor if tensor.is_contiguous() else tensor.contiguous()
+    except RuntimeError:
+        raise InputError(f"{name} is a tensor of layout {tensor.layout}, not a dense one") from None
 
 
 def _compile(model: Model, instruction_set: str, half: bool, products: str = "",

@@ -77,12 +77,13 @@ def profile_run(
     seconds: float = 2.0,
     on_row: Callable[[dict], None] | None = None,
     engine: str = "model",
+    parts: bool = False,
 ) -> list[dict]:
     """Time ``model(batch)`` of a run's derived model in inference mode, or that of its plan, for each batch size.
 
     Ids are uniform and every history has its full length: the most work a batch of that size can be.
     Returns one row a batch size with ``batch, engine, backend, device, threads, p50_ms, p99_ms, samples_per_s,
-    calls``. ``engine`` is one of ``ENGINES``.
+    calls``, and with ``parts`` also what ``Plan.profile`` says, as ``parts``. ``engine`` is one of ``ENGINES``.
 
     Raises:
         InputError: the directory holds no finished model, a batch size is below 1, the device is not there, or
@@ -102,6 +103,8 @@ def profile_run(
             raise InputError(f"batch size {size} is below 1")
     on_gpu = check_device(device)
     model = Model.load(directory).to(device).eval()
+    if parts and (engine == "model" or on_gpu):
+        raise InputError("parts are told of a plan on the CPU alone: --engine plan")
     call = make_engine(model, engine, device)
     backend = backend_in_use(torch.device(device)) if engine == "model" else "cpp"
     rows = []
@@ -122,6 +125,8 @@ def profile_run(
                 "samples_per_s": size * len(taken) / sum(taken),
                 "calls": len(taken),
             }
+            if parts:
+                row["parts"] = call.profile(batch)
             rows.append(row)
             if on_row is not None:
                 on_row(row)

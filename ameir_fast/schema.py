@@ -15,6 +15,8 @@ from .errors import InputError
 VERSION = 1
 TASKS = ("ctr", "retrieval")
 KINDS = ("categorical", "multi_categorical")
+MOST_IDS = 2**31            # of a vocabulary: ids are int32
+LONGEST_HISTORY = 2**20     # threads have scratch memory for the longest one
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,13 @@ class FeatureSchema:
             raise InputError(f"schema: version {self.version!r} is not supported (this is version {VERSION})")
         if self.task not in TASKS:
             raise InputError(f"schema: task {self.task!r} is none of {', '.join(TASKS)}")
-        if type(self.max_history) is not int or self.max_history < 0:
-            raise InputError(f"schema: max_history {self.max_history!r} is not an integer >= 0")
+        if type(self.max_history) is not int or not 0 <= self.max_history <= LONGEST_HISTORY:
+            raise InputError(f"schema: max_history {self.max_history!r} is not an integer of 0 to {LONGEST_HISTORY}")
         names = [v.name for v in self.vocabularies]
         _distinct("vocabulary", names)
         for v in self.vocabularies:
-            if type(v.size) is not int or v.size < 1:
-                raise InputError(f"schema: vocabulary {v.name!r} has size {v.size!r}, not an integer >= 1")
+            if type(v.size) is not int or not 1 <= v.size <= MOST_IDS:
+                raise InputError(f"schema: vocabulary {v.name!r} has size {v.size!r}, not an integer of 1 to 2^31")
         _distinct("field", [f.name for f in self.fields])
         _distinct("behavior field", [b.name for b in self.behavior])
         for f in self.fields:
@@ -234,15 +236,31 @@ class FeatureSchema:
 
 
 def read_json(path: str | Path) -> dict:
-    """A JSON file's content; ``InputError`` names a file that is missing or is not JSON."""
+    """A JSON file's content; ``InputError`` names a file that cannot be read or is not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a directory, not a JSON file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from None
+    return parse_json(data, path)
+
+
+def parse_json(data: str | bytes, path: str | Path) -> dict:
+    """``InputError`` names the file where ``data`` is not JSON in UTF-8, or nested more deeply than can be read."""
+    try:
+        return json.loads(data if isinstance(data, str) else data.decode("utf-8"))
+    except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error})") from None
+    except RecursionError:
+        raise InputError(f"{path}: not valid JSON (nested too deeply)") from None
+
+
+def unreadable(path: str | Path, error: OSError) -> InputError:
+    """What to raise for a file that could not be read."""
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{path}: no such file")
+    if isinstance(error, IsADirectoryError):
+        return InputError(f"{path}: is a directory, not a file")
+    return InputError(f"{path}: {error.strerror or error}")
 
 
 def _distinct(what: str, names: list[str]) -> None:

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from .atomic import write_bytes, write_json
 from .errors import InputError
-from .schema import read_json
+from .schema import parse_json, read_json, unreadable
 
 VERSION = 1
 
@@ -30,25 +30,22 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict | None =
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     """Tensors and metadata of a file of ``save_tensors``; ``InputError`` names a damaged or foreign file."""
-    tensors, about, _ = _read(path)
-    return tensors, about
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict, str]:
     try:
         data = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    try:
         tensors = load_tensors(data)
-        header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
-        metadata = header.get("__metadata__", {})
-        version, about = metadata.get("version"), json.loads(metadata.get("about", "{}"))
+    except OSError as error:
+        raise unreadable(path, error) from None
     except (SafetensorError, ValueError) as error:
         raise InputError(f"{path}: truncated or not a safetensors file ({error})") from None
+    header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
+    return tensors, _about(path, header.get("__metadata__"))
+
+
+def _about(path: Path, metadata: dict | None) -> dict:
+    version = (metadata or {}).get("version")
     if version != str(VERSION):
         raise InputError(f"{path}: version {version} is not supported (this is version {VERSION})")
-    return tensors, about, hashlib.sha256(data).hexdigest()
+    return parse_json(metadata.get("about", "{}"), path)
 
 
 def save_module(directory: str | Path, module: nn.Module, about: dict, name: str = "model") -> None:
@@ -61,38 +58,60 @@ def save_module(directory: str | Path, module: nn.Module, about: dict, name: str
 
 
 def load_module(directory: str | Path, build: Callable[[dict], nn.Module], name: str = "model") -> nn.Module:
-    """Builds a module from ``model.json`` and fills it from ``model.safetensors``."""
+    """Builds a module from ``model.json`` and fills it from ``model.safetensors``.
+
+    The module is built without memory, and gets it once the file has been seen to hold tensors of all its shapes: a
+    description alone never makes anything large. Each tensor is copied once.
+    """
     description = Path(directory) / f"{name}.json"
     about = read_json(description)
-    if not isinstance(about, dict) or about.get("version") != VERSION:
-        found = about.get("version") if isinstance(about, dict) else None
-        raise InputError(f"{description}: version {found!r} is not supported "
-                         f"(this is version {VERSION})")
+    version = about.get("version") if isinstance(about, dict) else None
+    if type(version) is not int or version != VERSION:
+        raise InputError(f"{description}: version {version!r} is not supported (this is version {VERSION})")
     path = description.with_suffix(".safetensors")
-    tensors, _, digest = _read(path)
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise unreadable(path, error) from None
     if digest != about.get("sha256"):
         raise InputError(f"{path}: checksum differs from the one in {description.name}")
     try:
-        module = build(about)
+        with torch.device("meta"):
+            module = build(about)
     except KeyError as error:
         raise InputError(f"{description}: entry {error} is missing") from None
-    kinds = {t.dtype for t in tensors.values() if t.is_floating_point()}
-    if len(kinds) == 1:
-        module.to(kinds.pop())
-    fill(module, tensors, path)
-    return module.eval()
+    except (OverflowError, RuntimeError, TypeError) as error:  # PyTorch, of sizes that no tensor can have
+        raise InputError(f"{description}: describes no model that could be built ({str(error).splitlines()[0]})") from None
+    try:
+        with safe_open(path, "pt") as file:
+            _about(path, file.metadata())
+            return _filled(module, file, path).eval()
+    except SafetensorError as error:
+        raise InputError(f"{path}: truncated or not a safetensors file ({error})") from None
 
 
-def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Loads a state dict; ``InputError`` names the first key that is missing, left over or misshapen."""
-    own = module.state_dict()
-    for name in own.keys() | tensors.keys():
-        if name not in tensors:
+_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+def _filled(module: nn.Module, file: safe_open, path: Path) -> nn.Module:
+    """``module`` in the file's precision with its tensors; ``InputError`` names the first one that is missing, left over
+    or of another shape or type."""
+    own, theirs = module.state_dict(), set(file.keys())
+    kinds = set()
+    for name in sorted(own.keys() | theirs):
+        if name not in theirs:
             raise InputError(f"{path}: tensor {name!r} is missing")
         if name not in own:
             raise InputError(f"{path}: tensor {name!r} belongs to another architecture")
-        if own[name].shape != tensors[name].shape:
-            raise InputError(f"{path}: tensor {name!r} has shape {list(tensors[name].shape)}, "
-                             f"not {list(own[name].shape)}")
+        found = file.get_slice(name)
+        if list(own[name].shape) != found.get_shape():
+            raise InputError(f"{path}: tensor {name!r} has shape {found.get_shape()}, not {list(own[name].shape)}")
+        if found.get_dtype() not in _FLOATS:
+            raise InputError(f"{path}: tensor {name!r} is of type {found.get_dtype()}, none of {', '.join(_FLOATS)}")
+        kinds.add(_FLOATS[found.get_dtype()])
+    module = module.to(kinds.pop() if len(kinds) == 1 else torch.float32).to_empty(device="cpu")
     with torch.no_grad():
-        module.load_state_dict(tensors)
+        for name, tensor in module.state_dict().items():
+            tensor.copy_(file.get_tensor(name))
+    return module

@@ -18,7 +18,7 @@ from pathlib import Path
 from ..atomic import write_text
 from ..errors import InputError
 from ..report import summary
-from . import cpu, kernels, movielens, population, precision, quality, train, train_children
+from . import cpu, kernels, movielens, parts, population, precision, quality, train, train_children
 
 ROOT = Path(__file__).resolve().parents[1]
 #: From a table's marker to its end; another marker before that is a mistake.
@@ -148,6 +148,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "cpu-latency": lambda results: cpu.table(rows_of(results / "cpu-latency.jsonl")),
     "cpu-summary": lambda results: [f"- {line}" for line in cpu.summary(
         [*rows_of(results / "cpu.jsonl"), *rows_of(results / "cpu-latency.jsonl")])],
+    "cpu-parts": lambda results: parts.table(rows_of(results / "cpu-parts.jsonl")),
     "train": lambda results: train.table(rows_of(results / "train.jsonl")),
     "train-children": lambda results: train_children.table(rows_of(results / "train-children.jsonl")),
     "operations": of_operations,

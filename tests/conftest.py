@@ -17,6 +17,9 @@ if not torch.cuda.is_available():
 # number.
 torch.set_num_threads(1)
 
+with torch.device("meta"):  # PyTorch notes now which functions a default device is for, before they are replaced below
+    torch.empty(0)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests first, so that no process is left with them when the others have nothing more to do."""

@@ -363,6 +363,10 @@ def test_a_plan_is_exported_and_profiled(capsys, refused, tmp_path, small_model)
     assert row["engine"] == "plan" and row["backend"] == "cpp"
     capsys.readouterr()
     refused(*profile, "--engine", "onnx", says="unknown engine 'onnx'; known: model, plan, plan-bfloat16")
+    assert call(*profile, "--engine", "plan", "--parts", "--json", tmp_path / "parts.json") == 0
+    parts = json.loads((tmp_path / "parts.json").read_text())["rows"][0]["parts"]
+    assert [part["part"] for part in parts][-1] == "head" and "parts of plan, batch 1" in capsys.readouterr().out
+    refused(*profile, "--parts", says="parts are told of a plan on the CPU alone: --engine plan")
 
 
 def test_profile_names_a_truncated_model(refused, tmp_path, small_model):

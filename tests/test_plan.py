@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import torch
 import ameir_fast as af
 from ameir_fast import native
 from ameir_fast import plan as plan_module
+from ameir_fast.cost import forward_work
 from tests.helpers import (
     block,
     make_model,
@@ -369,6 +369,7 @@ def test_the_first_of_several_faults_is_named(checked):
     ("history", torch.zeros(300, 2), "history is torch.float32"),
     ("history_offsets", torch.zeros(100, dtype=torch.int64), "history_offsets has 100 entries, not 101"),
     ("bag_offsets", None, "bag_offsets is missing"),
+    ("history", [[1, 2]], "history is a list, not a tensor"),
 ])
 def test_tensors_of_a_wrong_kind_are_named(checked, name, value, says):
     plan, batch = checked
@@ -391,40 +392,62 @@ def test_what_there_is_no_plan_for(monkeypatch):
         model.compile()
 
 
-# ---- files ---------------------------------------------------------------------------------------------
+# ---- whatever surrounds a call -------------------------------------------------------------------------
 
 
-def test_a_plan_is_saved_and_loaded(tmp_path):
-    schema, k = random_schema(3)
-    plan = pair(schema, random_arch(schema, k, 3), k)[0].compile()
-    plan.save(tmp_path / "plan")
-    assert sorted(f.name for f in (tmp_path / "plan").iterdir()) == ["plan.json", "plan.safetensors"]
-    again, batch = af.Plan.load(tmp_path / "plan"), random_batch(schema, 50, 1)
-    plan_half = plan._model.compile(dtype="bfloat16")
-    plan_half.save(tmp_path / "half")
-    half = af.Plan.load(tmp_path / "half")
-    assert half.dtype == "bfloat16" and half.fold_bytes == plan_half.fold_bytes and torch.equal(half(batch), plan_half(batch))
-    assert torch.equal(again(batch), plan(batch)) and again.arch == plan.arch and again.dtype == "float32"
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_default_type_changes_nothing(checked, kind):
+    plan, batch = checked
+    user, candidates = batch.slice(0, 1), torch.zeros(50, 2, dtype=torch.int32)
+    scores, logits = plan.score(user, candidates), plan(batch)
+    torch.set_default_dtype(kind)
+    try:
+        assert torch.equal(plan.score(user, candidates), scores) and torch.equal(plan(batch), logits)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("damage, says", [
-    (lambda d: (d / "plan.safetensors").write_bytes(b"x" * 100), "plan.safetensors"),
-    (lambda d: (d / "plan.safetensors").unlink(), "plan.safetensors: no such file"),
-    (lambda d: edit(d, lambda about: about.pop("dtype")), "plan.json: entry 'dtype' is missing"),
-    (lambda d: edit(d, lambda about: about.update(dtype="int4")), "dtype 'int4'"),
-    (lambda d: edit(d, lambda about: about.update(sha256="0")), "checksum differs from the one in plan.json"),
-])
-def test_damaged_files_are_named(tmp_path, damage, says):
-    pair(make_schema(seed=5), arch_of("conv1"), 4)[0].compile().save(tmp_path)
-    damage(tmp_path)
-    with pytest.raises(af.InputError, match=says):
-        af.Plan.load(tmp_path)
+def test_the_default_device_changes_nothing(checked):
+    plan, batch = checked
+    user, candidates = batch.slice(0, 1), torch.zeros(50, 2, dtype=torch.int32)
+    scores, logits = plan.score(user, candidates), plan(batch)
+    with torch.device("meta"):
+        assert torch.equal(plan.score(user, candidates), scores) and torch.equal(plan(batch), logits)
 
 
-def edit(directory, change) -> None:
-    about = json.loads((directory / "plan.json").read_text())
-    change(about)
-    (directory / "plan.json").write_text(json.dumps(about))
+def test_the_parts_of_a_call(checked):
+    plan, batch = checked
+    parts = plan.profile(batch, repeats=3)
+    assert len({part["part"] for part in parts}) == len(parts) and all(part["seconds"] >= 0 for part in parts)
+    assert sum(part["seconds"] for part in parts) > 0
+    names = [part["part"] for part in parts]
+    assert names[:3] == ["order rows", "look up fields", "look up history"] and names[-2:] == ["squeeze-and-excitation", "head"]
+    assert [n for n in names if n.startswith("block")] == [
+        f"block {i}: {b.layer}" for i, b in enumerate(plan.arch.behavior) if b.layer != "zero"]
+    works = forward_work(plan.schema, plan.arch, plan._model.embedding_dim, batch.lengths.numpy())
+    assert sum(part["flops"] for part in parts) == sum(work.flops for work in works)
+    with pytest.raises(af.InputError, match="row 33"):
+        plan.profile(changed(batch, "fields", (33, 1), 999))
+
+
+def test_the_parts_of_scoring_all_items():
+    plan = pair(make_schema(task="retrieval", fields=0, behavior=1), arch_of("conv1", interactions=()), 4)[0].compile()
+    batch = random_batch(plan.schema.to_dict(), 9, 1)
+    parts = {part["part"]: part for part in plan.profile(batch, 2)}
+    assert list(parts)[-3:] == ["MLP 1", "head", "score all items"]
+    works = forward_work(plan.schema, plan.arch, 4, batch.lengths.numpy())
+    assert sum(part["flops"] for part in parts.values()) == sum(work.flops for work in works)
+    assert parts["score all items"]["flops"] == 2 * 9 * 4 * plan.schema.size(plan.schema.item_vocabulary)
+
+
+def test_no_number_is_read_before_it_is_written():
+    """Scratch memory is NaN before every tile here, so a small tile after a large one has nothing of it."""
+    schema = make_schema(fields=5, multi=1, behavior=2, max_history=21, seed=2)
+    for layer in LAYERS:
+        plan = pair(schema, arch_of(layer, "conv3"), 8)[0].compile()
+        large = plan(random_batch(schema, 100, 1))
+        small = random_batch(schema, 3, 2, lengths=[0, 1, 2])
+        assert large.isfinite().all() and plan(small).isfinite().all(), layer
 
 
 # ---- one user, many candidates -------------------------------------------------------------------------
@@ -477,6 +500,11 @@ def test_candidates_that_cannot_be(checked):
             ((user, good, ["f3", "f0"]), "'f3' is no categorical field"),
             ((user, good, ["f0", "f0"]), "not one or more different fields"),
             ((user, good, []), "not one or more different fields"),
+            ((user, good, 3), "fields is 3, not names of fields"),
+            ((user, good.tolist()), "candidates is a list, not a tensor"),
+            ((user, good.numpy()), "candidates is a ndarray, not a tensor"),
+            ((user, good.to_sparse()), "candidates is a tensor of layout torch.sparse_coo, not a dense one"),
+            ((changed(user, "fields", (0, 2), 999), good[:0]), "field 'f2', row 0: id 999"),
             ((user, bad), "field 'f0', row 3: id 999"),
             ((changed(user, "history", (1, 0), -5), good), "field 'history0', row 0: id -5")):
         with pytest.raises(af.InputError, match=says):

@@ -63,6 +63,9 @@ def profile(
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.01, help="Time spent on each batch size.")
     ] = 2.0,
+    parts: Annotated[
+        bool, typer.Option("--parts", help="Also where the time of a plan goes, part by part, on one thread.")
+    ] = False,
     predict: Annotated[
         bool, typer.Option("--predict", help="Measure nothing: what a GPU would need at least, from bytes and operations.")
     ] = False,
@@ -82,6 +85,7 @@ def profile(
     \b
     ameir-fast profile --run runs/first
     ameir-fast profile --run runs/first --engine plan
+    ameir-fast profile --run runs/first --engine plan --parts --batch 1024
     ameir-fast profile --run runs/first --batch 1,8 --threads 1 --json latency.json
     ameir-fast profile --run runs/first --predict --device h100 --batch 4096
     """
@@ -95,7 +99,7 @@ def profile(
     from ..profile import profile_run
 
     set_threads(threads)
-    rows = profile_run(run, sizes, device, seconds, engine=engine)
+    rows = profile_run(run, sizes, device, seconds, engine=engine, parts=parts)
     show_table(
         json_file,
         f"latency of {run}",
@@ -114,6 +118,12 @@ def profile(
             for r in rows
         ],
     )
+    for row in rows if parts else ():
+        total = sum(part["seconds"] for part in row["parts"])
+        show_table(json_file, f"parts of {engine}, batch {row['batch']:,}, one thread", ["part", "ms", "share", "GFLOP/s"],
+                   [[part["part"], f"{1e3 * part['seconds']:.3f}", f"{100 * part['seconds'] / total:.1f}%",
+                     f"{part['flops'] / part['seconds'] / 1e9:.1f}" if part["flops"] and part["seconds"] else "–"]
+                    for part in row["parts"]])
     write_result(json_file, {"version": 1, "run": run, "rows": rows})
 
 

@@ -235,7 +235,6 @@ _DIFFERENTIABLE = tuple(op.name for op in OPS.values() if op.differentiable)
 _found: set[tuple[str, Backend]] = set()
 
 
-@torch.compiler.assume_constant_result
 def has_kernel(op: str, backend: Backend) -> bool:
     """Whether ``backend`` has registered a kernel of its own for ``op``."""
     if backend is Backend.REFERENCE:
@@ -252,6 +251,10 @@ def has_kernel(op: str, backend: Backend) -> bool:
     if found:
         _found.add((op, backend))
     return found
+
+
+# What torch.compiler.assume_constant_result sets; calling that imports the compiler, seconds in which nothing is served.
+has_kernel._dynamo_marked_constant = True
 
 
 def missing(backend: Backend | str) -> list[str]:

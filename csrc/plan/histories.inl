@@ -12,14 +12,20 @@ template <bool alone>
 class Histories {
  public:
   static constexpr int64_t S = alone ? 1 : V;
+  static constexpr int64_t kAhead = 4;  // vectors of lanes whose embeddings are fetched while others are copied
 
   Histories(const Program& program, const Input& input, const Places& at, const Group& group, int64_t column)
       : program_(program), input_(input), at_(at), group_(group), column_(column) {}
 
   void run(Fault* fault) {
     look_up(fault);
-    for (const Block& block : program_.blocks) run_block(block);
+    lap(kHistory);
+    for (size_t b = 0; b < program_.blocks.size(); ++b) {
+      run_block(program_.blocks[b]);
+      lap(kBlocks + b);
+    }
     pool();
+    lap(kPool);
   }
 
   // The blocks that candidates share; [D][length] to `hidden`.
@@ -50,10 +56,28 @@ class Histories {
   int64_t d() const { return at_.width; }
   float* row(float* base, int64_t i) const { return base + i * at_.pitch; }
 
+  // Fetches the embeddings of V lanes from p on: rows lie anywhere in a large table, and the processor alone would ask for
+  // few of them at a time.
+  void fetch(int64_t p) const {
+    const int64_t fields = static_cast<int64_t>(program_.behavior.size());
+    for (int lane = 0; lane < V; ++lane) {
+      const int64_t s = alone ? 0 : lane, t = alone ? p + lane : p / V;
+      if (s >= group_.count || t >= group_.length[s]) continue;
+      const int32_t* ids = input_.history + (input_.history_offsets[group_.order[s]] + t) * fields;
+      for (int64_t f = 0; f < fields; ++f) {
+        const Field& field = program_.behavior[f];
+        if (static_cast<uint32_t>(ids[f]) >= static_cast<uint64_t>(field.size)) continue;
+        __builtin_prefetch(program_.embedding + (field.offset + ids[f]) * program_.k);
+      }
+    }
+  }
+
   void look_up(Fault* fault) {
     const int64_t fields = static_cast<int64_t>(program_.behavior.size());
     const float* from[V];
+    for (int64_t p = 0; p < std::min(group_.lanes, kAhead * V); p += V) fetch(p);
     for (int64_t p = 0; p < group_.lanes; p += V) {
+      if (p + kAhead * V < group_.lanes) fetch(p + kAhead * V);
       vf valid = {};
       int64_t element[V];
       for (int lane = 0; lane < V; ++lane) {

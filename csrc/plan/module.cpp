@@ -226,6 +226,19 @@ class Plan {
     return told(fault);
   }
 
+  // run() on the calling thread alone: the fault, and the seconds of each Part (program.h).
+  py::tuple run_by_parts(int64_t rows, uintptr_t fields, uintptr_t history, uintptr_t history_offsets, int64_t elements,
+                         uintptr_t bags, uintptr_t bag_offsets, int64_t bag_ids, uintptr_t out) const {
+    const Input input = make_input(rows, fields, history, history_offsets, bags, bag_offsets);
+    std::optional<Fault> fault;
+    std::vector<double> seconds;
+    {
+      py::gil_scoped_release free;
+      seconds = score_by_parts(program_, *kernels_, input, {elements, bag_ids}, reinterpret_cast<float*>(out), &fault);
+    }
+    return py::make_tuple(told(fault), seconds);
+  }
+
   std::string instruction_set() const { return kernels_->name; }
   std::string products() const { return products_; }
 
@@ -262,7 +275,7 @@ class Plan {
 
 PYBIND11_MODULE(_plan, m) {
   using ameir_fast::plan::Plan;
-  m.attr("interface") = 3;
+  m.attr("interface") = 4;
   m.def("instruction_sets", [] {
     std::vector<std::string> names;
     for (const auto* one : ameir_fast::plan::supported()) names.emplace_back(one->name);
@@ -280,6 +293,7 @@ PYBIND11_MODULE(_plan, m) {
       .def("set_shortcut", &Plan::set_shortcut)
       .def("set_head", &Plan::set_head)
       .def("run", &Plan::run)
+      .def("run_by_parts", &Plan::run_by_parts)
       .def("rank", &Plan::rank)
       .def_property_readonly("instruction_set", &Plan::instruction_set)
       .def_property_readonly("products", &Plan::products);

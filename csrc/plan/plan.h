@@ -34,6 +34,10 @@ std::vector<const Kernels*> supported();
 std::optional<Fault> score(const Program& program, const Kernels& kernels, const Input& input, const Extent& extent,
                            float* out);
 
+// The same on this thread alone, and the seconds of each Part.
+std::vector<double> score_by_parts(const Program& program, const Kernels& kernels, const Input& input, const Extent& extent,
+                                   float* out, std::optional<Fault>* fault);
+
 // Scores [n][outputs] of candidates for the user of `input`, whose only row it is. Throws like score(); a fault's row is
 // the candidate's where the field is one of theirs.
 std::optional<Fault> rank(const Program& program, const Kernels& kernels, const Input& input, const Extent& extent,

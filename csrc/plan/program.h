@@ -1,6 +1,7 @@
 // A derived model as the plan's kernels read it: weights packed, everything that does not depend on a batch done.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -163,6 +164,30 @@ struct Fault {
   int64_t row = -1, column = -1, id = 0;
   bool history = false;
 };
+
+// What takes part of a run's time; blocks and then layers of the MLP follow.
+enum Part { kOrder, kFields, kHistory, kPool, kProducts, kShortcut, kHead, kBlocks };
+
+// Where the time of a run goes: lap() counts what has passed since the last one as a part's.
+class Stopwatch {
+ public:
+  explicit Stopwatch(const Program& program) : seconds(kBlocks + program.blocks.size() + program.mlp.size(), 0.0) {}
+  void lap(size_t part) {
+    const auto now = std::chrono::steady_clock::now();
+    seconds[part] += std::chrono::duration<double>(now - since_).count();
+    since_ = now;
+  }
+  std::vector<double> seconds;
+
+ private:
+  std::chrono::steady_clock::time_point since_ = std::chrono::steady_clock::now();
+};
+
+extern thread_local Stopwatch* stopwatch;  // of this thread's runs, or null
+
+inline void lap(size_t part) {
+  if (stopwatch) [[unlikely]] stopwatch->lap(part);
+}
 
 // One instruction set's way of running rows order[begin, end) of a batch, at most `tile` of them; out [B][outputs].
 struct Kernels {

@@ -273,21 +273,25 @@ void aggregate(const Program& program, int64_t count, const Places& at, Then the
       }
     }
   }
+  lap(kProducts);
   float *x = at.x, *to = at.first, *other = at.second;
   for (const Dense& layer : program.mlp) {
     point(at.rows, x, layer.inputs());
     if (&layer == program.mlp.data()) leave_out_folded(program, x, at.rows);
     run_dense(program, layer, count, at, to);
+    lap(kBlocks + program.blocks.size() + (&layer - program.mlp.data()));
     x = to;
     std::swap(to, other);
   }
   const int64_t width = program.mlp.back().outputs();
   if (program.shortcut) recalibrate(program, count, lanes, at);
+  lap(kShortcut);
   point(at.rows, x, width);
   if (program.shortcut) point(at.rows + width, at.shortcut, k);
   apply_to_samples(program.head, count, at, [&](int64_t o, int64_t p, vf s) {
     for (int64_t lane = 0; lane < V && p + lane < count; ++lane) then(p + lane, o, s[lane]);
   });
+  lap(kHead);
 }
 
 Places places(const Program& program) {
@@ -300,6 +304,7 @@ void run(const Program& program, const Input& input, const int64_t* order, int64
   const Places at = places(program);
   order += begin;
   look_up_fields(program, input, order, nullptr, 0, end - begin, at, fault);
+  lap(kFields);
   if (!program.behavior.empty()) run_histories(program, input, order, end - begin, at, fault);
   aggregate(program, end - begin, at,
             [&](int64_t lane, int64_t o, float y) { out[order[lane] * program.outputs + o] = y; });
