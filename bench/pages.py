@@ -148,6 +148,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "cpu-latency": lambda results: cpu.table(rows_of(results / "cpu-latency.jsonl")),
     "cpu-summary": lambda results: [f"- {line}" for line in cpu.summary(
         [*rows_of(results / "cpu.jsonl"), *rows_of(results / "cpu-latency.jsonl")])],
+    "cpu-avx512": lambda results: [f"- {line}" for line in cpu.summary(rows_of(results / "cpu-avx512.jsonl"))],
     "cpu-parts": lambda results: parts.table(rows_of(results / "cpu-parts.jsonl")),
     "train": lambda results: train.table(rows_of(results / "train.jsonl")),
     "train-children": lambda results: train_children.table(rows_of(results / "train-children.jsonl")),
