@@ -1,7 +1,7 @@
 # From nothing to a result: every target makes what it needs (environment in .venv, native code, data) and reuses it later.
 #
 # Variables: PYTHON (3.11 or newer), TORCH and TRITON (versions), ARGS (further arguments of the target's command),
-# AMEIR_FAST_BUILD (none, cpu or cuda; see setup.py).
+# AMEIR_FAST_BUILD (none, cpu or cuda; see setup.py), PARTS_ARGS (of bench-cpu's last command).
 
 PYTHON ?= python3
 TORCH  ?= 2.13.0
@@ -102,7 +102,7 @@ bench-cpu: $(BENCH_READY)  ## the plan against eager, torch.compile and ONNX Run
 	$(BIN)/ameir-fast bench cpu --json bench/results/cpu.jsonl $(ARGS)
 	$(BIN)/ameir-fast bench cpu --suite alimama,criteo --lengths full --batch 1 --engines plan,eager,compile,onnxruntime \
 	    --json bench/results/cpu-latency.jsonl $(ARGS)
-	$(BIN)/python -m ameir_fast.bench.parts --json bench/results/cpu-parts.jsonl
+	$(BIN)/python -m ameir_fast.bench.parts --json bench/results/cpu-parts.jsonl $(PARTS_ARGS)
 
 bench-train: $(READY)  ## a supernet's training step against the reference backend, as the embedding grows, and of many children (8 minutes)
 	$(BIN)/ameir-fast bench train --json bench/results/train.jsonl $(ARGS)

@@ -143,29 +143,29 @@ class Plan:
 
     def profile(self, batch: Batch, repeats: int = 20) -> list[dict]:
         """Where the time of a call goes: of each part of the network, in order, ``part``, ``seconds`` (median of ``repeats``
-        calls, on this thread alone) and ``flops`` (``cost.forward_work``: as the layers are written, before anything is
-        folded).
+        calls on this thread alone, but for PyTorch's product of scores of all items) and ``flops`` (``cost.forward_work``:
+        as the layers are written, before anything is folded).
 
         The clock is read some hundred times for each tile of samples, so that parts of small batches come out dearer than
-        they are. Raises ``InputError`` as a call does.
+        they are. Raises ``InputError`` as a call does, and for ``repeats`` below 1.
         """
+        if type(repeats) is not int or repeats < 1:
+            raise InputError(f"repeats is {repeats!r}, not an integer >= 1")
         kept, addresses = self._addresses(batch)
         rows, schema, k = kept[0].shape[0], self.schema, self._model.embedding_dim
         out = kept[0].new_empty((rows, self._outputs), dtype=torch.float32)
         blocks = [f"block {i}: {b.layer}" for i, b in enumerate(self.arch.behavior) if b.layer != "zero"]
         layers = [f"MLP {i}" for i in range(len(self.arch.mlp))]
-        native_order = [*_PARTS, *blocks, *layers]  # of enum Part
+        seconds: list[float] = []
+
+        def run(*arguments):
+            fault, seconds[:] = self._native.run_by_parts(*arguments)
+            return fault
+
         taken = []
         for _ in range(repeats):
-            found: list[float] = []
-
-            def call(*arguments, found=found):
-                fault, seconds = self._native.run_by_parts(*arguments)
-                found += seconds
-                return fault
-
-            self._call(call, rows, *addresses, out.data_ptr())
-            taken.append(dict(zip(native_order, found, strict=True)))
+            self._call(run, rows, *addresses, out.data_ptr())
+            taken.append(dict(zip([*_PARTS, *blocks, *layers], seconds, strict=True)))
             if not self._ctr:
                 started = time.perf_counter()
                 item_scores(schema, self._model.embedding.weight, out, None)
@@ -177,10 +177,13 @@ class Plan:
         if not self._ctr:
             items = 2 * rows * k * schema.size(schema.item_vocabulary)
             flops |= {"head": flops["score all items"] - items, "score all items": items}
-        order = [*_PARTS[:2], *([_PARTS[2], *blocks, _PARTS[3]] if self._behavior else []), *([_PARTS[4]] if self.arch.interactions else []),
-                 *layers, *([_PARTS[5]] if hasattr(self._model, "se") else []), _PARTS[6], *([] if self._ctr else ["score all items"])]
+        absent = {*(("order rows", "look up history", "pool") if not self._behavior else ()),
+                  *(() if self.arch.interactions else ("products",)),
+                  *(() if hasattr(self._model, "se") else ("squeeze-and-excitation",))}
+        order = ["order rows", "look up fields", "look up history", *blocks, "pool", "products", *layers,
+                 "squeeze-and-excitation", "head", *([] if self._ctr else ["score all items"])]
         return [{"part": part, "seconds": statistics.median(one[part] for one in taken), "flops": flops.get(part, 0)}
-                for part in order]
+                for part in order if part not in absent]
 
     def __reduce__(self):
         return Plan, (self._model, self.dtype, self._asked_set, self.fold_bytes)
@@ -231,9 +234,9 @@ class Plan:
             settings.extend((about["dtype"], about.get("fold_bytes", FOLD_BYTES)))
             return Model.from_description(about)
 
-        plan = cls.__new__(cls)
         model = load_module(directory, build, "plan")
         dtype, fold_bytes = settings
+        plan = cls.__new__(cls)
         plan._pack(model, dtype, instruction_set, fold_bytes)
         return plan
 

@@ -102,9 +102,9 @@ def profile_run(
         if size < 1:
             raise InputError(f"batch size {size} is below 1")
     on_gpu = check_device(device)
-    model = Model.load(directory).to(device).eval()
     if parts and (engine == "model" or on_gpu):
         raise InputError("parts are told of a plan on the CPU alone: --engine plan")
+    model = Model.load(directory).to(device).eval()
     call = make_engine(model, engine, device)
     backend = backend_in_use(torch.device(device)) if engine == "model" else "cpp"
     rows = []
@@ -126,7 +126,12 @@ def profile_run(
                 "calls": len(taken),
             }
             if parts:
-                row["parts"] = call.profile(batch)
+                threads = torch.get_num_threads()
+                torch.set_num_threads(1)
+                try:
+                    row["parts"] = call.profile(batch)
+                finally:
+                    torch.set_num_threads(threads)
             rows.append(row)
             if on_row is not None:
                 on_row(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
 def _about(path: Path, metadata: dict | None) -> dict:
     version = (metadata or {}).get("version")
     if version != str(VERSION):
-        raise InputError(f"{path}: version {version} is not supported (this is version {VERSION})")
+        raise InputError(f"{path}: version {version!r} is not supported (this is version {VERSION})")
     return parse_json(metadata.get("about", "{}"), path)
 
 
@@ -60,8 +61,8 @@ def save_module(directory: str | Path, module: nn.Module, about: dict, name: str
 def load_module(directory: str | Path, build: Callable[[dict], nn.Module], name: str = "model") -> nn.Module:
     """Builds a module from ``model.json`` and fills it from ``model.safetensors``.
 
-    The module is built without memory, and gets it once the file has been seen to hold tensors of all its shapes: a
-    description alone never makes anything large. Each tensor is copied once.
+    The module is built without memory, and gets it once the file has been seen to hold tensors of all its shapes: no
+    description alone makes a large tensor. Each one is copied once.
     """
     description = Path(directory) / f"{name}.json"
     about = read_json(description)
@@ -71,6 +72,7 @@ def load_module(directory: str | Path, build: Callable[[dict], nn.Module], name:
     path = description.with_suffix(".safetensors")
     try:
         with path.open("rb") as file:
+            hashed = _identity(os.fstat(file.fileno()))
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise unreadable(path, error) from None
@@ -86,9 +88,16 @@ def load_module(directory: str | Path, build: Callable[[dict], nn.Module], name:
     try:
         with safe_open(path, "pt") as file:
             _about(path, file.metadata())
-            return _filled(module, file, path).eval()
+            module = _filled(module, file, path).eval()
     except SafetensorError as error:
         raise InputError(f"{path}: truncated or not a safetensors file ({error})") from None
+    if not path.is_file() or _identity(path.stat()) != hashed:
+        raise InputError(f"{path}: another file took its place while it was read")
+    return module
+
+
+def _identity(found: os.stat_result) -> tuple:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}

@@ -366,6 +366,7 @@ def test_a_plan_is_exported_and_profiled(capsys, refused, tmp_path, small_model)
     assert call(*profile, "--engine", "plan", "--parts", "--json", tmp_path / "parts.json") == 0
     parts = json.loads((tmp_path / "parts.json").read_text())["rows"][0]["parts"]
     assert [part["part"] for part in parts][-1] == "head" and "parts of plan, batch 1" in capsys.readouterr().out
+    refused(*profile, "--parts", "--predict", "--device", "h100", says="--parts measures, and --predict measures nothing")
     refused(*profile, "--parts", says="parts are told of a plan on the CPU alone: --engine plan")
 
 

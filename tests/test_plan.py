@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import random
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -428,6 +431,9 @@ def test_the_parts_of_a_call(checked):
     assert sum(part["flops"] for part in parts) == sum(work.flops for work in works)
     with pytest.raises(af.InputError, match="row 33"):
         plan.profile(changed(batch, "fields", (33, 1), 999))
+    for repeats in (0, -1, 1.5):
+        with pytest.raises(af.InputError, match="not an integer >= 1"):
+            plan.profile(batch, repeats)
 
 
 def test_the_parts_of_scoring_all_items():
@@ -442,12 +448,34 @@ def test_the_parts_of_scoring_all_items():
 
 def test_no_number_is_read_before_it_is_written():
     """Scratch memory is NaN before every tile here, so a small tile after a large one has nothing of it."""
+    assert os.environ["AMEIR_FAST_POISON"]
     schema = make_schema(fields=5, multi=1, behavior=2, max_history=21, seed=2)
     for layer in LAYERS:
         plan = pair(schema, arch_of(layer, "conv3"), 8)[0].compile()
         large = plan(random_batch(schema, 100, 1))
         small = random_batch(schema, 3, 2, lengths=[0, 1, 2])
         assert large.isfinite().all() and plan(small).isfinite().all(), layer
+
+
+_IN_TURN = """
+import torch
+from tests.helpers import make_schema, random_batch
+from tests.test_plan import LAYERS, arch_of, pair
+torch.set_num_threads(1)
+schemas = [make_schema(fields=5, multi=1, behavior=n, max_history=longest, seed=2) for n, longest in ((2, 21), (1, 9))]
+plans = [(schema, pair(schema, arch_of(layer, "conv3"), 8)[0].compile()) for layer in LAYERS for schema in schemas]
+for turn in range(3):
+    for schema, plan in plans if turn % 2 else plans[::-1]:
+        for rows in (70, 2):
+            print(plan(random_batch(schema, rows, turn)).tolist())
+"""
+
+
+def test_memory_that_is_used_again_is_as_good():
+    """Plans in turn on one thread, whose scratch memory is NaN before every tile or is what the last one left."""
+    found = [subprocess.run([sys.executable, "-c", _IN_TURN], capture_output=True, text=True, check=True,
+                            env={**os.environ, "AMEIR_FAST_POISON": poison}).stdout for poison in ("", "1")]
+    assert found[0] == found[1] and found[0].count("\n") == 3 * 2 * 2 * len(LAYERS) and "nan" not in found[0]
 
 
 # ---- one user, many candidates -------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import safetensors.torch
 import torch
 
 import ameir_fast as af
+from ameir_fast import storage
 from tests.helpers import make_schema, random_arch, random_batch, random_schema
 from tests.test_plan import SETS, arch_of, pair
 
@@ -39,11 +41,14 @@ def edit(directory: Path, change) -> None:
     (directory / "plan.json").write_text(json.dumps(about))
 
 
-def rewrite(directory: Path, tensors: dict, metadata: dict | None = None) -> None:
-    """Other tensors, with the checksum that goes with them."""
-    data = safetensors.torch.save(tensors, {"version": "1", "about": "{}"} if metadata is None else metadata)
+def with_bytes(directory: Path, data: bytes) -> None:
+    """Another file of weights, with the checksum that goes with it."""
     (directory / "plan.safetensors").write_bytes(data)
     edit(directory, lambda about: about.update(sha256=hashlib.sha256(data).hexdigest()))
+
+
+def rewrite(directory: Path, tensors: dict, metadata: dict | None = None) -> None:
+    with_bytes(directory, safetensors.torch.save(tensors, {"version": "1", "about": "{}"} if metadata is None else metadata))
 
 
 def with_tensor(name: str, change):
@@ -92,7 +97,10 @@ def resized(size: int):
     (with_tensor("head.weight", lambda t: t[:, 1:].contiguous()), "tensor 'head.weight' has shape"),
     (with_tensor("more", lambda _: torch.zeros(2)), "tensor 'more' belongs to another architecture"),
     (lambda d: rewrite(d, {}), "tensor .* is missing"),
-    (lambda d: rewrite(d, {}, {"version": "9"}), "version 9 is not supported"),
+    (lambda d: rewrite(d, {}, {"version": "9\n1"}), r"version '9\\n1' is not supported"),
+    *((lambda d, data=data: with_bytes(d, data), "truncated or not a safetensors file")
+      for data in (b"", b"\xff" * 8, (2**63).to_bytes(8, "little") + b"{}", (2).to_bytes(8, "little") + b"{",
+                   (57).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}   ' + b"\0" * 8)),
     (lambda d: rewrite(d, {}, {"version": "1", "about": "[" * 100_000}), "plan.safetensors: not valid JSON"),
 ])
 def test_damaged_files_are_named(tmp_path, damage, says):
@@ -101,6 +109,21 @@ def test_damaged_files_are_named(tmp_path, damage, says):
     with pytest.raises(af.InputError, match=says) as error:
         af.Plan.load(tmp_path)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path, monkeypatch):
+    """Its checksum was another one's."""
+    first, second = (pair(make_schema(seed=5), arch_of("conv1"), 4, seed)[0] for seed in (0, 1))
+    first.compile().save(tmp_path / "plan")
+    second.compile().save(tmp_path / "other")
+
+    def swapped(path, *rest):
+        os.replace(tmp_path / "other" / "plan.safetensors", path)
+        return safetensors.safe_open(path, *rest)
+
+    monkeypatch.setattr(storage, "safe_open", swapped)
+    with pytest.raises(af.InputError, match="plan.safetensors: another file took its place"):
+        af.Plan.load(tmp_path / "plan")
 
 
 def test_a_path_below_a_file(tmp_path):

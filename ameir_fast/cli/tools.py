@@ -92,6 +92,8 @@ def profile(
     check_json_file(json_file)
     sizes = whole_numbers("--batch", batch)
     if predict:
+        if parts:
+            raise InputError("--parts measures, and --predict measures nothing: choose one")
         _predict(run, case, device, sizes, precision, json_file)
         return
     if run is None or case is not None:
