@@ -77,7 +77,7 @@ def load_module(directory: str | Path, build: Callable[[dict], nn.Module], name:
     except OSError as error:
         raise unreadable(path, error) from None
     if digest != about.get("sha256"):
-        raise InputError(f"{path}: checksum differs from the one in {description.name}")
+        raise InputError(f"{path}: truncated or changed: its checksum differs from the one in {description.name}")
     try:
         with torch.device("meta"):
             module = build(about)
