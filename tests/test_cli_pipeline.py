@@ -366,7 +366,7 @@ def test_a_damaged_model(refused, place, copied, name, damage, says):  # noqa: F
     ("damage", "says"),
     [
         (lambda data: data[: len(data) // 2], "truncated"),
-        (lambda data: data.replace(b'"version":"1"', b'"version":"9"'), "version 9"),
+        (lambda data: data.replace(b'"version":"1"', b'"version":"9"'), "version '9'"),
     ],
 )
 def test_a_damaged_checkpoint(refused, place, tmp_path, monkeypatch, capsys, damage, says):  # noqa: F811
