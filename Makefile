@@ -98,7 +98,7 @@ sanitize: $(READY)  ## the native code's tests under AddressSanitizer and Undefi
 bench-native: $(READY)  ## native host code against NumPy and PyTorch, stored under bench/results
 	$(BIN)/python -m ameir_fast.bench.native --json bench/results/native.jsonl $(ARGS)
 
-bench-cpu: $(BENCH_READY)  ## the plan against eager, torch.compile and ONNX Runtime, and its parts (14 minutes), stored under bench/results
+bench-cpu: $(BENCH_READY)  ## the plan against eager, torch.compile and ONNX Runtime, and its parts (20 minutes), stored under bench/results
 	$(BIN)/ameir-fast bench cpu --json bench/results/cpu.jsonl $(ARGS)
 	$(BIN)/ameir-fast bench cpu --suite alimama,criteo --lengths full --batch 1 --engines plan,eager,compile,onnxruntime \
 	    --json bench/results/cpu-latency.jsonl $(ARGS)

@@ -146,7 +146,7 @@ class Plan:
         calls on this thread alone, but for PyTorch's product of scores of all items) and ``flops`` (``cost.forward_work``:
         as the layers are written, before anything is folded).
 
-        The clock is read some hundred times for each tile of samples, so that parts of small batches come out dearer than
+        The clock is read after every part of each group of samples, so that parts of small batches come out dearer than
         they are. Raises ``InputError`` as a call does, and for ``repeats`` below 1.
         """
         if type(repeats) is not int or repeats < 1:
