@@ -173,7 +173,10 @@ def launches(schema: FeatureSchema, arch: Architecture, embedding_dim: int, rows
     with _launch.recording(noted):
         plan = GpuPlan(model, "meta")
         elements = rows * schema.max_history if schema.behavior else 0
-        state = _State(_Sizes(rows, elements, rows * len(schema.multi_fields), False), schema, plan._outputs, plan.device)
+        sizes = _Sizes(rows, elements, rows * len(schema.multi_fields), False, False)
+        state = _State(sizes, schema, embedding_dim, plan._outputs, plan.device)
+        plan._run(state)  # what is made once and kept
+        noted.clear()
         with Note():
             plan._run(state)
     return noted

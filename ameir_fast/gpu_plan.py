@@ -19,6 +19,7 @@ from .errors import InputError
 from .forward import Inputs, Items, item_scores
 from .model import Model, ModelWeights
 from .plan import _checked, candidates_columns, check_items
+from .schema import FeatureSchema
 from .storage import save_module
 
 LARGEST = 65536  # rows of one graph; larger batches go in parts
@@ -31,9 +32,10 @@ class GpuPlan:
     """``model`` as it is now, for inference on a GPU; later changes of the model do not reach it.
 
     ``plan(batch)`` gives what ``model(batch)`` gives in eval mode, on the batch's own device. Sizes of batches are rounded up
-    to buckets: a graph for each is captured at its first batch, with static buffers, and replayed from then on (a batch on
-    the CPU is one copy to the device and one back). Ids are checked on the device, as they are looked up. A plan may be
-    called from several threads; one at a time computes.
+    to buckets: a graph for each is captured at its first batch, with static buffers, and replayed from then on. A batch on
+    the device is one launch, which looks ids up where they lie, and one replay; a batch on the CPU one copy to the device,
+    one replay and one copy back. Ids are checked on the device, as they are looked up, and offsets of a batch on the device
+    too. A plan may be called from several threads; one at a time computes.
 
     Args:
         model: on any device.
@@ -62,16 +64,10 @@ class GpuPlan:
         self._weights = ModelWeights(self._model)
         self._outputs = self._model.head.out_features
         self._ctr = self.schema.task == "ctr"
-        schema = self.schema
-        table = lambda values, dtype: torch.tensor(values, dtype=dtype, device=self.device)
-        multi = set(schema.multi_fields)  # whose columns nobody reads
-        self._field_sizes = table([_ANY if i in multi else n for i, n in enumerate(schema.field_sizes)], torch.int32)
-        self._field_offsets = table(schema.field_offsets, torch.int64)
-        self._behavior_sizes = table(schema.behavior_sizes, torch.int32)
-        self._behavior_offsets = table(schema.behavior_offsets, torch.int64)
-        self._targets = table(schema.target_positions, torch.int64)
-        self._bag_sizes = table([schema.field_sizes[i] for i in schema.multi_fields], torch.int32)
-        self._bag_starts = table([schema.field_offsets[i] for i in schema.multi_fields], torch.int64)
+        self._tables = _tables(self.schema, self._model.embedding.weight)
+        self._head = self._model.head.weight.contiguous(), self._model.head.bias
+        self._dice = [self._weights.dice(i, 0) for i, layer in enumerate(self.arch.mlp) if layer.activation == "dice"]
+        self._folds: dict = {}
         self._lock = threading.Lock()
         self._states: OrderedDict[tuple, _State] = OrderedDict()
         self._pool = None
@@ -125,9 +121,13 @@ class GpuPlan:
     # ---- checks ------------------------------------------------------------------------------------------
 
     def _check(self, batch: Batch) -> int:
-        """Rows of a batch whose shapes, types and offsets fit; ids are checked where they are looked up."""
+        """Rows of a batch whose shapes and types fit, and whose offsets do unless the device will check them; ids are
+        checked where they are looked up."""
         schema, rows = self.schema, batch._check_shapes(self.schema)
-        if batch.fields.is_cuda and self._partitions(batch, rows):  # else what follows names the fault
+        on_device = _resident(batch)
+        if on_device and 0 < rows <= LARGEST and self._right_sizes(batch, rows):
+            return rows  # the device checks the rest
+        if on_device and self._partitions(batch, rows):  # else what follows names the fault
             return rows
         if schema.behavior:
             lengths = _check_offsets("history_offsets", batch.history_offsets, batch.history.shape[0], rows)
@@ -139,17 +139,26 @@ class GpuPlan:
             _check_offsets("bag_offsets", batch.bag_offsets, batch.bag_ids.shape[0], rows * len(schema.multi_fields))
         return rows
 
-    def _partitions(self, batch: Batch, rows: int) -> bool:
-        """Whether all offsets are right, by one answer of the device."""
-        schema, parts = self.schema, []
+    def _offsets(self, batch: Batch, rows: int) -> list[tuple[Tensor, int, int, int]]:
+        """Offsets, and how many values they partition into how many groups of at most how many."""
+        schema, found = self.schema, []
         if schema.behavior:
-            parts.append((batch.history_offsets, len(batch.history), rows, schema.max_history))
+            found.append((batch.history_offsets, len(batch.history), rows, schema.max_history))
         if schema.multi_fields:
-            parts.append((batch.bag_offsets, len(batch.bag_ids), rows * len(schema.multi_fields), len(batch.bag_ids)))
-        if any(len(offsets) != groups + 1 for offsets, _, groups, _ in parts):
+            found.append((batch.bag_offsets, len(batch.bag_ids), rows * len(schema.multi_fields), len(batch.bag_ids)))
+        return found
+
+    def _right_sizes(self, batch: Batch, rows: int) -> bool:
+        """Whether there are as many offsets as there should be, and no more values than they can partition."""
+        return all(len(offsets) == groups + 1 and values <= groups * longest
+                   for offsets, values, groups, longest in self._offsets(batch, rows))
+
+    def _partitions(self, batch: Batch, rows: int) -> bool:
+        """Whether all offsets are right, by one answer of the device: of batches that go in parts."""
+        if not self._right_sizes(batch, rows):
             return False
         right = []
-        for offsets, values, _, longest in parts:
+        for offsets, values, _, longest in self._offsets(batch, rows):
             sizes = offsets.diff()
             right += [offsets[:1] == 0, offsets[-1:] == values, (sizes >= 0) & (sizes <= longest)]
         return not right or bool(torch.cat(right).all())
@@ -164,37 +173,60 @@ class GpuPlan:
         rows = len(batch)
         if not rows:
             return torch.empty((0,) if self._ctr else (0, self._outputs), device=batch.device)
+        resident = _resident(batch)
+        here = batch.to(self.device) if resident and batch.device != self.device else batch
+        sizes = _Sizes.of(here, self.schema, one_user, resident)
         with self._lock, torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
-            state = self._filled(batch, one_user)
-            if state.graph is None:
-                self._run(state)
-            else:
-                state.graph.replay()
-            found = state.result.to(batch.device, copy=True)
-            # This waits for the device: the next call, maybe on another stream, finds its buffers at rest.
-            fault = int(found[-1:].view(torch.int32))
+            state = self._state(sizes)
+            try:
+                self._fill(state, here)
+                if state.graph is None:
+                    self._run(state)
+                else:
+                    state.graph.replay()
+                found = state.result.to(batch.device, copy=True)
+                # This waits for the device: the next call, maybe on another stream, finds its buffers at rest.
+                fault = int(found[-1:].view(torch.int32))
+                if fault:
+                    state.fault.zero_()
+            except BaseException:
+                self._states.pop(sizes, None)  # its flag may be up
+                raise
         if fault:
             _with_all_rows(batch, one_user).check(self.schema)
-            raise AssertionError("the device found an id outside its vocabulary that the host does not find")
+            raise AssertionError("the device found an id or offsets to be wrong that the host does not")
         out = found[:-1].view(-1, self._outputs)[:rows]
         return out[:, 0] if self._ctr else out
 
-    def _filled(self, batch: Batch, one_user: bool) -> _State:
-        """The bucket's buffers with the batch in them; captured if they are new."""
-        sizes = _Sizes.of(batch, self.schema, one_user)
+    def _state(self, sizes: _Sizes) -> _State:
+        """The bucket's buffers, and those used longest ago forgotten."""
         state = self._states.pop(sizes, None)
         if state is None:
             with torch.inference_mode(False):  # buffers that calls in any mode may fill
-                state = _State(sizes, self.schema, self._outputs, self.device)
-        state.fill(batch)
-        if state.graph is None and self.graphs and self.device.type == "cuda":  # elsewhere kernels are interpreted, or noted
-            self._capture(state)
+                state = _State(sizes, self.schema, self._model.embedding_dim, self._outputs, self.device)
         self._states[sizes] = state
         while len(self._states) > max(1, self.graphs):
             self._states.popitem(last=False)
         return state
 
+    def _fill(self, state: _State, batch: Batch) -> None:
+        """The batch in the bucket's buffers: looked up, or only copied where the graph begins with looking up."""
+        if state.sizes.resident:
+            self._look_up(state, batch)
+        else:
+            state.stage(batch)
+        if state.graph is None and self.graphs and self.device.type == "cuda":  # elsewhere kernels are interpreted, or noted
+            self._capture(state)
+
+    def _look_up(self, state: _State, batch: Batch) -> None:
+        from .kernels import plan_inputs
+
+        ids = (batch.fields, batch.history, batch.history_offsets, batch.bag_ids, batch.bag_offsets)
+        plan_inputs.fill(*(None if t is None or to is None else t.contiguous() for t, to in zip(ids, state.wanted, strict=True)),
+                         self._tables, state.buffers, state.fault)
+
     def _capture(self, state: _State) -> None:
+        """The graph of a bucket whose buffers are filled."""
         from .kernels._plan import plan_of
 
         side = torch.cuda.Stream(self.device)
@@ -205,7 +237,7 @@ class GpuPlan:
         torch.cuda.current_stream().wait_stream(side)
         # The graph reads the tables of the interactions where they are; a cache alone may forget them.
         products = self.arch.interactions
-        state.tables = plan_of(state.batch.fields, self.schema.multi_fields, [f for fields in products for f in fields],
+        state.tables = plan_of(state.buffers.rows, self.schema.multi_fields, [f for fields in products for f in fields],
                                [len(fields) for fields in products])
         # Graphs run one at a time and leave their results outside of the pool, so they can share its memory.
         self._pool = self._pool or torch.cuda.graph_pool_handle()
@@ -219,40 +251,30 @@ class GpuPlan:
     @torch.inference_mode()
     def _run(self, state: _State) -> None:
         """All launches for what is in the static buffers."""
-        fault = state.result[-1:].view(torch.int32)
-        fault.zero_()
-        inputs = self._inputs(state, fault)
-        h_a = self._behavior_vector(inputs, state)
-        h = self._aggregate(h_a, inputs)
-        out = forward.score(self._weights, h, forward.shortcut(self._weights, self.arch, inputs), self.schema, state.batch,
-                            lambda users, _: users)
-        state.result[:-1].copy_(out.reshape(-1))
+        from .kernels import plan_head
+        from .kernels._activation_unit import keeping_folds
 
-    def _inputs(self, state: _State, fault: Tensor) -> Inputs:
-        from .kernels import plan_inputs
+        if not state.sizes.resident:
+            self._look_up(state, state.staged)
+        with keeping_folds(self._folds):
+            inputs = self._inputs(state)
+            h = self._aggregate(self._behavior_vector(inputs, state), inputs)
+            shortcut = forward.shortcut(self._weights, self.arch, inputs)
+        weight, bias = self._head
+        if self._ctr:
+            plan_head.logits(h, shortcut, weight, bias, state.result[:-1])
+        else:
+            h = h if shortcut is None else torch.cat([h, shortcut], 1)
+            torch.mm(h, weight.t(), out=state.result[:-1].view(-1, self._outputs))
 
-        schema, batch, matrix = self.schema, state.batch, self._model.embedding.weight
-        rows = torch.empty(batch.fields.shape, dtype=torch.int64, device=self.device)
-        plan_inputs.field_rows(batch.fields, self._field_sizes, self._field_offsets, rows, fault)
-        history = target = bag_rows = None
-        if schema.behavior:
-            history = plan_inputs.embed_history(batch.history, self._behavior_sizes, self._behavior_offsets, matrix, fault)
-            if schema.target:
-                target = matrix[rows[:, self._targets]].flatten(1)
-        bag_offsets = batch.bag_offsets
-        if schema.multi_fields:
-            bag_rows = self._bag_rows(batch, fault)
-            if state.sizes.one_user:
-                bag_rows, bag_offsets = _repeated_bags(bag_rows, bag_offsets, batch.fields.shape[0])
-        return Inputs(batch, matrix, rows, bag_rows, bag_offsets, schema.multi_fields, history, target, schema.max_history)
-
-    def _bag_rows(self, batch: Batch, fault: Tensor) -> Tensor:
-        count = len(self.schema.multi_fields)
-        bag = torch.searchsorted(batch.bag_offsets, torch.arange(len(batch.bag_ids), device=self.device), right=True) - 1
-        which = bag.clamp_(min=0) % count
-        bad = (batch.bag_ids < 0) | (batch.bag_ids >= self._bag_sizes[which])
-        torch.maximum(fault, bad.any().to(torch.int32), out=fault)
-        return self._bag_starts[which] + batch.bag_ids.masked_fill(bad, 0)
+    def _inputs(self, state: _State) -> Inputs:
+        found, schema = state.buffers, self.schema
+        bag_rows, bag_offsets = found.bag_rows, found.bag_offsets
+        if schema.multi_fields and state.sizes.one_user:
+            bag_rows, bag_offsets = _repeated_bags(bag_rows, bag_offsets[:-1], state.rows)
+        batch = Batch(found.rows, history_offsets=found.history_offsets)  # all that the blocks read of it
+        return Inputs(batch, self._tables.embedding, found.rows, bag_rows, bag_offsets, schema.multi_fields, found.x,
+                      found.target, schema.max_history)
 
     def _behavior_vector(self, inputs: Inputs, state: _State) -> Tensor | None:
         if not state.sizes.one_user or inputs.history is None:
@@ -275,7 +297,7 @@ class GpuPlan:
 
     def _aggregate(self, h_a: Tensor | None, inputs: Inputs) -> Tensor:
         """h_Lc in two operations: lookup, interactions and the first layer; all that follows."""
-        weights, arch = self._weights, self.arch
+        arch = self.arch
         layers = [self._model.mlp[str(i)] for i in range(len(arch.mlp))]
         names = [layer.activation for layer in arch.mlp]
         first = names[0] if names[0] != "dice" else "identity"
@@ -284,25 +306,26 @@ class GpuPlan:
         rest = ["identity" if names[0] != "dice" else "dice", *names[1:]]
         if rest == ["identity"]:
             return h
-        dice = [weights.dice(i, 0) for i, name in enumerate(names) if name == "dice"]
-        return ops.sliced_mlp(h, [m.weight for m in layers[1:]], [m.bias for m in layers[1:]], rest, dice,
+        return ops.sliced_mlp(h, [m.weight for m in layers[1:]], [m.bias for m in layers[1:]], rest, self._dice,
                               backend="triton")[0]
 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What a graph's buffers hold: rows, elements of histories, ids of bags."""
+    """What a graph's buffers hold: rows, elements of histories, ids of bags; whether of one user and many candidates, and
+    whether batches are on the device, so that they are looked up before the graph and not by it."""
 
     rows: int
     elements: int
     ids: int
     one_user: bool
+    resident: bool
 
     @classmethod
-    def of(cls, batch: Batch, schema, one_user: bool) -> _Sizes:
+    def of(cls, batch: Batch, schema, one_user: bool, resident: bool) -> _Sizes:
         count = lambda t: 0 if t is None else t.shape[0]
         return cls(rounded_up(len(batch)), rounded_up(count(batch.history)) if schema.behavior else 0,
-                   rounded_up(count(batch.bag_ids)) if schema.multi_fields else 0, one_user)
+                   rounded_up(count(batch.bag_ids)) if schema.multi_fields else 0, one_user, resident)
 
 
 class _State:
@@ -311,44 +334,75 @@ class _State:
     Elements beyond a batch's own belong to spare rows at the end, so that offsets partition them as in any batch.
     """
 
-    def __init__(self, sizes: _Sizes, schema, outputs: int, device: torch.device):
-        self.sizes, self.graph, self.tables = sizes, None, None
-        self.max_history, self.multi = schema.max_history, len(schema.multi_fields)
-        unused = sizes.elements - least_of(sizes.elements) if schema.behavior else 0  # by the smallest batch of the bucket
-        spare = 0 if sizes.one_user else max(-(-unused // max(1, self.max_history)), 1 if self.multi else 0)
-        self.rows = sizes.rows + spare
-        histories, bags = (2, 1) if sizes.one_user else (self.rows, self.rows)
-        shapes = {"history_offsets": (histories + 1,) if schema.behavior else None,
-                  "bag_offsets": (bags * self.multi + 1,) if self.multi else None,
-                  "fields": (self.rows, schema.num_fields),
-                  "history": (sizes.elements, schema.num_behavior) if schema.behavior else None,
-                  "bag_ids": (sizes.ids,) if self.multi else None}
-        self.host, on_host = _packed(shapes, torch.device("cpu"), pinned=device.type == "cuda")
-        self.memory, parts = _packed(shapes, device)
-        self.staged, self.batch = on_host, Batch(**parts)
-        self.result = torch.zeros(self.rows * outputs + 1, device=device)
+    def __init__(self, sizes: _Sizes, schema, embedding_dim: int, outputs: int, device: torch.device):
+        from .kernels.plan_inputs import Buffers
 
-    def fill(self, batch: Batch) -> None:
-        """The batch's ids into the buffers, zeros behind them; offsets of spare rows go on in full histories."""
-        rows, to = len(batch), self.staged if not batch.fields.is_cuda else vars(self.batch)
+        self.sizes, self.graph, self.tables = sizes, None, None
+        self.max_history, multi = schema.max_history, len(schema.multi_fields)
+        unused = sizes.elements - least_of(sizes.elements) if schema.behavior else 0  # by the smallest batch of the bucket
+        spare = 0 if sizes.one_user else max(-(-unused // max(1, self.max_history)), 1 if multi else 0)
+        self.rows = sizes.rows + spare
+        # Of one user there are a spare history and a spare bag, whose values are nobody's.
+        histories, bags = (2, multi + 1) if sizes.one_user else (self.rows, self.rows * multi)
+        shapes = [(self.rows, schema.num_fields), (sizes.elements, schema.num_behavior) if schema.behavior else None,
+                  (histories + 1,) if schema.behavior else None, (sizes.ids,) if multi else None,
+                  (bags + 1,) if multi else None]
+        self.wanted = shapes
+        made = lambda dtype, *shape: torch.zeros(shape, dtype=dtype, device=device)
+        self.buffers = Buffers(
+            made(torch.int64, self.rows, schema.num_fields),
+            made(torch.float32, sizes.elements, schema.num_behavior * embedding_dim) if schema.behavior else None,
+            made(torch.int64, histories + 1) if schema.behavior else None,
+            made(torch.float32, self.rows, len(schema.target) * embedding_dim) if schema.target else None,
+            made(torch.int64, sizes.ids) if multi else None, made(torch.int64, bags + 1) if multi else None)
+        self.result = made(torch.float32, self.rows * outputs + 1)
+        self.fault = self.result[-1:].view(torch.int32)  # comes back with the result
+        if not sizes.resident:
+            named = dict(zip(_STAGED, shapes, strict=True))
+            self.host, self.on_host = _packed(named, torch.device("cpu"), pinned=device.type == "cuda")
+            self.memory, parts = _packed(named, device)
+            self.staged = Batch(**parts)
+
+    def stage(self, batch: Batch) -> None:
+        """The ids of a batch on the CPU to the device, zeros behind them; offsets of spare rows go on in full histories."""
+        to = self.on_host
         _copy(to["fields"], batch.fields)
-        if to.get("history") is not None:
+        if "history" in to:
             _copy(to["history"], batch.history)
             offsets = to["history_offsets"]
             own = batch.history_offsets.shape[0]
             offsets[:own].copy_(batch.history_offsets)
-            more = torch.arange(1, offsets.shape[0] - own + 1, device=offsets.device) * self.max_history
+            more = torch.arange(1, offsets.shape[0] - own + 1) * self.max_history
             offsets[own:].copy_((more + batch.history.shape[0]).clamp_(max=self.sizes.elements))
-        if to.get("bag_offsets") is not None:
+        if "bag_offsets" in to:
             _copy(to["bag_ids"], batch.bag_ids)
             own = batch.bag_offsets.shape[0]
             to["bag_offsets"][:own].copy_(batch.bag_offsets)
             to["bag_offsets"][own:].fill_(batch.bag_ids.shape[0])
-            if not self.sizes.one_user:  # whose bags are all there is: ids behind them are nobody's
-                to["bag_offsets"][-1] = self.sizes.ids
-        if to is self.staged:
-            self.memory.copy_(self.host, non_blocking=True)
-        assert rows <= self.sizes.rows
+            to["bag_offsets"][-1] = self.sizes.ids
+        self.memory.copy_(self.host, non_blocking=True)
+
+
+_STAGED = ("fields", "history", "history_offsets", "bag_ids", "bag_offsets")
+
+
+def _resident(batch: Batch) -> bool:
+    """Whether a batch is on a GPU."""
+    return batch.fields.is_cuda
+
+
+def _tables(schema: FeatureSchema, embedding: Tensor):
+    """What looking up needs of a schema, on the matrix's device."""
+    from .kernels.plan_inputs import Tables
+
+    def table(values: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor | None:
+        return torch.tensor(values, dtype=dtype, device=embedding.device) if len(values) else None
+
+    multi = schema.multi_fields  # whose columns nobody reads
+    return Tables(embedding, schema.max_history,
+                  table([_ANY if i in multi else n for i, n in enumerate(schema.field_sizes)], torch.int32),
+                  table(schema.field_offsets), table(schema.behavior_sizes, torch.int32), table(schema.behavior_offsets), table(schema.target_positions, torch.int32),
+                  table([schema.field_sizes[i] for i in multi], torch.int32), table([schema.field_offsets[i] for i in multi]))
 
 
 def rounded_up(count: int) -> int:

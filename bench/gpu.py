@@ -87,12 +87,10 @@ def copy_rate() -> float:
 
 def launch_costs() -> dict[str, float]:
     """Microseconds of the host for one launch: of a Triton kernel, of an operation of PyTorch, of a graph of one kernel."""
-    from ..kernels import plan_inputs
+    from ..kernels import plan_head
 
-    ids, sizes = torch.zeros(1, 1, dtype=torch.int32, device="cuda"), torch.ones(1, dtype=torch.int32, device="cuda")
-    offsets, rows = torch.zeros(1, dtype=torch.int64, device="cuda"), torch.zeros(1, 1, dtype=torch.int64, device="cuda")
-    fault = torch.zeros(1, dtype=torch.int32, device="cuda")
-    launch = lambda: plan_inputs.field_rows(ids, sizes, offsets, rows, fault)
+    one, fault = torch.zeros(1, 1, device="cuda"), torch.zeros(1, dtype=torch.int32, device="cuda")
+    launch = lambda: plan_head.logits(one, None, one, one[0], one[:, 0])
     launch()
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     with torch.cuda.graph(graph, stream=side):

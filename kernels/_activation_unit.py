@@ -17,6 +17,10 @@ Matrices here are [channels, hidden units], zero in the padding.
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -244,13 +248,38 @@ WEIGHT = Kernel(unit_weight_kernel, "backward",
                          "second_stride"), 1)}) for label, width in (("alimama", 8), ("beauty", 64), ("256", 256))], occupancy=0.125)
 
 
+_kept = threading.local()
+
+
+@contextlib.contextmanager
+def keeping_folds(folds: dict) -> Iterator[None]:
+    """Within it folds are made once and then taken from ``folds``: for weights that stay as they are and where they are for
+    as long as ``folds`` is in use."""
+    _kept.folds = folds
+    try:
+        yield
+    finally:
+        _kept.folds = None
+
+
+def folded(weight: Tensor, constants: dict[str, int]) -> Tensor:
+    """The first layer's weight as :func:`unit_fold_kernel` leaves it."""
+    kept, key = getattr(_kept, "folds", None), (weight.data_ptr(), weight.shape, weight.stride())
+    if kept is not None and key in kept:
+        return kept[key]
+    folds = torch.empty((3, constants["PADDED"], constants["UNITS"]), dtype=weight.dtype, device=weight.device)
+    FOLD(lambda blocks: (constants["PADDED"] // blocks["CHANNELS"], constants["UNITS"] // GROUP.value), weight=weight,
+         folds=folds, row_stride=weight.stride(0), column_stride=weight.stride(1),
+         **{name: constants[name] for name in ("WIDTH", "HIDDEN", "PADDED", "UNITS")})
+    if kept is not None:
+        kept[key] = folds
+    return folds
+
+
 def unit_arguments(weights: list[Tensor], constants: dict[str, int]) -> dict:
     """The kernels' arguments of the unit's five tensors, the first one folded."""
     first, bias, prelu, second, second_bias = weights
-    folds = torch.empty((3, constants["PADDED"], constants["UNITS"]), dtype=first.dtype, device=first.device)
-    FOLD(lambda blocks: (constants["PADDED"] // blocks["CHANNELS"], constants["UNITS"] // GROUP.value), weight=first,
-         folds=folds, row_stride=first.stride(0), column_stride=first.stride(1),
-         **{name: constants[name] for name in ("WIDTH", "HIDDEN", "PADDED", "UNITS")})
+    folds = folded(first, constants)
     return dict(folds=folds, bias=bias, prelu=prelu, second=second, second_bias=second_bias, bias_stride=bias.stride(0),
                 second_stride=second.stride(1))
 

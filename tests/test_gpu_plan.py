@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import ameir_fast as af
-from ameir_fast import gpu_plan
+from ameir_fast import forward, gpu_plan
 from ameir_fast.gpu_plan import GpuPlan, least_of, rounded_up
+from ameir_fast.kernels import plan_head, plan_inputs
 from ameir_fast.kernels._launch import interpreting
 from tests.helpers import make_schema, random_batch
 from tests.test_plan import arch_of, pair
@@ -23,6 +24,19 @@ def exact(twin: af.Model, batch: af.Batch, items=None) -> torch.Tensor:
 
 def assert_near(got: torch.Tensor, want: torch.Tensor) -> None:
     torch.testing.assert_close(got.double(), want, rtol=2e-4, atol=2e-5)
+
+
+@pytest.fixture(params=["from the host", "on the device"], autouse=True)
+def where(request, monkeypatch):
+    """Both ways in which batches come; without a GPU, too."""
+    resident = request.param == "on the device"
+    if DEVICE == "cpu":
+        monkeypatch.setattr(gpu_plan, "_resident", lambda batch: resident)
+    elif resident:
+        call, score = GpuPlan.__call__, GpuPlan.score
+        there = lambda value: value.to(DEVICE) if isinstance(value, af.Batch | torch.Tensor) else value
+        monkeypatch.setattr(GpuPlan, "__call__", lambda plan, *given: call(plan, *map(there, given)).cpu())
+        monkeypatch.setattr(GpuPlan, "score", lambda plan, *given: score(plan, *map(there, given)).cpu())
 
 
 CASES = {
@@ -174,6 +188,77 @@ def test_saved_plans_are_those_of_the_cpu(tmp_path):
     assert torch.equal(GpuPlan.load(tmp_path, DEVICE)(batch), plan(batch))
     if af.native.plan() is not None:
         assert_near(af.Plan.load(tmp_path)(batch), exact(twin, batch))
+
+
+def test_what_is_looked_up_fills_its_buffers():
+    """Against PyTorch's indexing: the batch's part, what follows it, and what takes the place of wrong ids and offsets."""
+    schema = af.FeatureSchema.from_dict(make_schema(fields=5, multi=2, behavior=2, max_history=6, seed=3))
+    embedding = torch.randn(schema.num_embeddings, 4, device=DEVICE)
+    tables = gpu_plan._tables(schema, embedding)
+    for seed, rows in enumerate((1, 3, 16, 40)):
+        batch = random_batch(schema.to_dict(), rows, seed).to(DEVICE)
+        sizes = gpu_plan._Sizes.of(batch, schema, False, True)
+        state = gpu_plan._State(sizes, schema, 4, 1, torch.device(DEVICE))
+        found, given = state.buffers, [batch.fields, batch.history, batch.history_offsets, batch.bag_ids, batch.bag_offsets]
+        plan_inputs.fill(*given, tables, found, state.fault)
+        assert int(state.fault) == 0
+        want, bags, _ = forward.field_rows(schema, batch)
+        single = [i for i in range(schema.num_fields) if i not in schema.multi_fields]
+        assert torch.equal(found.rows[:rows, single], want[:, single])
+        assert torch.equal(found.bag_rows[:len(bags)], bags)
+        start = torch.tensor(schema.behavior_offsets, device=DEVICE)
+        assert torch.equal(found.x[:len(batch.history)], embedding[batch.history.long() + start].flatten(1))
+        assert torch.equal(found.target, embedding[found.rows[:, list(schema.target_positions)]].flatten(1))
+        assert torch.equal(found.rows[rows:, single], torch.tensor(schema.field_offsets, device=DEVICE)[single].expand(state.rows - rows, -1))
+        for offsets, own, filled, longest in ((found.history_offsets, batch.history_offsets, sizes.elements, 6),
+                                              (found.bag_offsets, batch.bag_offsets, sizes.ids, sizes.ids)):
+            assert torch.equal(offsets[:len(own)], own)
+            assert_partition(offsets, filled, longest)
+        for which, place, wrong in ((0, (rows - 1, 0), -1), (1, (0, 1), 2**31 - 1), (3, (0,), 10**6), (2, rows, 10**12), (2, 0, -2**62),
+                                    (4, 1, 2**62), (4, 2 * rows, 0)):
+            if not given[which].numel():
+                continue
+            bad = [t.clone() for t in given]
+            bad[which][place] = wrong
+            state.fault.zero_()
+            plan_inputs.fill(*bad, tables, found, state.fault)
+            assert int(state.fault) == int(not torch.equal(bad[which], given[which]))
+            assert_partition(found.history_offsets, sizes.elements, 6)
+            assert_partition(found.bag_offsets, sizes.ids, sizes.ids)
+            for looked_up in (found.rows[:, single], found.bag_rows):
+                assert bool(((looked_up >= 0) & (looked_up < schema.num_embeddings)).all())
+
+
+def assert_partition(offsets: torch.Tensor, values: int, longest: int) -> None:
+    assert int(offsets[0]) == 0 and int(offsets[-1]) == values
+    assert bool(((offsets.diff() >= 0) & (offsets.diff() <= longest)).all())
+
+
+def test_many_bags_are_found_by_halves():
+    schema = af.FeatureSchema.from_dict(make_schema(fields=3, multi=1, behavior=0, seed=3))
+    rows, generator = 2500, torch.Generator().manual_seed(0)
+    lengths = torch.randint(4, (rows,), generator=generator)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).to(DEVICE)
+    size = schema.field_sizes[schema.multi_fields[0]]
+    ids = torch.randint(size, (int(offsets[-1]),), dtype=torch.int32, generator=generator).to(DEVICE)
+    batch = af.Batch(torch.zeros(rows, 3, dtype=torch.int32, device=DEVICE), bag_ids=ids, bag_offsets=offsets)
+    state = gpu_plan._State(gpu_plan._Sizes.of(batch, schema, False, True), schema, 4, 1, torch.device(DEVICE))
+    tables = gpu_plan._tables(schema, torch.randn(schema.num_embeddings, 4, device=DEVICE))
+    plan_inputs.fill(batch.fields, None, None, ids, offsets, tables, state.buffers, state.fault)
+    assert int(state.fault) == 0
+    assert torch.equal(state.buffers.bag_rows[:len(ids)], forward.field_rows(schema, batch)[1])
+    assert torch.equal(state.buffers.bag_offsets[:rows + 1], offsets)
+
+
+@pytest.mark.parametrize("samples, width, more", [(1, 1, 0), (37, 130, 4), (16, 64, 64), (5, 200, 3)])
+def test_the_head(samples, width, more):
+    h, weight, bias = torch.randn(samples, width), torch.randn(1, width + more), torch.randn(1)
+    shortcut = torch.randn(more, samples).t() if more else None
+    out = torch.full((samples,), torch.nan, device=DEVICE)
+    there = lambda t: None if t is None else t.to(DEVICE)
+    plan_head.logits(there(h), there(shortcut), there(weight), there(bias), out)
+    want = torch.nn.functional.linear(torch.cat([h, shortcut], 1) if more else h, weight, bias)[:, 0]
+    torch.testing.assert_close(out.cpu(), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 16, 17, 100, 1000, 1025, 65536])
