@@ -67,7 +67,7 @@ test-slow: $(READY)  ## the tests that take minutes
 KERNEL_TESTS := $(wildcard tests/test_triton_*.py) tests/test_gpu_plan.py
 test-gpu: $(READY)  ## the Triton kernels and the GPU plan on this machine's GPU
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: no GPU; ameir-fast doctor says why")'
-	$(BIN)/python -m pytest -q -m "gpu or not gpu" $(KERNEL_TESTS) $(ARGS)
+	$(BIN)/python -m pytest -q -m "not slow" $(KERNEL_TESTS) $(ARGS)
 
 TRITONS ?= 3.6.0 3.7.1
 # The interpreter of triton 3.6 takes arrays of one element for numbers, which numpy 2.4 no longer does; its compiler does not care.

@@ -137,28 +137,61 @@ def _block(layer: str, d: int, elements: int, pairs: int) -> tuple[int, int]:
 def predict(schema: FeatureSchema, arch: Architecture, embedding_dim: int, rows: int, gpu: Gpu,
             precision: str = "ieee") -> dict:
     """A prediction for a batch of full histories on a card: of each part and of all together ``flops``, ``bytes``, the
-    roofline's ``seconds`` and what they are ``bound`` by; ``launches`` of a ``GpuPlan``; ``samples_per_s`` if nothing but
-    the roofline cost time."""
+    roofline's ``seconds``, what they are ``bound`` by and the ``launches`` of a ``GpuPlan`` for it; ``samples_per_s`` if
+    nothing but the roofline cost time."""
     lengths = np.full(rows, schema.max_history if schema.behavior else 0)
+    works = _of_launches(forward_work(schema, arch, embedding_dim, lengths), schema, embedding_dim, rows)
+    launched = _by_part([work.part for work in works], launches(schema, arch, embedding_dim, rows))
     parts = []
-    for work in forward_work(schema, arch, embedding_dim, lengths):
+    for work in works:
         bound = "arithmetic" if work.flops / getattr(gpu, precision) > work.bytes / gpu.bandwidth else "memory"
         parts.append({"part": work.part, "flops": work.flops, "bytes": work.bytes,
-                      "seconds": work.seconds(gpu, precision), "bound": bound})
+                      "seconds": work.seconds(gpu, precision), "bound": bound, "launches": launched[work.part]})
     total = {"part": "all", **{key: sum(part[key] for part in parts) for key in ("flops", "bytes", "seconds")}, "bound": ""}
     return {"prediction": True, "device": gpu.name, "precision": precision, "batch": rows, "parts": parts, "total": total,
-            "launches": launches(schema, arch, embedding_dim, rows), "samples_per_s": rows / total["seconds"]}
+            "launches": [name for part in parts for name in part["launches"]], "samples_per_s": rows / total["seconds"]}
 
 
-def launches(schema: FeatureSchema, arch: Architecture, embedding_dim: int, rows: int) -> list[str]:
-    """Kernels that a ``GpuPlan`` launches for a batch of ``rows`` rows with full histories, in their order: noted from the
-    code that would launch them, on tensors without memory. PyTorch's own are called ``torch.<operation>``."""
+def _of_launches(works: list[Work], schema: FeatureSchema, embedding_dim: int, rows: int) -> list[Work]:
+    """The parts of a forward pass as a plan on a GPU has them: all is looked up in one launch, which also writes the rows of
+    fields, 12 bytes an id, and the target's embeddings."""
+    row_bytes = -(-4 * embedding_dim // SECTOR) * SECTOR
+    size = rows * (12 * schema.num_fields + len(schema.target) * (4 + row_bytes + 4 * embedding_dim))
+    history = [work.bytes for work in works if work.part == "look up history"]
+    return [Work("look up", 0, size + sum(history)), *(work for work in works if work.part != "look up history")]
+
+
+def _by_part(parts: list[str], launched: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The launches of each part, from those of each operation."""
+    found: dict[str, list[str]] = {part: [] for part in parts}
+    blocks = iter([part for part in parts if part.startswith("block ")])
+    layers = [part for part in parts if part.startswith("MLP ")]
+    for operation, names in launched.items():
+        name = operation.split(" ")[0]
+        if name == "sequence_block":
+            found[next(blocks)] = names
+        elif name == "sliced_mlp" and len(names) == len(layers):
+            for layer, one in zip(layers, names, strict=True):
+                found[layer] = [one]
+        else:
+            whole = {"": parts[0], "sequence_pool": "pool", "embedding_interactions": "interactions and MLP 0",
+                     "sliced_mlp": layers[0] if layers else "interactions and MLP 0",
+                     "squeeze_excite": "squeeze-and-excitation", "head": parts[-1]}[name]
+            found[whole] = found[whole] + names
+    return found
+
+
+def launches(schema: FeatureSchema, arch: Architecture, embedding_dim: int, rows: int) -> dict[str, list[str]]:
+    """Kernels that a ``GpuPlan`` launches for a batch of ``rows`` rows with full histories, in their order, by operation (with
+    its number behind it; ``""`` for what comes before the first, and ``"head"``): noted from the code that would launch
+    them, on tensors without memory. PyTorch's own are called ``torch.<operation>``."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from .gpu_plan import GpuPlan, _Sizes, _State
     from .kernels import _launch
     from .model import Model
+    from .ops._triton import OPERATION
 
     noted: list[str] = []
 
@@ -179,4 +212,11 @@ def launches(schema: FeatureSchema, arch: Architecture, embedding_dim: int, rows
         noted.clear()
         with Note():
             plan._run(state)
-    return noted
+    found: dict[str, list[str]] = {"": []}
+    for name in noted:
+        if name.startswith(OPERATION):
+            operation = name.removeprefix(OPERATION)
+            found[operation if operation == "head" else f"{operation} {len(found)}"] = []
+        else:
+            found[next(reversed(found))].append(name)
+    return found

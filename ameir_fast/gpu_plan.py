@@ -18,14 +18,22 @@ from .batch import Batch, _check_offsets
 from .errors import InputError
 from .forward import Inputs, Items, item_scores
 from .model import Model, ModelWeights
+from .ops._triton import OPERATION
 from .plan import _checked, candidates_columns, check_items
 from .schema import FeatureSchema
 from .storage import save_module
 
 LARGEST = 65536  # rows of one graph; larger batches go in parts
 GRAPHS = 32      # most graphs that are kept, those used last
-_ANY = 2**31 - 1
+BUFFERS = 4 << 30  # bytes of their buffers, about; the last one may have more
 _capturing = threading.Lock()  # PyTorch allows one capture at a time in a process
+
+
+_FAULT = "the device found an id or offsets to be wrong that the host does not"
+
+
+class _Fault(Exception):
+    """The device found an id or offsets of a batch to be wrong."""
 
 
 class GpuPlan:
@@ -35,7 +43,8 @@ class GpuPlan:
     to buckets: a graph for each is captured at its first batch, with static buffers, and replayed from then on. A batch on
     the device is one launch, which looks ids up where they lie, and one replay; a batch on the CPU one copy to the device,
     one replay and one copy back. Ids are checked on the device, as they are looked up, and offsets of a batch on the device
-    too. A plan may be called from several threads; one at a time computes.
+    too. A plan may be called from several threads; one at a time computes. Buckets used longest ago are forgotten where there
+    are more than ``graphs`` or their buffers take more than 4 GiB.
 
     Args:
         model: on any device.
@@ -82,7 +91,11 @@ class GpuPlan:
         rows = self._check(batch)
         if items is not None:
             check_items(self.schema, items, rows)
-        out = self._compute(batch)
+        try:
+            out = self._compute(batch)
+        except _Fault:
+            batch.check(self.schema)
+            raise AssertionError(_FAULT) from None
         if self._ctr:
             return out
         if isinstance(items, Tensor):
@@ -104,7 +117,11 @@ class GpuPlan:
         for place, column in enumerate(columns):
             if column >= 0:
                 table[:, place] = candidates[:, column]
-        return torch.cat([self._compute(replace(user, fields=part), one_user=True) for part in table.split(LARGEST)])
+        try:
+            return torch.cat([self._compute(replace(user, fields=part), one_user=True) for part in table.split(LARGEST)])
+        except _Fault:
+            _with_all_rows(replace(user, fields=table)).check(self.schema)
+            raise AssertionError(_FAULT) from None
 
     def save(self, directory: str | Path) -> None:
         """Writes what ``Plan.load`` and ``GpuPlan.load`` read, each file by atomic rename."""
@@ -123,7 +140,10 @@ class GpuPlan:
     def _check(self, batch: Batch) -> int:
         """Rows of a batch whose shapes and types fit, and whose offsets do unless the device will check them; ids are
         checked where they are looked up."""
-        schema, rows = self.schema, batch._check_shapes(self.schema)
+        schema, rows, device = self.schema, batch._check_shapes(self.schema), batch.device
+        for name in ("history", "history_offsets") * bool(schema.behavior) + ("bag_ids", "bag_offsets") * bool(schema.multi_fields):
+            if getattr(batch, name).device != device:
+                raise InputError(f"{name} is on {getattr(batch, name).device}, but fields on {device}")
         on_device = _resident(batch)
         if on_device and 0 < rows <= LARGEST and self._right_sizes(batch, rows):
             return rows  # the device checks the rest
@@ -188,13 +208,14 @@ class GpuPlan:
                 # This waits for the device: the next call, maybe on another stream, finds its buffers at rest.
                 fault = int(found[-1:].view(torch.int32))
                 if fault:
-                    state.fault.zero_()
+                    state.fault.zero_().item()  # waits, too
             except BaseException:
                 self._states.pop(sizes, None)  # its flag may be up
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)  # what was launched uses memory that graphs share
                 raise
         if fault:
-            _with_all_rows(batch, one_user).check(self.schema)
-            raise AssertionError("the device found an id or offsets to be wrong that the host does not")
+            raise _Fault
         out = found[:-1].view(-1, self._outputs)[:rows]
         return out[:, 0] if self._ctr else out
 
@@ -205,25 +226,26 @@ class GpuPlan:
             with torch.inference_mode(False):  # buffers that calls in any mode may fill
                 state = _State(sizes, self.schema, self._model.embedding_dim, self._outputs, self.device)
         self._states[sizes] = state
-        while len(self._states) > max(1, self.graphs):
+        while len(self._states) > max(1, self.graphs) or \
+                len(self._states) > 1 and sum(one.bytes for one in self._states.values()) > BUFFERS:
             self._states.popitem(last=False)
         return state
 
     def _fill(self, state: _State, batch: Batch) -> None:
         """The batch in the bucket's buffers: looked up, or only copied where the graph begins with looking up."""
         if state.sizes.resident:
-            self._look_up(state, batch)
+            self._look_up(state, batch, state.buffers)
         else:
             state.stage(batch)
         if state.graph is None and self.graphs and self.device.type == "cuda":  # elsewhere kernels are interpreted, or noted
             self._capture(state)
 
-    def _look_up(self, state: _State, batch: Batch) -> None:
+    def _look_up(self, state: _State, batch: Batch, into) -> None:
         from .kernels import plan_inputs
 
         ids = (batch.fields, batch.history, batch.history_offsets, batch.bag_ids, batch.bag_offsets)
         plan_inputs.fill(*(None if t is None or to is None else t.contiguous() for t, to in zip(ids, state.wanted, strict=True)),
-                         self._tables, state.buffers, state.fault)
+                         self._tables, into, state.fault)
 
     def _capture(self, state: _State) -> None:
         """The graph of a bucket whose buffers are filled."""
@@ -237,7 +259,8 @@ class GpuPlan:
         torch.cuda.current_stream().wait_stream(side)
         # The graph reads the tables of the interactions where they are; a cache alone may forget them.
         products = self.arch.interactions
-        state.tables = plan_of(state.buffers.rows, self.schema.multi_fields, [f for fields in products for f in fields],
+        rows = state.result.new_empty(0, self.schema.num_fields)
+        state.tables = plan_of(rows, self.schema.multi_fields, [f for fields in products for f in fields],
                                [len(fields) for fields in products])
         # Graphs run one at a time and leave their results outside of the pool, so they can share its memory.
         self._pool = self._pool or torch.cuda.graph_pool_handle()
@@ -251,15 +274,19 @@ class GpuPlan:
     @torch.inference_mode()
     def _run(self, state: _State) -> None:
         """All launches for what is in the static buffers."""
-        from .kernels import plan_head
+        from .kernels import _launch, plan_head
         from .kernels._activation_unit import keeping_folds
 
-        if not state.sizes.resident:
-            self._look_up(state, state.staged)
+        if state.sizes.resident:
+            found = state.buffers
+        else:
+            found = state.new_buffers()
+            self._look_up(state, state.staged, found)
         with keeping_folds(self._folds):
-            inputs = self._inputs(state)
+            inputs = self._inputs(state, found)
             h = self._aggregate(self._behavior_vector(inputs, state), inputs)
             shortcut = forward.shortcut(self._weights, self.arch, inputs)
+        _launch.note(f"{OPERATION}head")
         weight, bias = self._head
         if self._ctr:
             plan_head.logits(h, shortcut, weight, bias, state.result[:-1])
@@ -267,8 +294,8 @@ class GpuPlan:
             h = h if shortcut is None else torch.cat([h, shortcut], 1)
             torch.mm(h, weight.t(), out=state.result[:-1].view(-1, self._outputs))
 
-    def _inputs(self, state: _State) -> Inputs:
-        found, schema = state.buffers, self.schema
+    def _inputs(self, state: _State, found) -> Inputs:
+        schema = self.schema
         bag_rows, bag_offsets = found.bag_rows, found.bag_offsets
         if schema.multi_fields and state.sizes.one_user:
             bag_rows, bag_offsets = _repeated_bags(bag_rows, bag_offsets[:-1], state.rows)
@@ -335,8 +362,6 @@ class _State:
     """
 
     def __init__(self, sizes: _Sizes, schema, embedding_dim: int, outputs: int, device: torch.device):
-        from .kernels.plan_inputs import Buffers
-
         self.sizes, self.graph, self.tables = sizes, None, None
         self.max_history, multi = schema.max_history, len(schema.multi_fields)
         unused = sizes.elements - least_of(sizes.elements) if schema.behavior else 0  # by the smallest batch of the bucket
@@ -348,20 +373,31 @@ class _State:
                   (histories + 1,) if schema.behavior else None, (sizes.ids,) if multi else None,
                   (bags + 1,) if multi else None]
         self.wanted = shapes
-        made = lambda dtype, *shape: torch.zeros(shape, dtype=dtype, device=device)
-        self.buffers = Buffers(
-            made(torch.int64, self.rows, schema.num_fields),
-            made(torch.float32, sizes.elements, schema.num_behavior * embedding_dim) if schema.behavior else None,
-            made(torch.int64, histories + 1) if schema.behavior else None,
-            made(torch.float32, self.rows, len(schema.target) * embedding_dim) if schema.target else None,
-            made(torch.int64, sizes.ids) if multi else None, made(torch.int64, bags + 1) if multi else None)
-        self.result = made(torch.float32, self.rows * outputs + 1)
+        self._filled = {
+            "rows": (torch.int64, self.rows, schema.num_fields),
+            "x": (torch.float32, sizes.elements, schema.num_behavior * embedding_dim) if schema.behavior else None,
+            "history_offsets": (torch.int64, histories + 1) if schema.behavior else None,
+            "target": (torch.float32, self.rows, len(schema.target) * embedding_dim) if schema.target else None,
+            "bag_rows": (torch.int64, sizes.ids) if multi else None, "bag_offsets": (torch.int64, bags + 1) if multi else None}
+        self.result = torch.zeros(self.rows * outputs + 1, device=device)
+        self.bytes = self.result.nbytes
         self.fault = self.result[-1:].view(torch.int32)  # comes back with the result
-        if not sizes.resident:
+        if sizes.resident:
+            self.buffers = self.new_buffers()
+            self.bytes += sum(t.nbytes for t in vars(self.buffers).values() if t is not None)
+        else:
             named = dict(zip(_STAGED, shapes, strict=True))
             self.host, self.on_host = _packed(named, torch.device("cpu"), pinned=device.type == "cuda")
             self.memory, parts = _packed(named, device)
             self.staged = Batch(**parts)
+            self.bytes += self.memory.nbytes
+
+    def new_buffers(self):
+        """What a batch is looked up into: static for batches on the device; of a graph that looks up itself, from its pool."""
+        from .kernels.plan_inputs import Buffers
+
+        return Buffers(**{name: None if about is None else torch.empty(about[1:], dtype=about[0], device=self.result.device)
+                          for name, about in self._filled.items()})
 
     def stage(self, batch: Batch) -> None:
         """The ids of a batch on the CPU to the device, zeros behind them; offsets of spare rows go on in full histories."""
@@ -398,11 +434,11 @@ def _tables(schema: FeatureSchema, embedding: Tensor):
     def table(values: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor | None:
         return torch.tensor(values, dtype=dtype, device=embedding.device) if len(values) else None
 
-    multi = schema.multi_fields  # whose columns nobody reads
-    return Tables(embedding, schema.max_history,
-                  table([_ANY if i in multi else n for i, n in enumerate(schema.field_sizes)], torch.int32),
-                  table(schema.field_offsets), table(schema.behavior_sizes, torch.int32), table(schema.behavior_offsets), table(schema.target_positions, torch.int32),
-                  table([schema.field_sizes[i] for i in multi], torch.int32), table([schema.field_offsets[i] for i in multi]))
+    bags = [(schema.field_sizes[i], schema.field_offsets[i]) for i in schema.multi_fields]
+    return Tables(embedding=embedding, longest=schema.max_history, targets=table(schema.target_positions, torch.int32),
+                  field_sizes=table(schema.field_sizes, torch.int32), field_starts=table(schema.field_offsets),
+                  behavior_sizes=table(schema.behavior_sizes, torch.int32), behavior_starts=table(schema.behavior_offsets),
+                  bag_sizes=table([size for size, _ in bags], torch.int32), bag_starts=table([start for _, start in bags]))
 
 
 def rounded_up(count: int) -> int:
@@ -458,11 +494,9 @@ def _repeated_bags(values: Tensor, offsets: Tensor, rows: int) -> tuple[Tensor, 
     return values[place], torch.cat([(starts[:-1] + offsets[:-1]).flatten(), starts[-1]])
 
 
-def _with_all_rows(batch: Batch, one_user: bool) -> Batch:
+def _with_all_rows(batch: Batch) -> Batch:
     """A batch of one user and many rows of fields as one that ``Batch.check`` knows: history and bags are the first's."""
     def longer(offsets: Tensor | None) -> Tensor | None:
-        if offsets is None or not one_user:
-            return offsets
-        return torch.cat([offsets, offsets[-1:].expand((len(batch) - 1) * (len(offsets) - 1))])
+        return None if offsets is None else torch.cat([offsets, offsets[-1:].expand((len(batch) - 1) * (len(offsets) - 1))])
 
     return replace(batch, label=None, history_offsets=longer(batch.history_offsets), bag_offsets=longer(batch.bag_offsets))

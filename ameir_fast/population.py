@@ -54,11 +54,14 @@ def evaluate_population(net: Supernet, archs: Sequence[Architecture], batches: I
     (K0 + 1) floats, whatever their number; of other children their scores, n × samples floats; and at most twice 128 MiB
     of scores (or one child's) for the metrics. ``return_logits`` adds n × samples floats.
 
-    ``on_child`` is told the number of children finished. Raises ``InputError`` for an architecture outside the
+    ``on_child`` is told the number of children finished; while batches go through all children of some groups at once, and
+    it is known how many batches there are, their part of these. Raises ``InputError`` for an architecture outside the
     space, for unlabelled batches and for the retrieval task.
     """
     if net.schema.task != "ctr":
         raise InputError("evaluate_population scores click-through rates; this schema's task is retrieval")
+    archs = [archs] if isinstance(archs, Architecture) else list(archs)
+    batches = [batches] if isinstance(batches, Batch) else batches
     distinct: dict[Architecture, int] = {}
     place = [distinct.setdefault(net.check(a), len(distinct)) for a in archs]
     canonical, times = list(distinct), np.bincount(place, minlength=len(distinct))
@@ -77,27 +80,33 @@ def evaluate_population(net: Supernet, archs: Sequence[Architecture], batches: I
     was_training = net.training
     net.eval()
     labels = []
+    # Of these nothing but the judging is left when all batches have been visited.
+    visited = sum(int(times[group.members].sum()) for group in groups if isinstance(group, _Paths) or not group.keeps_front)
+    steps = len(batches) if hasattr(batches, "__len__") else 0
     try:
-        for batch in batches:
+        for step, batch in enumerate(batches, start=1):
             if batch.label is None:
                 raise InputError("evaluate_population needs labelled batches")
             walk = _Walk(net, batch, siblings)
             for group in groups:
                 group.visit(walk)
             labels.append(batch.label.cpu())
+            if on_child is not None and visited and steps:
+                on_child(visited * step // (steps + 1))
         if not labels:
             raise InputError("evaluate_population got no batches")
         label = torch.cat(labels)
         auc, log_loss = np.empty(len(canonical)), np.empty(len(canonical))
         logits = torch.empty(len(canonical), len(label), dtype=net.embedding.weight.dtype) if return_logits else None
         done = 0
+        reached = visited * steps // (steps + 1)  # told before: it does not go back
         for members, scores in _blocks(groups, len(label)):
             auc[members], log_loss[members] = _judged(scores, label, lambda column, m=members: place.index(m[column]))
             if logits is not None:
                 logits[members] = scores
             done += int(times[members].sum())
             if on_child is not None:
-                on_child(done)
+                on_child(max(done, reached))
     finally:
         net.train(was_training)
     work = [group.children.work() for group in groups if isinstance(group, _Group) and group.children is not None]
@@ -115,7 +124,7 @@ def _judged(scores: Tensor, label: Tensor, child: Callable[[int], int]) -> tuple
         return auc_columns(scores, label), log_loss_columns(scores, label)
     except InputError:
         for column, sample in scores.isnan().nonzero()[:1].tolist():
-            raise InputError(f"score of column {child(column)}, sample {sample} is NaN") from None
+            raise InputError(f"score of child {child(column)}, sample {sample} is NaN") from None
         raise
 
 

@@ -40,8 +40,9 @@ def run(suites: list[str] | None = None, names: list[str] | None = None, kinds: 
     """Rows of every case, kind of lengths, batch and engine, then of training.
 
     ``samples_per_s`` and ``device_ms`` are of calls one after the other, ``p50_ms`` and ``p99_ms`` of single calls that are
-    waited for; ``ratio`` of the plan is its samples/s over the best peer's; ``share_of_limit`` the roofline's seconds by
-    the measured rates over the call's.
+    waited for; ``ratio`` of the plan is its samples/s over the best peer's, ``ratio_compile`` over ``torch.compile``'s;
+    ``share_of_limit`` the roofline's seconds by the measured rates over the call's, ``share_of_bandwidth`` and
+    ``share_of_products`` the same of the bytes and of the operations alone. Training has ``steps_per_s``.
 
     Raises:
         InputError: no GPU, or an unknown suite, case, kind or engine.
@@ -89,13 +90,13 @@ def launch_costs() -> dict[str, float]:
     """Microseconds of the host for one launch: of a Triton kernel, of an operation of PyTorch, of a graph of one kernel."""
     from ..kernels import plan_head
 
-    one, fault = torch.zeros(1, 1, device="cuda"), torch.zeros(1, dtype=torch.int32, device="cuda")
+    one = torch.zeros(1, 1, device="cuda")
     launch = lambda: plan_head.logits(one, None, one, one[0], one[:, 0])
     launch()
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     with torch.cuda.graph(graph, stream=side):
         launch()
-    return {"triton_launch_us": _host_us(launch), "torch_launch_us": _host_us(fault.zero_), "graph_launch_us": _host_us(graph.replay)}
+    return {"triton_launch_us": _host_us(launch), "torch_launch_us": _host_us(one.zero_), "graph_launch_us": _host_us(graph.replay)}
 
 
 def _host_us(call: Callable[[], object], calls: int = 200, rounds: int = 7) -> float:
@@ -142,17 +143,21 @@ def _measure(case: Case, model: Model, kind: str, size: int, engines: list[str],
                 pipelined[engine] += _device_times(call, max(BATCHES, min(2000, int(seconds / 3 / max(one, 1e-6)))))
                 waited[engine] += time_calls(call, seconds / 3, 2 * BATCHES, torch.cuda.synchronize)
     work = [forward_work(case.schema, case.architecture, case.embedding_dim, one) for one in sizes]
-    least = statistics.mean(sum(max(part.flops / (facts["gemm_gflops"] * 1e9), part.bytes / (facts["copy_gb_s"] * 1e9))
-                                for part in parts) for parts in work)
+    needs = [[(part.bytes / (facts["copy_gb_s"] * 1e9), part.flops / (facts["gemm_gflops"] * 1e9)) for part in parts] for parts in work]
+    least = {"share_of_limit": statistics.mean(sum(map(max, parts)) for parts in needs),
+             "share_of_bandwidth": statistics.mean(sum(moving for moving, _ in parts) for parts in needs),
+             "share_of_products": statistics.mean(sum(computing for _, computing in parts) for parts in needs)}
     for row in rows:
         if row["engine"] in calls:
             typical = statistics.median(pipelined[row["engine"]])
             row |= {"samples_per_s": size / typical, "device_ms": 1e3 * typical, **percentiles(waited[row["engine"]]),
-                    "share_of_limit": least / typical}
+                    **{share: seconds / typical for share, seconds in least.items()}}
     peers = [row["samples_per_s"] for row in rows if row["engine"] not in PLANS and row["samples_per_s"]]
     for row in rows:
         if row["engine"] == "plan" and row["samples_per_s"] and peers:
             row["ratio"] = row["samples_per_s"] / max(peers)
+            compiled = [other["samples_per_s"] for other in rows if other["engine"] == "compile" and other["samples_per_s"]]
+            row["ratio_compile"] = row["samples_per_s"] / compiled[0] if compiled else None
     return [{**row, **facts} for row in rows]
 
 
@@ -162,7 +167,8 @@ def _start(case: Case, model: Model, engine: str, kind: str, size: int,
            "backend": {"compile": "inductor", **dict.fromkeys(PLANS, "triton")}.get(engine, "reference"), "device": "cuda",
            "dtype": "float32", "threads": None, "lengths": kind if case.schema.num_behavior else "none", "batch": size,
            "samples_per_s": None, "device_ms": None, "p50_ms": None, "p99_ms": None, "max_abs_err": None,
-           "share_of_limit": None, "seconds_to_first_result": None, "ratio": None, "refused": None}
+           "share_of_limit": None, "share_of_bandwidth": None, "share_of_products": None, "seconds_to_first_result": None,
+           "ratio": None, "ratio_compile": None, "refused": None}
     began = time.perf_counter()
     try:
         turns = _calls(model, engine, inputs)
@@ -247,7 +253,7 @@ def _training(steps: int) -> Iterator[dict]:
         for backend, times in taken.items():
             yield {"suite": "alimama", "case": "uniform paths", "engine": "training", "backend": backend, "device": "cuda",
                    "dtype": "float32", "threads": None, "lengths": kind, "batch": TRAINING_BATCH,
-                   "samples_per_s": TRAINING_BATCH * len(times) / sum(times), "device_ms": None, **percentiles(times),
+                   "samples_per_s": TRAINING_BATCH * len(times) / sum(times), "steps_per_s": len(times) / sum(times), "device_ms": None, **percentiles(times),
                    "max_abs_err": None, "share_of_limit": None, "seconds_to_first_result": None,
                    "ratio": sum(taken["reference"]) / sum(times) if backend == "triton" else None, "refused": None}
 
@@ -262,13 +268,16 @@ def line(row: dict) -> str:
 
 
 def summary(rows: list[dict]) -> list[str]:
-    """Geometric means of the plan's ratios by suite, lengths and batch."""
-    groups: dict[tuple, list[float]] = {}
-    for row in rows:
-        if row["engine"] == "plan" and row["ratio"]:
-            groups.setdefault((row["suite"], row["lengths"], row["batch"]), []).append(row["ratio"])
-    return [f"{suite}, {kind}, batch {batch}: the plan has {statistics.geometric_mean(ratios):.1f} times the best peer's samples/s "
-            f"in the geometric mean of {len(ratios)}, least {min(ratios):.1f}" for (suite, kind, batch), ratios in groups.items()]
+    """Geometric means of the plan's ratios by suite, lengths and batch: over the best peer, and over ``torch.compile``."""
+    found = []
+    for key, peer in (("ratio", "the best peer's"), ("ratio_compile", "torch.compile's")):
+        groups: dict[tuple, list[float]] = {}
+        for row in rows:
+            if row["engine"] == "plan" and row.get(key):
+                groups.setdefault((row["suite"], row["lengths"], row["batch"]), []).append(row[key])
+        found += [f"{suite}, {kind}, batch {batch}: the plan has {statistics.geometric_mean(ratios):.1f} times {peer} samples/s "
+                  f"in the geometric mean of {len(ratios)}, least {min(ratios):.1f}" for (suite, kind, batch), ratios in groups.items()]
+    return found
 
 
 def _facts() -> dict:

@@ -153,9 +153,11 @@ def compile_one(kernel, config, specimen, arch: str, aligned: bool = False) -> d
     function = kernel.function
     signature = {name: "constexpr" if name in constants else kernel.signature[name] for name in function.arg_names}
     # As at a launch: tensors from PyTorch begin at multiples of 16 bytes.
-    multiples = set(kernel.strides) - set(specimen.constants) if aligned else set()
+    multiples = {name for name in kernel.signature if kernel.signature[name].startswith("*")} - set(kernel.unaligned)
+    if aligned:
+        multiples |= set(kernel.strides)
     attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names)
-                  if signature[name].startswith("*") or name in multiples}
+                  if signature[name] != "constexpr" and name in multiples}
     source = ASTSource(function, signature, constexprs=constants, attrs=attributes)
     amd = arch.startswith("gfx")
     target = GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)

@@ -196,7 +196,7 @@ _POINTERS = dict.fromkeys(("x", "norm_weight", "norm_bias", "weight0", "weight1"
                            "statistics", "partials", "gradient", "dx"), "*fp32")
 _NUMBERS = dict.fromkeys(("part_rows", "x_row", "x_col", "w0_row", "w0_col", "w1_row", "w1_col", "other_row", "other_col",
                           "out_row", "dy_row", "partial_row", "weight_place", "bias_place", "gradient_row",
-                          "gradient_col"), "i32") | {"n": "i64"}
+                          "gradient_col", "n"), "i32")
 SIGNATURE = _POINTERS | _NUMBERS
 _EXACT = {"PRECISION": "ieee"}
 _WIDTHS = {"alimama": 8, "D32": 32, "beauty": 64, "D128": 128, "D256": 256}  # of the histories

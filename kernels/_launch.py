@@ -56,6 +56,12 @@ def is_recording() -> bool:
     return _record is not None
 
 
+def note(text: str) -> None:
+    """Among the launches that are noted, what begins here."""
+    if _record is not None:
+        _record.append(text)
+
+
 @dataclass(frozen=True, init=False)
 class Config:
     """Block sizes (constexpr arguments of the kernel), warps and pipeline stages. ``maxnreg``, registers a thread at
@@ -86,13 +92,15 @@ class Kernel:
     Args:
         function: the ``@triton.jit`` function.
         direction: ``"forward"`` or ``"backward"`` (an optimizer's step is ``"update"``).
-        signature: type of each argument that is no constexpr, in Triton's terms (``"*fp32"``, ``"*i64"``, ``"i32"``).
+        signature: type of each argument that is no constexpr, in Triton's terms (``"*fp32"``, ``"*i64"``, ``"i32"``). Whole numbers
+            are ``"i32"``: at a launch Triton goes by their values, so that a kernel has to widen what may become large.
         configs: the default first (but see ``default``), at most :data:`MAX_CONFIGS`.
         specimens: what is compiled ahead of time.
         accumulates: arguments that a launch adds to; tuning works on copies of them.
         occupancy: share of a multiprocessor's threads below which registers and shared memory of the default may not
             push it (a test compares).
         default: which configuration is the default for such arguments, where it is not always the first.
+        unaligned: tensors for which nothing is compiled anew where they do not begin at a multiple of 16 bytes.
     """
 
     function: Callable
@@ -103,6 +111,7 @@ class Kernel:
     accumulates: Sequence[str] = ()
     occupancy: float = 0.25
     default: Callable[[Mapping[str, object]], int] = lambda arguments: 0
+    unaligned: Sequence[str] = ()
     _tuned: dict = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
@@ -111,16 +120,20 @@ class Kernel:
             raise ValueError(f"{self.name}: {len(self.configs)} configurations; there must be 1 to {MAX_CONFIGS}")
         if not self.specimens:
             raise ValueError(f"{self.name}: no specimen to compile")
+        if "i64" in self.signature.values():
+            raise ValueError(f"{self.name}: whole numbers are declared as i32")
         if self.name in KERNELS:
             raise ValueError(f"two kernels are called {self.name}")
         KERNELS[self.name] = self
         # Triton compiles anew for a number that is 1 or a multiple of 16. That pays for strides, which say how wide loads
         # may be, but sizes differ from batch to batch and from child to child.
-        numbers = {name for name, kind in self.signature.items() if kind in ("i32", "i64")} & set(self.function.arg_names)
+        numbers = {name for name, kind in self.signature.items() if kind == "i32"} & set(self.function.arg_names)
         self.strides = sorted(name for name in numbers if name.endswith(STRIDES))
         for parameter in getattr(self.function, "params", ()):  # the interpreter's functions have none
             if parameter.name in numbers and parameter.name not in self.strides:
                 parameter.do_not_specialize = True
+            if parameter.name in self.unaligned:
+                parameter.do_not_specialize_on_alignment = True
 
     def default_config(self, arguments: Mapping[str, object]) -> Config:
         """What a launch with these arguments takes unless it is tuned."""

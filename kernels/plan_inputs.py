@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -79,7 +78,10 @@ def plan_inputs_kernel(fields, history, history_offsets, bag_ids, bag_offsets, f
                        bag_rows, own_bag_offsets, fault, samples, all_samples, elements, all_elements, histories,
                        all_histories, ids, all_ids, bags, all_bags, bag_steps, longest, FIELDS: tl.constexpr, BEHAVIOR: tl.constexpr,
                        TARGETS: tl.constexpr, MULTI: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr):
-    program = tl.program_id(0)
+    # Numbers come as int32 where they fit; products of them need not.
+    program = tl.program_id(0).to(tl.int64)
+    samples, all_samples = samples.to(tl.int64), all_samples.to(tl.int64)
+    elements, all_elements = elements.to(tl.int64), all_elements.to(tl.int64)
     rows_end = 2 + tl.cdiv(all_samples * FIELDS, BLOCK)
     target_end = rows_end + tl.cdiv(all_samples * TARGETS * K, BLOCK)
     history_end = target_end + tl.cdiv(all_elements * BEHAVIOR * K, BLOCK)
@@ -92,7 +94,7 @@ def plan_inputs_kernel(fields, history, history_offsets, bag_ids, bag_offsets, f
             partition(bag_offsets, own_bag_offsets, fault, bags, all_bags, ids, all_ids, ids, 0, BLOCK)
     elif program < rows_end:
         if FIELDS:
-            place = (program.to(tl.int64) - 2) * BLOCK + tl.arange(0, BLOCK)
+            place = (program - 2) * BLOCK + tl.arange(0, BLOCK)
             column = (place % FIELDS).to(tl.int32)
             local = known_id(fields, place, place < samples * FIELDS, field_sizes, column, fault)
             tl.store(rows + place, tl.load(field_starts + column) + local, mask=place < all_samples * FIELDS)
@@ -125,8 +127,8 @@ def plan_inputs_kernel(fields, history, history_offsets, bag_ids, bag_offsets, f
 _INTS = ("fields", "history", "bag_ids", "field_sizes", "behavior_sizes", "targets", "bag_sizes", "fault")
 _LONGS = ("history_offsets", "bag_offsets", "field_starts", "behavior_starts", "bag_starts", "rows", "own_history_offsets",
           "bag_rows", "own_bag_offsets")
-_COUNTS = ("samples", "all_samples", "elements", "all_elements", "ids", "all_ids", "longest")
-_GROUPS = ("histories", "all_histories", "bags", "all_bags", "bag_steps")
+_COUNTS = ("samples", "all_samples", "elements", "all_elements", "ids", "all_ids", "longest", "histories", "all_histories",
+           "bags", "all_bags", "bag_steps")
 _ABSENT = {"FIELDS": ("field_sizes", "field_starts"),
            "BEHAVIOR": ("history", "history_offsets", "behavior_sizes", "behavior_starts", "x", "own_history_offsets"),
            "TARGETS": ("targets", "target"),
@@ -140,19 +142,19 @@ def _specimen(label: str, **constants: int) -> Specimen:
 
 INPUTS = Kernel(plan_inputs_kernel, "forward",
                 {**dict.fromkeys(_INTS, "*i32"), **dict.fromkeys(_LONGS, "*i64"),
-                 **dict.fromkeys(("embedding", "x", "target"), "*fp32"), **dict.fromkeys(_COUNTS, "i64"),
-                 **dict.fromkeys(_GROUPS, "i32")},
+                 **dict.fromkeys(("embedding", "x", "target"), "*fp32"), **dict.fromkeys(_COUNTS, "i32")},
                 [Config(BLOCK=1024), Config(BLOCK=512), Config(BLOCK=2048, num_warps=8)],
-                [_specimen("alimama", FIELDS=12, BEHAVIOR=2, TARGETS=2, MULTI=0, K=4),
-                 _specimen("criteo", FIELDS=39, BEHAVIOR=0, TARGETS=0, MULTI=0, K=4),
-                 _specimen("all kinds", FIELDS=12, BEHAVIOR=1, TARGETS=1, MULTI=2, K=64)])
+                # What a caller gives begins anywhere; it is read a number at a time.
+                unaligned=("fields", "history", "history_offsets", "bag_ids", "bag_offsets", "fault"),
+                specimens=[_specimen("alimama", FIELDS=12, BEHAVIOR=2, TARGETS=2, MULTI=0, K=4),
+                           _specimen("criteo", FIELDS=39, BEHAVIOR=0, TARGETS=0, MULTI=0, K=4),
+                           _specimen("all kinds", FIELDS=12, BEHAVIOR=1, TARGETS=1, MULTI=2, K=64)])
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Of a model: ``sizes`` int32 and ``starts`` int64, the rows of the matrix, of each column of fields (of
-    multi-categorical ones sizes that no id reaches), behaviour fields and multi-categorical fields; ``targets`` int32, columns
-    of the target's fields. None for what there is none of."""
+    """Of a model: ``sizes`` int32 and ``starts`` int64, the rows of the matrix, of each column of fields, behaviour fields
+    and multi-categorical fields; ``targets`` int32, columns of the target's fields. None for what there is none of."""
 
     embedding: Tensor
     longest: int
@@ -188,7 +190,7 @@ def fill(fields: Tensor, history: Tensor | None, history_offsets: Tensor | None,
     targets, multi = count(tables.targets), count(tables.bag_sizes)
     samples, elements, ids = count(into.rows), count(into.x), count(into.bag_rows)
     work = samples * columns, samples * targets * k, elements * behavior * k, ids
-    INPUTS(lambda blocks: (2 + sum(triton.cdiv(part, blocks["BLOCK"]) for part in work),), bucket(samples, elements, ids),
+    INPUTS(lambda blocks: (2 + sum(triton.cdiv(part, blocks["BLOCK"]) for part in work),), (columns, behavior, targets, multi, k, *bucket(samples, elements, ids)),
            fields=fields, history=history, history_offsets=history_offsets, bag_ids=bag_ids, bag_offsets=bag_offsets,
            field_sizes=tables.field_sizes, field_starts=tables.field_starts, behavior_sizes=tables.behavior_sizes,
            behavior_starts=tables.behavior_starts, targets=tables.targets, bag_sizes=tables.bag_sizes,

@@ -116,3 +116,15 @@ def test_a_killed_ranking_goes_on(data, trained, tmp_path, monkeypatch):
         context.net.load_state_dict(weights)
         assert behavior.rank(context) == whole
     assert calls[0] == 89 and (ZERO, ZERO) in {path_of(r) for r in whole}
+
+
+class Few(BeamStrategy):
+    """A few at a time."""
+
+    def expand(self, choices, seen, generator, budget):
+        return super().expand(choices, seen, generator, budget)[:5]
+
+
+def test_few_children_of_a_round_are_scored_at_once(data, trained, tmp_path):
+    """It asks for others only when it has seen these."""
+    assert len(ranked(data, tmp_path / "few", Few(), trained[0])) == BUDGET

@@ -57,7 +57,12 @@ def test_rows_and_summary(card, monkeypatch):
     assert plan["ratio"] == pytest.approx(plan["samples_per_s"] / eager["samples_per_s"]) and eager["ratio"] is None
     assert graph["refused"] == "graph failed: CUDA error: operation not permitted when stream is capturing"
     assert "refused" in gpu.line(graph) and "samples/s" in gpu.line(plan)
+    assert plan["share_of_bandwidth"] <= plan["share_of_limit"] <= plan["share_of_bandwidth"] + plan["share_of_products"]
+    assert plan["ratio_compile"] is None and len(gpu.summary(rows)) == 1
     assert gpu.summary(rows)[0].startswith("alimama, ragged, batch 2: the plan has ")
+    first, second = gpu.summary([{**plan, "ratio": 2.0, "ratio_compile": 8.0}, {**plan, "ratio": 2.0, "ratio_compile": 2.0}])
+    assert "2.0 times the best peer's samples/s" in first
+    assert second.endswith("the plan has 4.0 times torch.compile's samples/s in the geometric mean of 2, least 2.0")
 
 
 def test_a_plan_that_fails_is_no_refusal(card, monkeypatch):

@@ -10,7 +10,7 @@ import re
 import pytest
 
 from ameir_fast.errors import InputError
-from ameir_fast.progress import Progress
+from ameir_fast.progress import LineProgress, Progress
 from ameir_fast.search import budget, search
 from ameir_fast.search.budget import COSTS, Budget, allocate, describe_budget, schedule, seconds_per_training
 from ameir_fast.search.driver import make_context
@@ -150,10 +150,16 @@ def test_time_is_turned_into_trainings_once(data, tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "MOST_FINALISTS", 6)  # the hour is not spent
     monkeypatch.setattr(budget, "MOST_CHILDREN", 20)
     run = tmp_path / "run"
-    result = search(data, run, CONFIG, budget="1h", variants=("AMEIR-A",))
+    notes = []
+    result = search(data, run, CONFIG, budget="1h", variants=("AMEIR-A",), progress=LineProgress(notes.append))
     plan = result["budget"]
+    paced = {}
+    for step in ("behavior", "mlp"):
+        paced |= json.loads((run / "checkpoint" / "0" / step / "paced.json").read_text())["result"]
+    assert plan["paced"] == {str(CONFIG.seed): paced} and paced["finalists"] == paced["mlp_finalists"] == 6
+    assert any(note.startswith("budget 1h: 6 finalists race in step 1, over ") for note in notes)
     assert plan["trainings"] == pytest.approx(3600 / plan["seconds_per_training"])
     stored = next((run / "checkpoint" / "budget").glob("plan.json"))
     again = search(data, run, CONFIG, budget="1h", variants=("AMEIR-A",), resume=True)["budget"]
-    assert again["trainings"] == plan["trainings"]
-    assert json.loads(stored.read_text())["result"] == {k: v for k, v in plan.items() if k != "spent_seconds"}
+    assert again["trainings"] == plan["trainings"] and again["paced"] == plan["paced"]
+    assert json.loads(stored.read_text())["result"] == {k: v for k, v in plan.items() if k not in ("spent_seconds", "paced")}

@@ -157,5 +157,5 @@ def test_a_child_without_a_score_is_named_by_its_place():
     with torch.no_grad():
         net.behavior["0"]["conv1"].weight.fill_(float("nan"))
     batch = random_batch(schema, 30, 0)
-    with pytest.raises(af.InputError, match="score of column 2, "):
+    with pytest.raises(af.InputError, match="score of child 2, "):
         af.evaluate_population(net, [plain, plain, broken, broken], [batch])

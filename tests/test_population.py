@@ -186,6 +186,17 @@ def test_population_equals_one_at_a_time(layers, backend, monkeypatch):
     assert net.training is False
 
 
+def test_children_are_told_batch_by_batch():
+    schema = make_schema(fields=4, behavior=2, seed=1)
+    net = make_supernet(schema, 4, 1, torch.float32, backend=None)
+    archs = [af.Architecture.from_dict(random_arch(schema, 4, seed)) for seed in range(9)]  # alone in their groups
+    batches, told = [random_batch(schema, 20, n) for n in range(8)], []
+    found = af.evaluate_population(net, (arch for arch in archs), batches, on_child=told.append)
+    assert told[-1] == 9 and told == sorted(told) and len(set(told)) > 4
+    one = af.evaluate_population(net, archs[0], batches[0])
+    assert one.auc.shape == (1,) and found.auc.shape == (9,)
+
+
 @native
 def test_without_history_and_without_fields_beside():
     schema = make_schema(fields=3, behavior=0, seed=3)
@@ -202,9 +213,9 @@ def test_scores_that_are_no_numbers_are_named():
     used = [i for i, a in enumerate(archs) if a.mlp[-1].ratio == 1.0]
     with torch.no_grad():
         net.head.weight[0, net.space.k0(len(arch.interactions)) - 1] = float("nan")
-    with pytest.raises(af.InputError, match=r"score of column (\d+), sample 0 is NaN") as caught:
+    with pytest.raises(af.InputError, match=r"score of child (\d+), sample 0 is NaN") as caught:
         af.evaluate_population(net, archs, [random_batch(schema, 30, 0)])
-    assert int(str(caught.value).split("column ")[1].split(",")[0]) in used
+    assert int(str(caught.value).split("child ")[1].split(",")[0]) in used
 
 
 def test_what_is_kept_of_a_batch_does_not_grow_with_the_children(monkeypatch):
@@ -317,17 +328,17 @@ def test_a_ranking_resumes_inside_a_population(data, tmp_path, monkeypatch):
     scored = []
     original = population.evaluate_population
 
-    def dying(net, archs, batches):
+    def dying(net, archs, batches, **more):
         if len(scored) == 2:
             raise Killed
         scored.append(len(archs))
-        return original(net, archs, batches)
+        return original(net, archs, batches, **more)
 
     monkeypatch.setattr("ameir_fast.search.context.evaluate_population", dying)
     with RunDirectory(tmp_path / "killed", {"version": 1}) as run, pytest.raises(Killed):
         ranked(data, run, config)
     monkeypatch.setattr("ameir_fast.search.context.evaluate_population",
-                        lambda net, archs, batches: scored.append(len(archs)) or original(net, archs, batches))
+                        lambda net, archs, batches, **more: scored.append(len(archs)) or original(net, archs, batches, **more))
     with RunDirectory(tmp_path / "killed", {"version": 1}, resume=True) as run:
         again = ranked(data, run, config)
     assert scored == [200, 200, 200, 200, 80, config.top_k]

@@ -298,6 +298,34 @@ def test_strategies(data, tmp_path, strategy):
     assert len(ranking) == len({json.dumps(r["behavior"]) for r in ranking}) <= 70
 
 
+@pytest.mark.parametrize("layers", [1, 3])
+def test_mlps_of_other_depths(data, tmp_path, layers):
+    """Step 1's fixed MLP has two layers whatever step 3 looks for."""
+    search(data, tmp_path / "run", tiny.CONFIG.changed(mlp_layers=layers, mlp_children=20), variants=("AMEIR-C",))
+    rankings = json.loads((tmp_path / "run" / "rankings.json").read_text())
+    assert {len(entry["mlp"]) for entry in rankings["mlp"]} == {layers}
+    assert len(af.Model.load(tmp_path / "run" / "model").arch.mlp) in (2, layers)
+
+
+class Looks(RandomStrategy):
+    """Draws as its parent does; it might look at scores."""
+
+    def propose(self, sample, mutate, seen, generator, count):
+        return super().propose(sample, mutate, seen, generator, count)
+
+
+def test_who_does_not_look_at_scores_has_them_all_at_once(data, tmp_path):
+    rankings = []
+    for strategy, times in ((RandomStrategy(), 1), (Looks(), 3)):
+        run = tmp_path / type(strategy).__name__
+        search(data, run, tiny.CONFIG.changed(behavior_children=90), variants=("AMEIR-A",), strategy=strategy)
+        rankings.append(json.loads((run / "rankings.json").read_text())["behavior"])
+        lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+        scored = [line for line in lines if "children_per_s" in line and "behavior" in line["stage"]]
+        assert len(scored) == times and scored[-1]["step"] == 90
+    assert [entry["behavior"] for entry in rankings[0]] == [entry["behavior"] for entry in rankings[1]]
+
+
 def test_controls(data, tmp_path):
     """Also with everything inherited, which the other tests leave out."""
     quick = tiny.CONFIG.changed(behavior_children=6, mlp_children=8, cycles=1, epochs=0.5, inherited_epochs=0.5,

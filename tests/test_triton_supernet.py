@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ameir_fast.bench.suites import cases
-from ameir_fast.kernels._launch import KERNELS, interpreting
 
 import ameir_fast as af
+from ameir_fast.bench.suites import cases
 from ameir_fast.cost import GPUS, forward_work, gpu_of, launches, predict
 from ameir_fast.data import Dataset, prepare_movielens
+from ameir_fast.kernels._launch import KERNELS, interpreting
 from ameir_fast.losses import ctr_loss
 from ameir_fast.search import search
 from ameir_fast.space.architecture import fixed_mlp
@@ -17,7 +17,7 @@ from tests import tiny
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(DEVICE == "cpu" and not interpreting(), reason="needs a GPU, or TRITON_INTERPRET=1")
-GROUPS, EACH = 10, 5
+GROUPS, EACH = 10, 6  # one of each group with a fixed MLP, no products and no shortcut
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +78,35 @@ def test_a_whole_search(tmp_path):
     assert af.Model.load(tmp_path / "run" / "model").schema == data.schema
 
 
+def flat(launched: dict[str, list[str]]) -> list[str]:
+    """Without what poisons these tests' memory."""
+    return [name for names in launched.values() for name in names if name != "torch.fill_"]
+
+
+def test_each_part_of_a_prediction_has_its_launches(data):
+    """Every part that computes has kernels, and every kernel a part, whatever the architecture."""
+    space, generator = af.SearchSpace(data.schema), torch.Generator().manual_seed(2)
+    net = af.Supernet(space, 4)
+    for _ in range(12):
+        arch = net.sample(generator)
+        found = predict(data.schema, arch, 4, 64, gpu_of("h100"))
+        parts = [part["part"] for part in found["parts"]]
+        assert sum(len(part["launches"]) for part in found["parts"]) == len(found["launches"])
+        assert parts[0] == "look up" and found["parts"][0]["launches"][-1] == "plan_inputs_kernel"
+        assert found["parts"][-1]["launches"][-1] == "plan_head_kernel"
+        for part in found["parts"]:
+            chained = part["part"].startswith("MLP") and any("chained_kernel" in p["launches"] for p in found["parts"])
+            assert part["launches"] or chained, part
+
+
 def test_predictions_note_what_would_be_launched(data):
     arch = af.Supernet(af.SearchSpace(data.schema), 4).sample(torch.Generator().manual_seed(1))
-    noted = launches(data.schema, arch, 4, 64)
+    noted = flat(launches(data.schema, arch, 4, 64))
     own = [name for name in noted if not name.startswith("torch.")]
     assert set(own) <= set(KERNELS) and noted[0] == "plan_inputs_kernel" and noted[-1] == "plan_head_kernel"
-    assert noted == launches(data.schema, arch, 4, 4096), "launches do not depend on the batch"
+    assert noted == flat(launches(data.schema, arch, 4, 4096)), "launches do not depend on the batch"
     for case, count in zip(cases(["alimama"], ["din", "mixed"]), (6, 12), strict=True):  # as docs/gpu.md says
-        noted = launches(case.schema, case.architecture, case.embedding_dim, 256)
-        assert len([name for name in noted if name != "torch.fill_"]) == count  # which poisons these tests' memory
+        assert len(flat(launches(case.schema, case.architecture, case.embedding_dim, 256))) == count
     small, large = (predict(data.schema, arch, 4, rows, gpu_of("h100")) for rows in (64, 6400))
     assert small["prediction"] is True and large["total"]["flops"] == 100 * small["total"]["flops"]
     assert large["total"]["seconds"] == pytest.approx(sum(p["seconds"] for p in large["parts"]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
@@ -137,6 +139,8 @@ def _predict(run: str | None, case: str | None, device: str, sizes: list[int], p
         raise InputError("--predict takes a model from --run or from --case, one of them")
     if precision not in cost.PRECISIONS:
         raise InputError(f"precision {precision!r}: known are {', '.join(cost.PRECISIONS)}")
+    if device == "cpu":
+        raise InputError(f"--predict needs a card: --device {', '.join(cost.GPUS)}")
     gpu, found = cost.gpu_of(device), []
     if run is not None:
         from ..model import Model
@@ -149,13 +153,18 @@ def _predict(run: str | None, case: str | None, device: str, sizes: list[int], p
         prediction = cost.predict(schema, arch, embedding_dim, size, gpu, precision)
         found.append(prediction)
         show_table(json_file, f"PREDICTION, nothing was measured: {run or case}, batch {size:,}, full histories, on {gpu.name} "
-                   f"({precision} products)", ["part", "MFLOP", "MB", "least µs", "bound by"],
-                   [[p["part"], f"{p['flops'] / 1e6:,.2f}", f"{p['bytes'] / 1e6:,.3f}", f"{1e6 * p['seconds']:,.2f}", p["bound"]]
-                    for p in (*prediction["parts"], prediction["total"])])
-        kernels = prediction["launches"]
-        say(json_file, f"  {len(kernels)} launches in one graph: {', '.join(kernels)}\n"
+                   f"({precision} products)", ["part", "MFLOP", "MB", "least µs", "bound by", "launches"],
+                   [[p["part"], f"{p['flops'] / 1e6:,.2f}", f"{p['bytes'] / 1e6:,.3f}", f"{1e6 * p['seconds']:,.2f}", p["bound"],
+                     _counted(p.get("launches", ()))] for p in (*prediction["parts"], prediction["total"])])
+        say(json_file, f"  {len(prediction['launches'])} launches in one graph (of a batch on the GPU the first comes before it)\n"
             f"  prediction: at most {prediction['samples_per_s']:,.0f} samples/s at the card's peak rates; launches come on top")
     write_result(json_file, {"version": 1, "prediction": True, "model": run or case, "predictions": found})
+
+
+def _counted(names: Sequence[str]) -> str:
+    """Kernels' names, each once with how often."""
+    counts = Counter(name.removesuffix("_kernel") for name in names)
+    return ", ".join(name if count == 1 else f"{name} x{count}" for name, count in counts.items())
 
 
 def _shape_of(case: str) -> tuple:

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 
+OPERATION = "operation: "  # begins the note of an operation among its launches
+
+
 @functools.cache
 def why_not() -> str | None:
     """Why no Triton kernel can be had at all; None when they can."""
@@ -87,6 +90,8 @@ def apart(tensors: list[Tensor]) -> list[Tensor]:
 
 def interpreted(name: str, arguments: tuple, differentiable: bool):
     """The operation by Triton's interpreter, with gradients by its backward kernel."""
+    if recording():
+        importlib.import_module("ameir_fast.kernels._launch").note(f"{OPERATION}{name}")
     if not differentiable:
         return module(name).forward(*arguments)
     tensors, rebuild = flatten(arguments)

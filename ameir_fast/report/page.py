@@ -487,9 +487,11 @@ def _budget(run: Run) -> Html | None:
         return None
     bars = bar_chart([(name, float(cost), f"{cost:.1f}") for name, cost in budget["parts"].items()])
     facts = {key: budget.get(key) for key in ("asked", "trainings", "seconds_per_training", "spent_seconds")}
+    paced = {f"{name}, seed {seed}": value for seed, settings in budget.get("paced", {}).items() for name, value in settings.items()}
     return section(
         "Budget",
-        grid(figure("planned, in trainings of one model", bars), figure("Its settings replace those of the configuration", _pairs({**facts, **budget["settings"]}))),
+        grid(figure("planned, in trainings of one model", bars), figure("Its settings replace those of the configuration", _pairs({**facts, **budget["settings"]})),
+             *([figure("Races, by what was left of the time when they came", _pairs(paced))] if paced else [])),
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..errors import InputError
+from ..progress import count
 from ..space import Architecture
 from .context import Context, train_model
 from .seeds import generator
@@ -21,6 +22,7 @@ from .store import Scope
 from .together import together
 from .training import Outcome, Task
 
+STEPS = {"behavior": "step 1", "mlp": "step 3"}
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 #: Of what full trainings leave: the most that each gets. The rest is for races, three quarters of it for step 1's.
 SHARES = {"behavior": 0.20, "interactions": 0.12, "mlp": 0.05}
@@ -60,7 +62,8 @@ class Budget:
 
 def split(budget: Budget, context: Context) -> dict:
     """The settings that the budget pays for and what each part gets, as JSON: ``asked``, ``trainings``,
-    ``seconds_per_training`` (None where nothing was timed), ``settings``, ``parts`` (in trainings). ``search`` adds ``spent_seconds``.
+    ``seconds_per_training`` (None where nothing was timed), ``settings``, ``parts`` (in trainings). ``search`` adds ``spent_seconds``,
+    and under a budget in time ``paced``: by repeat's seed the settings of races that ``paced`` put in the place of the plan's.
 
     A budget in time is turned into trainings by timing the plain path, once: a resumed run uses the stored answer.
 
@@ -78,9 +81,14 @@ def allocate(trainings: float, context: Context, unit: float | None = None) -> d
     if found is None:
         least = next(n for n in itertools.count(math.ceil(trainings)) if _allocation(n, context) is not None)
         time = "" if unit is None else f", here {math.ceil(least * unit)}s"
-        raise InputError(f"budget: {trainings:.3g} trainings are too few; {context.config.runs} full trainings a race and the smallest "
-                         f"races need {least}x{time} (runs=1 needs less, --quick least)")
+        raise InputError(f"budget: {count_of(trainings)} too few; {count(context.config.runs, 'full training')} a race and the smallest "
+                         f"races need {least}x{time}" + (" (runs=1 needs less, --quick least)" if context.config.runs > 1 else ""))
     return found
+
+
+def count_of(trainings: float) -> str:
+    """``1 training is``, ``2.5 trainings are``."""
+    return "1 training is" if trainings == 1 else f"{trainings:.3g} trainings are"
 
 
 def _allocation(trainings: float, context: Context) -> dict | None:
@@ -198,6 +206,10 @@ def paced(context: Context, plan: dict | None, steps: dict, step: str) -> Contex
         return {name: max(least, value) if isinstance(value, int) else list(value) for name, value in found.items()}
 
     settings = context.scope.scope(step).result("paced", decide)
+    plan.setdefault("paced", {}).setdefault(str(context.config.seed), {}).update(settings)
+    finalists, rounds = (next(value for name, value in settings.items() if name.endswith(end)) for end in ("finalists", "race_epochs"))
+    context.task.progress.note(f"budget {plan['asked']}: {finalists} finalists race in {STEPS[step]}, over "
+                               f"{', '.join(f'{e:g}' for e in rounds)} epochs, by what is left of the time")
     return replace(context, task=replace(context.task, config=context.config.changed(**settings)))
 
 

@@ -72,16 +72,21 @@ class Context:
         return self.score_population(archs, limit)[0]
 
     def score_population(self, archs: Sequence[Architecture],
-                         limit: int | None) -> tuple[list[dict[str, float]], float]:
-        """``score_children``, and how many times the work was shared (``PopulationResult.shared_work``)."""
+                         limit: int | None, on_child: Callable[[int], None] | None = None) -> tuple[list[dict[str, float]], float]:
+        """``score_children``, and how many times the work was shared (``PopulationResult.shared_work``); ``on_child`` is told
+        how many are done."""
         batches = self.task.validation() if limit is None else self.task.held_out("valid", limit)
         if isinstance(self.task.objective, CtrObjective):
-            found = evaluate_population(self.net, archs, batches)
+            found = evaluate_population(self.net, archs, batches, on_child=on_child)
             return [{"auc": float(a), "log_loss": float(b)}
                     for a, b in zip(found.auc, found.log_loss, strict=True)], found.shared_work
         self.net.eval()
-        return [self.task.objective.evaluate(lambda b, items, arch=arch: self.net(b, arch, items), batches)
-                for arch in archs], 1.0
+        scores = []
+        for arch in archs:
+            scores.append(self.task.objective.evaluate(lambda b, items, arch=arch: self.net(b, arch, items), batches))
+            if on_child is not None:
+                on_child(len(scores))
+        return scores, 1.0
 
     def monitor(self, archs: Sequence[Architecture]) -> Callable[[], dict[str, float]]:
         """A supernet's validation: the mean over a fixed set of children."""

@@ -10,8 +10,9 @@ from ..space import Architecture
 from .context import Context
 from .seeds import generator
 from .store import Scope
+from .strategy import RandomStrategy
 
-CHUNK = 32
+CHUNK = 32         # children that a strategy proposes at a time, and of one that may look at their scores are scored
 POPULATION = 4096  # children scored together, and then stored: a killed run loses so many at most
 FRUITLESS_ROUNDS = 20
 
@@ -23,7 +24,8 @@ def rank_children(context: Context, scope: Scope, *, count: int, always: Sequenc
                   choices: Sequence[Sequence] | None = None) -> list[dict]:
     """``count`` distinct children (``always`` first) scored on the validation subset, best first.
 
-    The scores are stored chunk by chunk: of proposed children as they come, of many known ones 4096 at a time.
+    The scores are stored chunk by chunk: of children that a strategy proposes as they come, so that it sees them; of known
+    ones, and such as are drawn at random, 4096 at a time, because they share more work.
     Proposals are a function of the seed, the round and the scores so far, so a resumed ranking proposes what the
     interrupted one would have. The top k are re-evaluated on all of validation and lead the ranking in that order, as
     in the paper. Entries hold ``score``, the metrics and the child under the step's name. Raises ``InputError`` when
@@ -32,20 +34,22 @@ def rank_children(context: Context, scope: Scope, *, count: int, always: Sequenc
     """
     config, primary = context.config, context.primary
     ledger = _Ledger(context, scope, to_arch, to_json)
-    context.task.progress.start(scope.stage, count, unit="child")
+    context.task.progress.start(scope.stage, count, unit="child", done=min(count, len(ledger.stored)))
     pending = list(dict.fromkeys(always))
+    expands = choices is not None and hasattr(context.strategy, "expand")
+    looks = expands or type(context.strategy).propose is not RandomStrategy.propose
     number = fruitless = 0
     while len(ledger.seen) + len(pending) < count and fruitless < FRUITLESS_ROUNDS:
         number += 1
         g = generator(config.seed, *scope.names, "round", number)
-        if choices is not None and hasattr(context.strategy, "expand"):
+        if expands:
             proposed = dict.fromkeys(context.strategy.expand(choices, dict(ledger.seen), g, count))
         else:
             proposed = dict.fromkeys(context.strategy.propose(sample, mutate, dict(ledger.seen), g, CHUNK))
         fresh = [c for c in proposed if c not in ledger.seen and c not in pending and allowed(c)]
         fruitless = 0 if fresh else fruitless + 1
         pending = (pending + fresh)[:count - len(ledger.seen)]
-        if len(pending) >= CHUNK:
+        if pending and (expands or len(pending) >= (CHUNK if looks else POPULATION)):
             ledger.score(pending)
             pending = []
     if pending:
@@ -60,7 +64,9 @@ def rank_children(context: Context, scope: Scope, *, count: int, always: Sequenc
                        for c, f in zip(order, found, strict=False)), key=lambda r: -r["score"])
 
     ranking = scope.result("top", again) + [ledger.entries[c] for c in order[config.top_k:]]
-    context.task.progress.finish(f"{len(ranking)} children, best {primary} {ranking[0]['score']:.4f}")
+    work = context.task.progress.metrics.get("shared_work")
+    context.task.progress.finish(f"{len(ranking)} children, best {primary} {ranking[0]['score']:.4f}"
+                                 + ("" if work is None else f", shared_work {work}"))
     step = scope.names[1]
     return [{**{k: v for k, v in r.items() if k != "child"}, step: r["child"]} for r in ranking]
 
@@ -83,17 +89,20 @@ class _Ledger:
             self._score(children[start:start + POPULATION])
 
     def _score(self, children: list) -> None:
-        start, primary = len(self.seen), self.context.primary
+        start, primary, progress = len(self.seen), self.context.primary, self.context.task.progress
+        shared = {}
         if len(self.stored) < start + len(children):
             began = time.monotonic()
-            found, shared = self.context.score_population([self.to_arch(c) for c in children],
-                                                          self.context.config.validation_subset)
+            best = {} if not self.seen else {primary: max(self.seen.values())}
+            found, times = self.context.score_population([self.to_arch(c) for c in children], self.context.config.validation_subset,
+                                                         on_child=lambda done: progress.update(start + done, **best))
             rate = len(children) / max(time.monotonic() - began, 1e-9)
             self.stored += [{"score": f[primary], **f, "child": self.to_json(c)}
                             for c, f in zip(children, found, strict=True)]
             self.scope.save("scores", self.stored)
             self.scope.log(step=start + len(children), best=max(r["score"] for r in self.stored),
-                           children_per_s=round(rate, 1), shared_work=round(shared, 2))
+                           children_per_s=round(rate, 1), shared_work=round(times, 2))
+            shared = {"shared_work": f"{times:.1f}x"}
         for child, entry in zip(children, self.stored[start:], strict=False):
             self.seen[child], self.entries[child] = entry["score"], entry
-        self.context.task.progress.update(len(self.seen), **{primary: max(self.seen.values())})
+        progress.update(len(self.seen), **{primary: max(self.seen.values())}, **shared)

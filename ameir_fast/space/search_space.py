@@ -167,7 +167,7 @@ class SearchSpace:
         """``arch`` itself; ``InputError`` naming the part that does not belong to this space."""
         if len(arch.behavior) != self.num_blocks:
             raise InputError(f"architecture: {len(arch.behavior)} behavior blocks, this space has {self.num_blocks}")
-        if len(arch.mlp) != self.mlp_layers:
+        if len(arch.mlp) != self.mlp_layers and not arch.has_fixed_mlp:  # whose widths are of no space
             raise InputError(f"architecture: {len(arch.mlp)} mlp layers, this space has {self.mlp_layers}")
         if len(set(arch.interactions)) > self.interactions:
             raise InputError(f"architecture: {len(arch.interactions)} interactions, "
