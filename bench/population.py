@@ -115,14 +115,15 @@ def line(row: dict) -> str:
 
 def table(rows: list[dict]) -> list[str]:
     """Lines of a Markdown table."""
-    lines = ["| step | case | method | children | children/s ÷ eager | ÷ plans | ÷ native | largest difference | peak, MiB |",
-             "|---" * 9 + "|"]
+    lines = ["| step | case | method | children | children/s ÷ eager | ÷ plans | ÷ native | largest difference | peak, MiB | with a tenth as many |",
+             "|---" * 10 + "|"]
     for row in rows:
         number = lambda name, form, row=row: "–" if row[name] is None else format(row[name], form)
         native_ratio = row.get("ratios", {}).get("native") if row["method"] == "shared" else None
         native_ratio = "–" if native_ratio is None else f"{native_ratio:,.1f}"
-        peak = "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.0f}"
+        peak, of_tenth = ("–" if row.get(name) is None else f"{row[name] / 2**20:,.0f}"
+                          for name in ("peak_bytes", "peak_bytes_of_a_tenth"))
         lines.append(f"| {row['step']} | {row['case']} | {row['method']} | {row['children']:,} | "
                      f"{number('ratio', ',.1f')} | {number('ratio_plan', ',.1f')} | {native_ratio} | "
-                     f"{number('max_abs_diff', '.1e')} | {peak} |")
+                     f"{number('max_abs_diff', '.1e')} | {peak} | {of_tenth} |")
     return lines

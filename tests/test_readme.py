@@ -55,7 +55,7 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ameir_fast.search, "search", small_search)
     blocks = [body for language, body in FENCE.findall(page("README.md")) if language == "python"]
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names: dict = {}
     for body in blocks:
         if "Plan.load" in body:

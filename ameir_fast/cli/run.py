@@ -94,8 +94,8 @@ def search(
             "--paths-per-step",
             min=1,
             metavar="N",
-            help="Behaviour paths a training step, each on the whole batch, over one lookup; gradients are their mean. "
-            "Default: 8, each on its own part of the batch.",
+            help="Behaviour paths a training step, each on the whole batch, over one lookup; gradients are their mean "
+            "(sets path_rows=all). Default: 8, each on its own part of the batch.",
         ),
     ] = None,
     variants: Annotated[
