@@ -343,6 +343,14 @@ def test_a_ranking_resumes_inside_a_population(data, tmp_path, monkeypatch):
         again = ranked(data, run, config)
     assert scored == [200, 200, 200, 200, 80, config.top_k]
     assert again == whole
+    # However many are scored together by the one that goes on: what is stored is not scored again.
+    scores = next((tmp_path / "killed").glob("checkpoint/**/scores.json"))
+    about = json.loads(scores.read_text())
+    scores.write_text(json.dumps({**about, "result": about["result"][:333]} if isinstance(about, dict) else about[:333]))
+    scored.clear()
+    with RunDirectory(tmp_path / "killed", {"version": 1}, resume=True) as run:
+        assert ranked(data, run, config) == whole
+    assert scored == [67, 200, 200, 80]
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "all"])

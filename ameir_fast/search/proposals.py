@@ -90,15 +90,15 @@ class _Ledger:
 
     def _score(self, children: list) -> None:
         start, primary, progress = len(self.seen), self.context.primary, self.context.task.progress
-        shared = {}
-        if len(self.stored) < start + len(children):
+        shared, known = {}, len(self.stored) - start
+        new = children[max(0, known):]
+        if new:
             began = time.monotonic()
             best = {} if not self.seen else {primary: max(self.seen.values())}
-            found, times = self.context.score_population([self.to_arch(c) for c in children], self.context.config.validation_subset,
-                                                         on_child=lambda done: progress.update(start + done, **best))
-            rate = len(children) / max(time.monotonic() - began, 1e-9)
-            self.stored += [{"score": f[primary], **f, "child": self.to_json(c)}
-                            for c, f in zip(children, found, strict=True)]
+            found, times = self.context.score_population([self.to_arch(c) for c in new], self.context.config.validation_subset,
+                                                         on_child=lambda done: progress.update(len(self.stored) + done, **best))
+            rate = len(new) / max(time.monotonic() - began, 1e-9)
+            self.stored += [{"score": f[primary], **f, "child": self.to_json(c)} for c, f in zip(new, found, strict=True)]
             self.scope.save("scores", self.stored)
             self.scope.log(step=start + len(children), best=max(r["score"] for r in self.stored),
                            children_per_s=round(rate, 1), shared_work=round(times, 2))
