@@ -18,7 +18,7 @@ from pathlib import Path
 from ..atomic import write_text
 from ..errors import InputError
 from ..report import summary
-from . import cpu, kernels, movielens, parts, population, precision, quality, train, train_children
+from . import cpu, kernels, movielens, parts, population, precision, quality, strategies, train, train_children
 
 ROOT = Path(__file__).resolve().parents[1]
 #: From a table's marker to its end; another marker before that is a mistake.
@@ -156,6 +156,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "kernels": lambda results: kernels.table(rows_of(results / "kernels.jsonl")),
     "precision": lambda results: precision.table(rows_of(results / "precision.jsonl")),
     "population": lambda results: population.table([row for step in (3, 2, 1) for row in rows_of(results / f"population-{step}.jsonl")]),
+    "strategies": lambda results: strategies.table(rows_of(results / "strategies.jsonl")),
 }
 
 
