@@ -100,6 +100,11 @@ def test_the_page_quotes_the_stored_rows():
                  f"three layers {three['ratio']:,.0f} and {three['ratio_plan']:,.0f} times", f"paths {paths['ratio']:,.1f} times",
                  f"of which {paths['ratios']['native']:,.1f} come", f"interactions {products['ratio']:,.1f} times"):
         assert said in readme, said
+    page = " ".join((root / "docs" / "population.md").read_text(encoding="utf-8").split())
+    rates = sorted(row["gemm_gflops"] for row in map(json.loads, (root / "bench/results/cpu.jsonl").read_text().splitlines())
+                   if row.get("gemm_gflops"))
+    own = products["children_per_s"] * products["samples"] * 9100 * 2 / 1e9
+    assert f"{products['children_per_s']:,.0f} candidates/s are {own:,.0f}, of {rates[0]:,.0f} to {rates[-1]:,.0f}" in page
 
 
 def test_the_page_quotes_whole_searches():
