@@ -170,7 +170,7 @@ def _by_part(parts: list[str], launched: dict[str, list[str]]) -> dict[str, list
         name = operation.split(" ")[0]
         if name == "sequence_block":
             found[next(blocks)] = names
-        elif name == "sliced_mlp" and len(names) == len(layers):
+        elif name == "sliced_mlp" and names == ["linear_kernel"] * len(layers):
             for layer, one in zip(layers, names, strict=True):
                 found[layer] = [one]
         else:
@@ -182,18 +182,20 @@ def _by_part(parts: list[str], launched: dict[str, list[str]]) -> dict[str, list
 
 
 def launches(schema: FeatureSchema, arch: Architecture, embedding_dim: int, rows: int) -> dict[str, list[str]]:
-    """Kernels that a ``GpuPlan`` launches for a batch of ``rows`` rows with full histories, in their order, by operation (with
-    its number behind it; ``""`` for what comes before the first, and ``"head"``): noted from the code that would launch
+    """Kernels that a ``GpuPlan`` launches for a batch of ``rows`` rows with full histories (or each part of a larger one), in
+    their order, by operation (with its number behind it; ``""`` for what comes before the first, and ``"head"``): noted from the code that would launch
     them, on tensors without memory. PyTorch's own are called ``torch.<operation>``."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from .gpu_plan import GpuPlan, _Sizes, _State
+    from .forward import item_scores
+    from .gpu_plan import LARGEST, GpuPlan, _Sizes, _State
     from .kernels import _launch
     from .model import Model
     from .ops._triton import OPERATION
 
     noted: list[str] = []
+    rows = min(rows, LARGEST)
 
     class Note(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -212,6 +214,8 @@ def launches(schema: FeatureSchema, arch: Architecture, embedding_dim: int, rows
         noted.clear()
         with Note():
             plan._run(state)
+            if schema.task == "retrieval":
+                item_scores(schema, model.embedding.weight, torch.empty(rows, embedding_dim, device="meta"))
     found: dict[str, list[str]] = {"": []}
     for name in noted:
         if name.startswith(OPERATION):

@@ -79,7 +79,7 @@ class GpuPlan:
         self._folds: dict = {}
         self._lock = threading.Lock()
         self._states: OrderedDict[tuple, _State] = OrderedDict()
-        self._pool = None
+        self._pool = self._side = None
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # calls come from other threads and streams
 
@@ -210,7 +210,8 @@ class GpuPlan:
                 if fault:
                     state.fault.zero_().item()  # waits, too
             except BaseException:
-                self._states.pop(sizes, None)  # its flag may be up
+                if self._states.pop(sizes).graph is None:  # its flag may be up, or
+                    self._pool = None  # what a capture left of it unfinished
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)  # what was launched uses memory that graphs share
                 raise
@@ -251,7 +252,9 @@ class GpuPlan:
         """The graph of a bucket whose buffers are filled."""
         from .kernels._plan import plan_of
 
-        side = torch.cuda.Stream(self.device)
+        # One stream for all captures, of another set than those that callers mostly have: what somebody else launches on it
+        # meanwhile would be captured, too.
+        side = self._side = self._side or torch.cuda.Stream(self.device, priority=-1)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles kernels, tunes them and fills caches, which a capture may not
             for _ in range(2):
@@ -262,8 +265,10 @@ class GpuPlan:
         rows = state.result.new_empty(0, self.schema.num_fields)
         state.tables = plan_of(rows, self.schema.multi_fields, [f for fields in products for f in fields],
                                [len(fields) for fields in products])
-        # Graphs run one at a time and leave their results outside of the pool, so they can share its memory.
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        # Graphs run one at a time and leave their results outside of the pool, so they can share its memory, which goes with
+        # the last of them.
+        if self._pool is None or all(one.graph is None for one in self._states.values()):
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # Other threads may go on using the device while this one captures. Without a stream of its own PyTorch would take
         # one that all captures of the process share, on the device of the first.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -37,29 +38,28 @@ def autotuning() -> bool:
     return os.environ.get("AMEIR_FAST_AUTOTUNE", "0").strip().lower() not in ("", "0", "false", "no", "off")
 
 
-_record: list[str] | None = None
+_recording = threading.local()  # where another thread launches, it does
 
 
 @contextlib.contextmanager
 def recording(names: list[str]) -> Iterator[None]:
-    """Launches are noted by name and not made: what would run, without a GPU, on tensors without memory (device
-    ``meta``)."""
-    global _record
-    before, _record = _record, names
+    """Launches of this thread are noted by name and not made: what would run, without a GPU, on tensors without memory
+    (device ``meta``)."""
+    before, _recording.names = getattr(_recording, "names", None), names
     try:
         yield
     finally:
-        _record = before
+        _recording.names = before
 
 
 def is_recording() -> bool:
-    return _record is not None
+    return getattr(_recording, "names", None) is not None
 
 
 def note(text: str) -> None:
     """Among the launches that are noted, what begins here."""
-    if _record is not None:
-        _record.append(text)
+    if is_recording():
+        _recording.names.append(text)
 
 
 @dataclass(frozen=True, init=False)
@@ -154,7 +154,7 @@ class Kernel:
         if 0 in programs:
             return
         if is_recording():
-            _record.append(self.name)
+            note(self.name)
         else:
             options = config.options if torch.version.hip is None else {k: v for k, v in config.options.items() if k != "maxnreg"}
             self.function[programs](**arguments, **config.blocks, **options)

@@ -144,7 +144,7 @@ def test_bad_input_is_named_and_nothing_is_read_outside():
             with pytest.raises(af.InputError, match=says):
                 plan(bad)
     with pytest.raises(af.InputError, match="history is on meta, but fields on"):
-        plan(af.Batch(**{**vars(batch), "history": batch.history.to("meta")}))
+        plan._check(af.Batch(**{**vars(batch), "history": batch.history.to("meta")}))
     offsets = batch.history_offsets.clone()
     offsets[3] = 10**6
     with pytest.raises(af.InputError, match="history_offsets"):

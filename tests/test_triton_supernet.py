@@ -14,6 +14,7 @@ from ameir_fast.losses import ctr_loss
 from ameir_fast.search import search
 from ameir_fast.space.architecture import fixed_mlp
 from tests import tiny
+from tests.helpers import make_schema
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(DEVICE == "cpu" and not interpreting(), reason="needs a GPU, or TRITON_INTERPRET=1")
@@ -85,10 +86,9 @@ def flat(launched: dict[str, list[str]]) -> list[str]:
 
 def test_each_part_of_a_prediction_has_its_launches(data):
     """Every part that computes has kernels, and every kernel a part, whatever the architecture."""
-    space, generator = af.SearchSpace(data.schema), torch.Generator().manual_seed(2)
-    net = af.Supernet(space, 4)
-    for _ in range(12):
-        arch = net.sample(generator)
+    generator = torch.Generator().manual_seed(2)
+    spaces = [af.SearchSpace(data.schema, mlp_layers=layers) for layers in (1, 2, 3)]
+    for arch in (space.sample(generator) for space in spaces for _ in range(6)):
         found = predict(data.schema, arch, 4, 64, gpu_of("h100"))
         parts = [part["part"] for part in found["parts"]]
         assert sum(len(part["launches"]) for part in found["parts"]) == len(found["launches"])
@@ -97,6 +97,13 @@ def test_each_part_of_a_prediction_has_its_launches(data):
         for part in found["parts"]:
             chained = part["part"].startswith("MLP") and any("chained_kernel" in p["launches"] for p in found["parts"])
             assert part["launches"] or chained, part
+
+
+def test_a_prediction_for_retrieval_scores_all_items():
+    schema = af.FeatureSchema.from_dict(make_schema(task="retrieval", fields=0, behavior=1, max_history=6, seed=2))
+    arch = af.Architecture((af.Block("none", "zero", "identity"),), (), fixed_mlp(9, 7), "none")
+    last = predict(schema, arch, 4, 20, gpu_of("h100"))["parts"][-1]
+    assert last["part"] == "score all items" and [n for n in last["launches"] if n != "torch.fill_"] == ["torch.mm", "torch.mm"]
 
 
 def test_predictions_note_what_would_be_launched(data):

@@ -134,6 +134,7 @@ def profile(
 def _predict(run: str | None, case: str | None, device: str, sizes: list[int], precision: str,
              json_file: str | None) -> None:
     from .. import cost
+    from ..gpu_plan import LARGEST
 
     if (run is None) == (case is None):
         raise InputError("--predict takes a model from --run or from --case, one of them")
@@ -156,7 +157,8 @@ def _predict(run: str | None, case: str | None, device: str, sizes: list[int], p
                    f"({precision} products)", ["part", "MFLOP", "MB", "least µs", "bound by", "launches"],
                    [[p["part"], f"{p['flops'] / 1e6:,.2f}", f"{p['bytes'] / 1e6:,.3f}", f"{1e6 * p['seconds']:,.2f}", p["bound"],
                      _counted(p.get("launches", ()))] for p in (*prediction["parts"], prediction["total"])])
-        say(json_file, f"  {len(prediction['launches'])} launches in one graph (of a batch on the GPU the first comes before it)\n"
+        more = "" if size <= LARGEST else f", for each {LARGEST:,} rows"
+        say(json_file, f"  {len(prediction['launches'])} launches in one graph{more} (of a batch on the GPU the first comes before it)\n"
             f"  prediction: at most {prediction['samples_per_s']:,.0f} samples/s at the card's peak rates; launches come on top")
     write_result(json_file, {"version": 1, "prediction": True, "model": run or case, "predictions": found})
 
