@@ -183,8 +183,8 @@ def _by_part(parts: list[str], launched: dict[str, list[str]]) -> dict[str, list
 
 def launches(schema: FeatureSchema, arch: Architecture, embedding_dim: int, rows: int) -> dict[str, list[str]]:
     """Kernels that a ``GpuPlan`` launches for a batch of ``rows`` rows with full histories (or each part of a larger one), in
-    their order, by operation (with its number behind it; ``""`` for what comes before the first, and ``"head"``): noted from the code that would launch
-    them, on tensors without memory. PyTorch's own are called ``torch.<operation>``."""
+    their order, by operation (with its number behind it; ``""`` for what comes before the first, and ``"head"``): noted from
+    the code that would launch them, on tensors without memory. PyTorch's own are called ``torch.<operation>``."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
