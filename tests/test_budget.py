@@ -11,8 +11,8 @@ import pytest
 
 from ameir_fast.errors import InputError
 from ameir_fast.progress import LineProgress, Progress
-from ameir_fast.search import budget, search
-from ameir_fast.search.budget import COSTS, Budget, allocate, describe_budget, schedule, seconds_per_training
+from ameir_fast.search import SearchConfig, budget, search
+from ameir_fast.search.budget import COSTS, Budget, allocate, describe_budget, overridden, schedule, seconds_per_training
 from ameir_fast.search.driver import make_context
 from ameir_fast.search.store import RunDirectory
 from ameir_fast.search.training import Outcome
@@ -137,6 +137,10 @@ def test_search_spends_it_and_resumes(data, tmp_path):
     assert plan["asked"] == "14x" and plan["seconds_per_training"] is None and plan["spent_seconds"] > 0
     assert lines[-1].startswith("budget 14x: a search took ")
     assert describe_budget(plan) in lines and "14.0 trainings" in describe_budget(plan)
+    lost = overridden(plan, CONFIG, SearchConfig())
+    assert f"budget 14x: it decides these settings itself, in the place of {lost}" in lines
+    assert f"behavior_epochs={CONFIG.behavior_epochs}" in lost and "runs" not in lost
+    assert overridden(plan, SearchConfig(), SearchConfig()) == overridden(plan, CONFIG, CONFIG) == ""
     rankings = json.loads((tmp_path / "run" / "rankings.json").read_text())
     assert len(rankings["race"]["behavior"]) == plan["settings"]["finalists"]
     assert len(rankings["race"]["mlp"]) == plan["settings"]["mlp_finalists"]

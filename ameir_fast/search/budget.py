@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from ..errors import InputError
 from ..progress import count
 from ..space import Architecture
+from .config import SearchConfig
 from .context import Context, train_model
 from .seeds import generator
 from .store import Scope
@@ -238,3 +239,10 @@ def describe_budget(plan: dict) -> str:
              for step, name, rounds in (("step 1", "finalists", "race_epochs"), ("step 3", "mlp_finalists", "mlp_race_epochs"))
              if name in settings]
     return f"budget {plan['asked']}: {plan['trainings']:.1f} trainings{each} = {parts}; {'; '.join(races)}"
+
+
+def overridden(plan: dict, config: SearchConfig, default: SearchConfig) -> str:
+    """The settings, ``name=value`` with commas, that someone chose and the budget does not keep; empty if there are none."""
+    chosen = config.to_dict()
+    return ", ".join(f"{name}={chosen[name]}" for name, value in plan["settings"].items()
+                     if chosen[name] != value and chosen[name] != default.to_dict()[name])

@@ -12,7 +12,7 @@ from ..model import Model
 from ..progress import Progress, show_seconds
 from ..space import Architecture, SearchSpace
 from . import behavior, interactions
-from .budget import Budget, describe_budget, paced, split
+from .budget import Budget, describe_budget, overridden, paced, split
 from .config import SearchConfig
 from .context import Context, fresh_supernet, require_backend
 from .controls import control_rows
@@ -68,8 +68,10 @@ def search(data, run_dir: str | Path, config: SearchConfig | None = None, *, rep
                 if not resume:
                     run.clear()  # too small a budget: another one may have the directory
                 raise
-            config = config.changed(**plan["settings"])
             progress.note(describe_budget(plan))
+            if lost := overridden(plan, config, SearchConfig.for_task(data.task)):
+                progress.note(f"budget {plan['asked']}: it decides these settings itself, in the place of {lost}")
+            config = config.changed(**plan["settings"])
         found = []
         for repeat in range(repeats):
             seeded = config.changed(seed=config.seed + repeat)

@@ -23,7 +23,8 @@ using plan::Act;
 #include "train/sum_lanes.inl"
 
 constexpr int kMost = V == 16 ? 8 : 5;  // vectors of outputs at a time, for which there are registers
-constexpr int kUnits = V == 16 ? 7 : 4;  // and of units
+constexpr int kUnits = V == 16 ? 7 : 4;  // and of units,
+constexpr int kRest = V == 16 ? 3 : 2;   // and of those that are left of 208
 
 #if AMEIR_FAST_LANES == 8
 // The lanes of every mask, one after the other.
@@ -81,25 +82,39 @@ struct Active {
   }
 };
 
-// The first layer's pre-activations of some vectors of units.
+// Two candidates of a sample: products, projections and the base of the units from `start` to `last`, whose lists are made.
+struct Pair {
+  const float *base, *p, *first, *second;
+  int64_t width, pitch, start, last;
+};
+
+// The first layer's pre-activations of some vectors of units from `unit` on.
 template <int vectors>
-inline void units(const float* base, const float* const* projections, int64_t pitch, const float* p, int64_t width,
-                  int64_t start, Active& to) {
+inline void units(const Pair& pair, int64_t unit, Active& to) {
   vf s[2][vectors];
-  for (int v = 0; v < vectors; ++v) s[0][v] = s[1][v] = load(base + v * V);
-  const float *first = projections[0], *second = projections[1];
-  for (int64_t k = 0; k < width; ++k, first += pitch, second += pitch) {
-    const vf a = set(p[k]), b = set(p[width + k]);
+  for (int v = 0; v < vectors; ++v) s[0][v] = s[1][v] = load(pair.base + unit + v * V);
+  const float *first = pair.first + unit, *second = pair.second + unit;
+  for (int64_t k = 0; k < pair.width; ++k, first += pair.pitch, second += pair.pitch) {
+    const vf a = set(pair.p[k]), b = set(pair.p[pair.width + k]);
     for (int v = 0; v < vectors; ++v) {
       s[0][v] = fma(a, load(first + v * V), s[0][v]), s[1][v] = fma(b, load(second + v * V), s[1][v]);
     }
   }
-  for (int v = 0; v < vectors; ++v) to.add(s[0][v], s[1][v], start + v * V);
+  for (int v = 0; v < vectors; ++v) to.add(s[0][v], s[1][v], unit + v * V);
 }
 
-// Adds a block's part to the second layer's sums of both.
+__attribute__((noinline)) int32_t list_units(Pair pair, Active to) {
+  int64_t unit = pair.start;
+  for (; unit + kUnits * V <= pair.last; unit += kUnits * V) units<kUnits>(pair, unit, to);
+  for (; unit + kRest * V <= pair.last; unit += kRest * V) units<kRest>(pair, unit, to);
+  for (; unit < pair.last; unit += V) units<1>(pair, unit, to);
+  return to.count;
+}
+
+// Adds a block's part to the second layer's sums of both. Not inlined: among a larger function's variables the compiler keeps
+// some of the sums in memory, and waits for them.
 template <int vectors>
-inline void add_rows(const Active& active, const float* weight, float* z, int64_t pitch) {
+__attribute__((noinline)) void add_rows(const Active& active, const float* weight, float* z, int64_t pitch) {
   vf sum[2][vectors];
   for (int v = 0; v < vectors; ++v) sum[0][v] = load(z + v * V), sum[1][v] = load(z + pitch + v * V);
   for (int64_t i = 0; i < active.count; ++i) {
@@ -203,18 +218,10 @@ class Tile {
     for (int64_t b = 0; b < blocks_; ++b) {
       const int64_t first = b * kBlock, last = std::min(first + kBlock, hidden_);
       for (int64_t r = 0; r < rows_; ++r) {
-        Active active = block(r, b, 0);
-        int64_t u = first;
-        auto next = [&]<int vectors>() {
-          const float* projections[] = {all_.projections + c * all_.projection_pitch + u,
-                                        all_.projections + other * all_.projection_pitch + u};
-          units<vectors>(base_ + r * hidden_ + u, projections, hidden_, p_ + 2 * r * width, width, u, active);
-          u += vectors * V;
-        };
-        while (u + kUnits * V <= last) next.template operator()<kUnits>();
-        while (u + 3 * V <= last) next.template operator()<3>();
-        while (u < last) next.template operator()<1>();
-        counts_[r * blocks_ + b] = active.count;
+        counts_[r * blocks_ + b] = list_units({base_ + r * hidden_, p_ + 2 * r * width,
+                                               all_.projections + c * all_.projection_pitch,
+                                               all_.projections + other * all_.projection_pitch, width, hidden_, first, last},
+                                              block(r, b, 0));
       }
     }
   }
