@@ -139,7 +139,9 @@ def test_search_spends_it_and_resumes(data, tmp_path):
     assert describe_budget(plan) in lines and "14.0 trainings" in describe_budget(plan)
     lost = overridden(plan, CONFIG, SearchConfig())
     assert f"budget 14x: it decides these settings itself, in the place of {lost}" in lines
-    assert f"behavior_epochs={CONFIG.behavior_epochs}" in lost and "runs" not in lost
+    assert f"behavior_epochs={CONFIG.behavior_epochs}" in lost
+    kept = CONFIG.changed(behavior_epochs=plan["settings"]["behavior_epochs"])
+    assert overridden(plan, kept, SearchConfig()) == ", ".join(s for s in lost.split(", ") if not s.startswith("behavior_epochs="))
     assert overridden(plan, SearchConfig(), SearchConfig()) == overridden(plan, CONFIG, CONFIG) == ""
     rankings = json.loads((tmp_path / "run" / "rankings.json").read_text())
     assert len(rankings["race"]["behavior"]) == plan["settings"]["finalists"]

@@ -242,7 +242,8 @@ def describe_budget(plan: dict) -> str:
 
 
 def overridden(plan: dict, config: SearchConfig, default: SearchConfig) -> str:
-    """The settings, ``name=value`` with commas, that someone chose and the budget does not keep; empty if there are none."""
-    chosen = config.to_dict()
+    """The settings, ``name=value`` with commas, that differ from the defaults and that the budget does not keep; empty if there
+    are none."""
+    chosen, usual = config.to_dict(), default.to_dict()
     return ", ".join(f"{name}={chosen[name]}" for name, value in plan["settings"].items()
-                     if chosen[name] != value and chosen[name] != default.to_dict()[name])
+                     if chosen[name] not in (value, usual[name]))

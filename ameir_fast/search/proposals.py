@@ -37,7 +37,7 @@ def rank_children(context: Context, scope: Scope, *, count: int, always: Sequenc
     context.task.progress.start(scope.stage, count, unit="child", done=min(count, len(ledger.stored)))
     pending = list(dict.fromkeys(always))
     expands = choices is not None and hasattr(context.strategy, "expand")
-    looks = expands or type(context.strategy).propose is not RandomStrategy.propose
+    looks = expands or getattr(context.strategy.propose, "__func__", None) is not RandomStrategy.propose
     number = fruitless = 0
     while len(ledger.seen) + len(pending) < count and fruitless < FRUITLESS_ROUNDS:
         number += 1

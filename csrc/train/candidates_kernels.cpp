@@ -24,7 +24,7 @@ using plan::Act;
 
 constexpr int kMost = V == 16 ? 8 : 5;  // vectors of outputs at a time, for which there are registers
 constexpr int kUnits = V == 16 ? 7 : 4;  // and of units,
-constexpr int kRest = V == 16 ? 3 : 2;   // and of those that are left of 208
+constexpr int kRest = V == 16 ? 3 : 2;   // and of what is left of a block
 
 #if AMEIR_FAST_LANES == 8
 // The lanes of every mask, one after the other.
