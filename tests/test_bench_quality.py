@@ -93,6 +93,9 @@ def test_the_page_on_budgets_quotes_the_stored_table():
     for name in ("AMEIR-A", "AMEIR-C"):
         assert quality.difference(gains[name])[0] in page
     ranks = json.loads((ROOT / "bench/results/movielens-100k.json").read_text(encoding="utf-8"))["rank_correlation"]["behavior"]
+    longer, default = (json.loads((ROOT / f"bench/results/movielens-100k{kind}.json").read_text(encoding="utf-8"))["seconds_per_search"]
+                       for kind in ("-budget", ""))
+    assert f"took {np.mean(longer):.0f} s on average, a default one with its longer table {np.mean(default):.0f} s" in " ".join(page.split())
     for kind in ("supernet", "adapted"):
         assert f"{ranks[kind]['valid']['rho']:+.2f} ± {ranks[kind]['valid']['standard_error']:.2f}" in page
 
