@@ -22,25 +22,31 @@ def main(argv: list[str] | None = None) -> int:
     from ..cli.common import write_rows
     from ..cli.run import make_config
     from ..data import Dataset
+    from ..search.strategy import STRATEGIES
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, default=Path("data") / "movielens-100k", help="prepared data")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--children", type=int, default=2000, help="that each strategy may have scored")
+    parser.add_argument("--strategies", metavar="S,…", help="those to rank with (default: all)")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="a setting of the search; may be repeated")
     parser.add_argument("--json", type=Path, default=Path("bench") / "results" / "strategies.jsonl")
     args = parser.parse_args(argv)
+    names = tuple(args.strategies.split(",")) if args.strategies else tuple(STRATEGIES)
+    if unknown := set(names) - set(STRATEGIES):
+        parser.error(f"--strategies: {', '.join(sorted(unknown))} unknown; there are {', '.join(STRATEGIES)}")
     data = Dataset.open(args.data)
     config = make_config(None, args.set, task=data.task).changed(behavior_children=args.children)
-    rows = [row for seed in range(args.seeds) for row in rows_of_seed(data, config.changed(seed=seed))]
+    rows = [row for seed in range(args.seeds) for row in rows_of_seed(data, config.changed(seed=seed), names)]
     for row in rows:
         print(line(row))
-    print(*table(rows), sep="\n")
+    if "random" in names:
+        print(*table(rows), sep="\n")
     write_rows(str(args.json), rows)
     return 0
 
 
-def rows_of_seed(data, config) -> Iterator[dict]:
-    """Of each strategy, with one supernet."""
+def rows_of_seed(data, config, names: tuple[str, ...]) -> Iterator[dict]:
+    """Of each of these strategies, with one supernet."""
     from ..progress import make_progress
     from ..search import behavior
     from ..search.context import train_model
@@ -58,8 +64,8 @@ def rows_of_seed(data, config) -> Iterator[dict]:
             return train_model(context.task, context.build(arch, False, scope), scope).score
 
         plain = trained(context.behavior_child(context.zero_path()), run.scope("plain"))
-        for name, strategy in STRATEGIES.items():
-            own = replace(context, strategy=strategy(), scope=run.scope(name))
+        for name in names:
+            own = replace(context, strategy=STRATEGIES[name](), scope=run.scope(name))
             began = time.perf_counter()
             ranking = behavior.rank(own)
             seconds = time.perf_counter() - began
