@@ -112,6 +112,9 @@ def test_the_page_quotes_the_stored_rows():
                    if row.get("gemm_gflops"))
     own = products["children_per_s"] * products["samples"] * 9100 * 2 / 1e9
     assert f"{products['children_per_s']:,.0f} candidates/s are {own:,.0f}, of {rates[0]:,.0f} to {rates[-1]:,.0f}" in page
+    assert page.endswith(f"ten times eager would be {10 * own / products['ratio']:,.0f}.")
+    gap = max(row["max_auc_diff"] or 0 for step in (1, 2, 3) for row in read(step))
+    assert f"their AUCs differ by {gap:.1e} at most".replace("e-0", "e-") in page
 
 
 def test_the_page_quotes_whole_searches():
